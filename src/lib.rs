@@ -1,0 +1,1 @@
+//! amend: a declarative dataflow engine for Constitutional AI.

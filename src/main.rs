@@ -1,0 +1,2 @@
+//! The `amend` binary.
+fn main() {}
