@@ -1,1 +1,8 @@
-//! amend: a declarative dataflow engine for Constitutional AI.
+//! amend: a declarative dataflow engine for Constitutional AI (arXiv 2212.08073).
+//!
+//! One folder per noun of the way the data goes; a folder names only those before it.
+//! `ARCHITECTURE.md` draws the way, `tests/it/tidy.rs` keeps it.
+
+pub mod model;
+pub mod operators;
+pub mod record;

@@ -1,0 +1,12 @@
+//! `model`: what a model can be asked, and those who answer: a checkpoint in this process or an
+//! endpoint.
+
+pub mod answer;
+pub mod backend;
+pub mod request;
+pub mod train;
+
+pub use answer::{Answer, CallError, Finish};
+pub use backend::{Backend, Done};
+pub use request::{Estimator, Prompt, Request, Sampling, Task};
+pub use train::{Example, Init, TrainError, TrainJob, TrainSettings, Trained, Trainer};

@@ -1,0 +1,289 @@
+//! Training: the call that takes a dataset and gives weights.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::record::{Id, Message};
+
+/// A training to be done. What decides the weights is in `settings`, `init` and the data; the
+/// caller has hashed it (the recipe).
+pub struct TrainJob {
+    /// Which training, with its settings.
+    pub settings: TrainSettings,
+    /// Where the weights begin.
+    pub init: Init,
+    /// The examples, in the order of training: sorted by hash(seed, row id).
+    pub examples: Vec<Example>,
+    /// The directory to write the checkpoint to: it exists and is empty, and the caller renames it.
+    pub out: PathBuf,
+    /// Told of progress: a line such as `step 20/450 loss 1.23`, steps done, steps in all.
+    pub progress: Box<dyn Fn(&str, u64, u64) + Send>,
+}
+
+/// Where the weights begin.
+#[derive(Clone, Debug)]
+pub enum Init {
+    /// At a checkpoint's.
+    Checkpoint(PathBuf),
+    /// At random ones, with a tokenizer trained on the examples.
+    Scratch(Scratch),
+}
+
+/// A small Llama from nothing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the fields are those of a Hugging Face config.json")]
+pub struct Scratch {
+    pub vocab_size: usize,
+    pub hidden_size: i64,
+    pub intermediate_size: i64,
+    pub num_hidden_layers: i64,
+    pub num_attention_heads: i64,
+    pub num_key_value_heads: i64,
+    pub max_position_embeddings: i64,
+    pub rope_theta: f64,
+    pub tie_word_embeddings: bool,
+    pub initializer_range: f64,
+}
+
+/// One example of a dataset.
+#[derive(Clone, Debug)]
+pub enum Example {
+    /// A text to complete: the loss is on the completion.
+    Demonstration {
+        /// The row.
+        row_id: Id,
+        /// What is read, rendered in the model's format, ending where the completion begins.
+        prompt: String,
+        /// What is learnt, without the end token, which the trainer adds.
+        completion: String,
+        /// The weight of the row's loss.
+        weight: f64,
+    },
+    /// Two texts and the probability that the first is better.
+    Comparison {
+        /// The row.
+        row_id: Id,
+        /// The shared beginning, rendered in the model's format.
+        prompt: String,
+        /// The first completion.
+        a: String,
+        /// The second completion.
+        b: String,
+        /// P(A better).
+        p: f64,
+        /// The weight of the row's loss.
+        weight: f64,
+        /// The source, for metrics: a node's name.
+        source: String,
+        /// The category, for metrics.
+        category: Option<String>,
+    },
+    /// A prompt to be answered in reinforcement learning.
+    Prompt {
+        /// The row.
+        row_id: Id,
+        /// What is read, rendered in the model's format.
+        prompt: String,
+        /// The same as messages, for the rollouts table.
+        messages: Vec<Message>,
+    },
+}
+
+/// Which training, with the settings that decide the weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TrainSettings {
+    /// Fine-tuning on demonstrations.
+    TrainSl(SlSettings),
+    /// A preference model on comparisons.
+    TrainPm(PmSettings),
+    /// Reinforcement learning of a policy against a preference model.
+    PpoUpdate(PpoSettings),
+}
+
+/// Settings of the optimizer, shared by all trainings. Names are Hugging Face's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Optim {
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// `constant`, `linear` or `cosine`, after the warm-up.
+    pub lr_scheduler_type: String,
+    /// Share of the steps that warm up linearly.
+    pub warmup_ratio: f64,
+    /// Decoupled weight decay, on matrices only.
+    pub weight_decay: f64,
+    /// Adam's first moment decay.
+    pub adam_beta1: f64,
+    /// Adam's second moment decay.
+    pub adam_beta2: f64,
+    /// Adam's epsilon.
+    pub adam_epsilon: f64,
+    /// Global norm that gradients are clipped to; 0 is off.
+    pub max_grad_norm: f64,
+    /// Seed of the order of rows and of fresh weights.
+    pub seed: u64,
+    /// Log a metric row each so many steps.
+    pub logging_steps: u64,
+}
+
+/// Settings of `train-sl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SlSettings {
+    /// The optimizer.
+    pub optim: Optim,
+    /// Passes over the data; may be fractional.
+    pub epochs: f64,
+    /// Rows a step.
+    pub batch_size: usize,
+    /// The longest row, in tokens; longer ones are an error of the example.
+    pub max_length: usize,
+    /// Share of the rows, by hash, that is held out for the loss.
+    pub held_out: f64,
+}
+
+/// Settings of `train-pm`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PmSettings {
+    /// The optimizer.
+    pub optim: Optim,
+    /// Passes over the data.
+    pub epochs: f64,
+    /// Comparisons a step.
+    pub batch_size: usize,
+    /// The longest row, in tokens.
+    pub max_length: usize,
+    /// Share of the rows, by hash, that is held out.
+    pub held_out: f64,
+    /// Weight of the mean squared sum of a pair's scores, which centres them.
+    pub center_rewards_coefficient: f64,
+}
+
+/// Settings of `ppo-update`. Names are TRL's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the fields are TRL's; `spec` documents them where users read")]
+pub struct PpoSettings {
+    pub optim: Optim,
+    pub total_episodes: usize,
+    pub batch_size: usize,
+    pub num_ppo_epochs: usize,
+    pub num_mini_batches: usize,
+    pub response_length: usize,
+    pub temperature: f64,
+    pub kl_coef: f64,
+    pub kl_estimator: String,
+    pub cliprange: f64,
+    pub cliprange_value: f64,
+    pub vf_coef: f64,
+    pub gamma: f64,
+    pub lam: f64,
+    pub missing_eos_penalty: f64,
+    pub reward_clip: f64,
+    pub whiten_advantages: bool,
+    pub normalize_reward: bool,
+    /// Stop the epochs of a batch when the approximate KL of the update passes this; 0 is off.
+    pub target_kl: f64,
+    pub stop: Vec<String>,
+    /// Keep each token's numbers in the rollouts.
+    pub keep_tokens: bool,
+    /// The preference model's checkpoint.
+    #[serde(skip)]
+    pub reward: PathBuf,
+    /// A second preference model that scores the same rollouts, if any.
+    #[serde(skip)]
+    pub test_reward: Option<PathBuf>,
+}
+
+/// What a training gave.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Trained {
+    /// The hash of config, weights, tokenizer, chat template and dtype.
+    pub weights: Id,
+    /// `lm` or `pm`.
+    pub kind: String,
+    /// Optimizer steps made.
+    pub steps: u64,
+    /// The logged numbers, in order.
+    pub metrics: Vec<Metric>,
+    /// The episodes, in order, for `ppo-update`.
+    pub rollouts: Vec<Rollout>,
+    /// Examples left out, with the reason (`too_long`, `empty`).
+    pub rejected: Vec<(Id, String, String)>,
+    /// Mean and standard deviation of a preference model's held-out scores.
+    pub scores: Option<(f64, f64)>,
+}
+
+/// One logged number.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Metric {
+    /// Optimizer step.
+    pub step: u64,
+    /// Passes over the data so far.
+    pub epoch: f64,
+    /// `train` or `heldout`.
+    pub split: String,
+    /// TRL's name.
+    pub name: String,
+    /// The value; NaN is kept.
+    pub value: f64,
+}
+
+/// One episode.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the fields are the columns of the relation rollouts")]
+pub struct Rollout {
+    pub prompt_row: Id,
+    pub completion: String,
+    pub step: i64,
+    pub episode: i64,
+    pub token_ids: Vec<i32>,
+    pub logprobs: Vec<f32>,
+    pub ref_logprobs: Vec<f32>,
+    pub values: Vec<f32>,
+    pub advantages: Vec<f32>,
+    pub returns: Vec<f32>,
+    pub score: f64,
+    pub score_normalized: f64,
+    pub score_test_pm: Option<f64>,
+    pub kl: f64,
+    pub reward: f64,
+    pub finish_reason: String,
+    pub completion_tokens: i32,
+}
+
+/// Why a training failed.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The data or the settings do not allow it.
+    #[error("{0}")]
+    Data(String),
+    /// The loss is not a number any more.
+    #[error("the loss is {loss} at step {step}: lower the learning rate, or look at the data")]
+    Diverged {
+        /// The step.
+        step: u64,
+        /// The loss.
+        loss: f64,
+    },
+    /// A file could not be read or written.
+    #[error("{path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// libtorch refused.
+    #[error("libtorch: {0}")]
+    Torch(String),
+    /// The run is being stopped.
+    #[error("stopped")]
+    Stopped,
+}
+
+/// Trains models.
+pub trait Trainer: Send + Sync {
+    /// Does the training and writes the checkpoint to `job.out`.
+    fn train(&self, job: TrainJob) -> Result<Trained, TrainError>;
+}

@@ -1,0 +1,11 @@
+//! `record`: what an edge of the dataflow carries: relations, typed batches, keys.
+
+pub mod batch;
+pub mod key;
+pub mod message;
+pub mod relation;
+
+pub use batch::{Batch, BatchBuilder, Cell, Origin, Row};
+pub use key::{CallKey, Id, KeyHasher};
+pub use message::Message;
+pub use relation::{Column, Kind, Part, Relation};
