@@ -211,6 +211,8 @@ pub struct Trained {
     pub rejected: Vec<(Id, String, String)>,
     /// Mean and standard deviation of a preference model's held-out scores.
     pub scores: Option<(f64, f64)>,
+    /// The checkpoint's files: name, bytes, sha256. The caller of the trainer fills it in.
+    pub files: Vec<(String, i64, String)>,
 }
 
 /// One logged number.
@@ -233,6 +235,7 @@ pub struct Metric {
 #[allow(missing_docs, reason = "the fields are the columns of the relation rollouts")]
 pub struct Rollout {
     pub prompt_row: Id,
+    pub prompt: Vec<Message>,
     pub completion: String,
     pub step: i64,
     pub episode: i64,
