@@ -295,8 +295,6 @@ def point_cargo_at(home):
 {HEADER}
 [build]
 target-dir = {quote(CACHE / "target")}
-# Doc tests are linked by rustdoc, which build.rs cannot reach.
-rustdocflags = ["-C", {quote(f"link-arg=-Wl,-rpath,{home}/lib")}]
 
 [env]
 LIBTORCH = {quote(home)}
