@@ -128,7 +128,7 @@ fn only_code_names_a_layer() {
         //! See [`crate::cli`] and tch::Tensor.
         use crate::{record::{Batch, key}, spec, plan as steps};
         const NOTE: &str = "crate::engine"; /* crate::query /* timely::x */ */
-        fn f(c: char) -> bool { c == '"' && crate::store::open(r#"crate::model "quoted""#) }
+        fn f(c: char) -> bool { c == '"' && crate::store::open(r#"crate::model "quoted" "#) }
     "##;
     let named: Vec<String> = crate_paths(text).into_iter().map(|(_, name)| name).collect();
     assert_eq!(named, ["record", "spec", "plan", "store"]);
@@ -243,12 +243,12 @@ fn text_at(tokens: &[(usize, String)], at: usize) -> &str {
 
 /// The names, `::` and signs of a Rust text with their lines, without comments and literals.
 fn tokens(text: &str) -> Vec<(usize, String)> {
-    let pattern = r####"(?sx)
+    let pattern = r#"(?sx)
         //[^\n]* | /\*(?:[^*/]|\*[^/]|/[^*]|/\*(?:[^*]|\*[^/])*\*/)*\*/      # Comments, nested once.
         | b?r\#\#".*?"\#\# | b?r\#".*?"\# | b?r"[^"]*" | b?"(?:\\.|[^"\\])*"   # Strings.
         | b?'(?:\\[^\n]{1,10}?|[^\\'\n])'                                   # Characters.
         | '\w+                                                              # Lifetimes.
-        | (?<token>\w+ | :: | \S)"####;
+        | (?<token>\w+ | :: | \S)"#;
     let pattern = regex::Regex::new(pattern).expect("the pattern is one");
     let (mut line, mut counted) = (1, 0);
     let mut tokens = Vec::new();
