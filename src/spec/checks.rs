@@ -14,7 +14,7 @@ pub(super) use constitution::{constitution, selectors};
 pub(super) fn pipeline(pipeline: &Pipeline, mistakes: &mut Mistakes) {
     let mut check = Check { owner: "the pipeline".to_owned(), mistakes };
     check.word("name", &pipeline.name);
-    check.least("limits.timeout_s", &Spanned::nowhere(pipeline.limits.timeout_s), 0.0);
+    check.above("limits.timeout_s", &pipeline.limits.timeout_s, 0.0);
     for (name, declared) in &pipeline.models {
         let mut check = Check { owner: format!("model \"{name}\""), mistakes };
         check.word("name", name);
@@ -69,12 +69,14 @@ struct Check<'a> {
 }
 
 impl Check<'_> {
-    /// A sentence about the owner.
+    /// A sentence about the owner. What has no place could not be read, and is a mistake already.
     fn says(&mut self, place: Place, text: &str, help: &str) {
-        self.mistakes.push(place, format!("{} {text}", self.owner), help);
+        if place.is_somewhere() {
+            self.mistakes.push(place, format!("{} {text}", self.owner), help);
+        }
     }
 
-    /// `"key" of owner is …`. A value that could not be read has no place, and is a mistake already.
+    /// `"key" of owner is …`.
     fn wrong(&mut self, key: &str, place: Place, text: &str) {
         if place.is_somewhere() {
             self.mistakes.add(place, format!("\"{key}\" of {} is {text}", self.owner), None);

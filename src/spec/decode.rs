@@ -31,6 +31,8 @@ pub(super) struct Holes {
     replaced: BTreeSet<u32>,
     /// Settings that a map lacks.
     missing: BTreeMap<u32, BTreeSet<&'static str>>,
+    /// Settings that a left-out key of a map was meant to be, most likely.
+    meant: BTreeSet<(u32, String)>,
 }
 
 impl Holes {
@@ -40,14 +42,21 @@ impl Holes {
             return true;
         }
         match &tree.kind {
+            Kind::Unresolved => true,
             Kind::List(items) => items.iter().any(|item| self.inside(item)),
             Kind::Map(entries) => entries.iter().any(|(_, value)| self.inside(value)),
             _ => false,
         }
     }
 
+    /// Whether a fault follows from one reported before: a setting is missing because its name is misspelt.
+    fn explains(&self, fault: &Fault) -> bool {
+        matches!(fault.what, What::Missing(field) if self.meant.contains(&(fault.id, field.to_owned())))
+    }
+
     /// Notes what a fault is about. False when it was noted before, so that reading again would not help.
     fn note(&mut self, fault: &Fault) -> bool {
+        self.meant.extend(fault.meant().map(|field| (fault.map, field.to_owned())));
         match fault.what {
             What::NoSuchField { .. } => self.skipped.insert(fault.id),
             What::Missing(field) => self.missing.entry(fault.id).or_default().insert(field),
@@ -70,7 +79,9 @@ pub(super) fn decode<T: for<'de> Deserialize<'de>>(
             Ok(value) => return (Some(value), holes),
             Err(fault) => {
                 let fault = fault.at(tree);
-                fault.report(tree, whole, mistakes);
+                if !holes.explains(&fault) {
+                    fault.report(tree, whole, mistakes);
+                }
                 if !holes.note(&fault) {
                     return (None, holes);
                 }
@@ -93,7 +104,7 @@ impl<'t> Value<'t> {
     }
 
     fn is_hole(self) -> bool {
-        self.holes.replaced.contains(&self.tree.id)
+        matches!(self.tree.kind, Kind::Unresolved) || self.holes.replaced.contains(&self.tree.id)
     }
 
     fn wrong(self, wanted: &str) -> Fault {
@@ -158,7 +169,7 @@ impl<'t> Value<'t> {
 
     fn any<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
         match &self.tree.kind {
-            Kind::Null => visitor.visit_unit(),
+            Kind::Null | Kind::Unresolved => visitor.visit_unit(),
             Kind::Bool(value) => visitor.visit_bool(*value),
             Kind::Int(_) => self.integer(visitor),
             Kind::Float(value) => visitor.visit_f64(*value),
@@ -324,7 +335,8 @@ impl<'de> MapAccess<'de> for Entries<'_> {
         let skipped = &self.of.holes.skipped;
         if let Some((key, value)) = self.entries.by_ref().find(|(key, _)| !skipped.contains(&key.id)) {
             self.value = Some((key, value));
-            return seed.deserialize(Value { is_key: true, ..self.of.child(key) }).map(Some);
+            let key = Value { is_key: true, ..self.of.child(key) };
+            return seed.deserialize(key).map(Some).map_err(|fault| fault.in_map(self.of.tree));
         }
         self.value = None;
         match self.missing.last() {
@@ -360,7 +372,9 @@ impl<'de> MapAccess<'de> for WithPlace<'_> {
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Fault> {
         self.next += 1;
         if self.next == 1 {
-            let Place { file, line, column, start, len } = self.of.tree.place;
+            // A hole has no place, and so is not complained about again.
+            let place = if self.of.is_hole() { Place::NOWHERE } else { self.of.tree.place };
+            let Place { file, line, column, start, len } = place;
             return seed.deserialize(SeqDeserializer::new([file, line, column, start, len].into_iter()));
         }
         seed.deserialize(self.of)

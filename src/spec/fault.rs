@@ -4,7 +4,7 @@ use std::fmt::{self, Display};
 
 use serde::de::{self, Unexpected};
 
-use super::mistake::{Mistakes, did_you_mean};
+use super::mistake::{Mistakes, did_you_mean, nearest};
 use super::place::Place;
 use super::tree::{Kind, Tree};
 
@@ -14,6 +14,8 @@ pub(super) struct Fault {
     pub(super) what: What,
     /// Identity of the tree that it is about; 0 until it is known.
     pub(super) id: u32,
+    /// Identity of the map that a key without a setting is in; else 0.
+    pub(super) map: u32,
     place: Place,
     /// Keys from the value outwards.
     path: Vec<String>,
@@ -41,7 +43,7 @@ pub(super) enum Says {
 
 impl Fault {
     fn new(what: What) -> Self {
-        Self { what, id: 0, place: Place::NOWHERE, path: Vec::new() }
+        Self { what, id: 0, map: 0, place: Place::NOWHERE, path: Vec::new() }
     }
 
     fn sentence(text: String, help: Option<String>) -> Self {
@@ -108,6 +110,22 @@ impl Fault {
             self.place = tree.place;
         }
         self
+    }
+
+    /// Says in which map a key stands, unless that is known.
+    pub(super) fn in_map(mut self, map: &Tree) -> Self {
+        if self.map == 0 {
+            self.map = map.id;
+        }
+        self
+    }
+
+    /// The setting that a key without one was meant to be, most likely.
+    pub(super) fn meant(&self) -> Option<&'static str> {
+        match &self.what {
+            What::NoSuchField { name, settings } => nearest(name, settings.iter().copied()),
+            _ => None,
+        }
     }
 
     /// Adds the key under which the value stands. A missing setting is shown at the key of the map that lacks it.

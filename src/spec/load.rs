@@ -72,9 +72,7 @@ fn read_all(
 ) -> Option<Loaded> {
     let mut numbers = Numbers::default();
     let mut tree = read_tree(path, "the pipeline", None, &mut numbers, mistakes)?;
-    let n_files = mistakes.files().len() as u32;
-    for (index, set) in sets.iter().enumerate() {
-        overrides::check_target(&tree, set, mistakes, n_files + index as u32);
+    for set in sets {
         overrides::apply(&mut tree, set, &mut numbers, mistakes);
     }
     let variables = variables::resolve(&mut tree, environment, mistakes);

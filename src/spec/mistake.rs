@@ -23,8 +23,6 @@ pub struct Mistake {
     pub message: String,
     /// What can be done about it.
     pub help: Option<String>,
-    /// What the excerpt says under the place.
-    pub label: Option<String>,
     /// Where it is.
     pub place: Place,
 }
@@ -55,7 +53,7 @@ impl Mistakes {
 
     /// Adds a mistake, with help if there is any. The same mistake at the same place counts once.
     pub fn add(&mut self, place: Place, message: impl Into<String>, help: Option<String>) {
-        let mistake = Mistake { message: message.into(), help, label: None, place };
+        let mistake = Mistake { message: message.into(), help, place };
         if !self.list.contains(&mistake) {
             self.list.push(mistake);
         }
@@ -125,7 +123,6 @@ impl Mistakes {
             help: mistake.help.clone(),
             source: source.map(|file| NamedSource::new(file.path.display().to_string(), file.text.clone())),
             span: (place.start as usize, place.len.max(1) as usize).into(),
-            label: mistake.label.clone().unwrap_or_else(|| "here".to_owned()),
         }
     }
 }
@@ -145,7 +142,6 @@ struct Report {
     help: Option<String>,
     source: Option<NamedSource<String>>,
     span: SourceSpan,
-    label: String,
 }
 
 impl fmt::Display for Report {
@@ -167,17 +163,21 @@ impl Diagnostic for Report {
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
         self.source.as_ref()?;
-        let label = LabeledSpan::new_with_span(Some(self.label.clone()), self.span);
-        Some(Box::new(std::iter::once(label)))
+        Some(Box::new(std::iter::once(LabeledSpan::new_with_span(None, self.span))))
     }
 }
 
 /// `help` that offers the nearest of some names: ``did you mean `responses`?``
 pub fn did_you_mean<'a>(wanted: &str, names: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    nearest(wanted, names).map(|name| format!("did you mean `{name}`?"))
+}
+
+/// The name that differs least, if it differs little.
+pub(super) fn nearest<'a>(wanted: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     names
         .into_iter()
         .map(|name| (strsim::damerau_levenshtein(wanted, name), name))
         .filter(|(distance, name)| *distance <= 1 + name.len().min(wanted.len()) / 4)
         .min()
-        .map(|(_, name)| format!("did you mean `{name}`?"))
+        .map(|(_, name)| name)
 }

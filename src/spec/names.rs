@@ -26,7 +26,8 @@ pub(super) fn check(pipeline: &Pipeline, mistakes: &mut Mistakes) {
             // A name that could not be read is a mistake already.
             if !found && !name.is_empty() {
                 let (is, help) = explain(pipeline, &reference, &rows, &models);
-                let message = format!("node \"{node}\" names \"{name}\", which is {is}");
+                let verb = if reference.edge == Edge::Rows { "reads" } else { "names" };
+                let message = format!("node \"{node}\" {verb} \"{name}\", which is {is}");
                 mistakes.add(reference.name.place, message, help);
             }
         }

@@ -15,6 +15,10 @@ pub(super) fn apply(tree: &mut Tree, set: &str, numbers: &mut Numbers, mistakes:
         mistakes.push(whole, "a `--set` is a path, `=` and a value", help);
         return;
     };
+    if let Some((place, message, help)) = names_nothing(tree, path, whole) {
+        mistakes.add(place, message, help);
+        return;
+    }
     let Some(mut value_tree) = parse(value, file, numbers, mistakes) else { return };
     shift(&mut value_tree, path.len() + 1);
 
@@ -76,21 +80,21 @@ impl<'a> Step<'a> {
     }
 }
 
-/// Whether a `--set` names a node or a model that the file does not have: almost surely a slip.
-pub(super) fn check_target(tree: &Tree, set: &str, mistakes: &mut Mistakes, file: u32) {
-    let path = set.split('=').next().unwrap_or_default();
+/// What to say when a path names a node or a model that the file does not have: almost surely a slip.
+fn names_nothing(tree: &Tree, path: &str, whole: Place) -> Option<(Place, String, Option<String>)> {
     let mut keys = path.split('.');
-    let (Some(section @ ("nodes" | "models")), Some(name)) = (keys.next(), keys.next()) else { return };
-    if keys.next().is_none() || tree.get(section).and_then(|map| map.get(name)).is_some() {
-        return;
+    let (Some(section @ ("nodes" | "models")), Some(name), Some(_)) = (keys.next(), keys.next(), keys.next()) else {
+        return None;
+    };
+    let Some(Kind::Map(entries)) = tree.get(section).map(|map| &map.kind) else { return None };
+    if entries.iter().any(|(key, _)| key.is_text(name)) {
+        return None;
     }
-    let Some(Kind::Map(entries)) = tree.get(section).map(|map| &map.kind) else { return };
     let names: Vec<_> = entries.iter().filter_map(|(key, _)| key.scalar()).collect();
     let start = section.len() as u32 + 1;
-    let place = Place { file, line: 1, column: start + 1, start, len: name.len() as u32 };
-    let kind = section.trim_end_matches('s');
-    let help = did_you_mean(name, names.iter().map(String::as_str));
-    mistakes.add(place, format!("the pipeline has no {kind} \"{name}\""), help);
+    let place = Place { column: start + 1, start, len: name.len() as u32, ..whole };
+    let message = format!("the pipeline has no {} \"{name}\"", section.trim_end_matches('s'));
+    Some((place, message, did_you_mean(name, names.iter().map(String::as_str))))
 }
 
 /// Moves the places of a value, which was parsed alone, behind the `=`.

@@ -54,12 +54,12 @@ pub struct Limits {
     /// Times that a call is tried again after a failure that may pass.
     pub retries: u32,
     /// Seconds that one attempt of a call may take.
-    pub timeout_s: f64,
+    pub timeout_s: Spanned<f64>,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_rejects: None, retries: 6, timeout_s: 600.0 }
+        Self { max_rejects: None, retries: 6, timeout_s: Spanned::nowhere(600.0) }
     }
 }
 

@@ -35,6 +35,8 @@ pub(super) enum Kind {
     List(Vec<Tree>),
     /// Keys and values in the order of the file; keys are unique.
     Map(Vec<(Tree, Tree)>),
+    /// A text whose variables could not be found, which is a mistake already.
+    Unresolved,
 }
 
 impl Tree {
@@ -46,7 +48,7 @@ impl Tree {
             Kind::Int(value) => Some(value.to_string()),
             Kind::Float(value) => Some(value.to_string()),
             Kind::Text { text, .. } => Some(text.clone()),
-            Kind::List(_) | Kind::Map(_) => None,
+            Kind::List(_) | Kind::Map(_) | Kind::Unresolved => None,
         }
     }
 
@@ -69,7 +71,7 @@ impl Tree {
     /// What it is, in words for a message.
     pub(super) fn described(&self) -> String {
         match &self.kind {
-            Kind::Null => "nothing".to_owned(),
+            Kind::Null | Kind::Unresolved => "nothing".to_owned(),
             Kind::Bool(value) => format!("the flag {value}"),
             Kind::Int(value) => format!("the number {value}"),
             Kind::Float(value) => format!("the number {value}"),

@@ -44,6 +44,8 @@ impl Resolver<'_> {
                 if let Some(value) = self.text(text, tree.place, secret) {
                     *text = value;
                     *resolved = true;
+                } else {
+                    tree.kind = Kind::Unresolved;
                 }
             }
             Kind::List(items) => items.iter_mut().for_each(|item| self.tree(item, secret)),
@@ -57,7 +59,7 @@ impl Resolver<'_> {
         }
     }
 
-    /// The text with its variables replaced; `None` when it names none.
+    /// The text with its variables replaced; `None` after a mistake.
     fn text(&mut self, text: &str, place: Place, secret: bool) -> Option<String> {
         let mut out = String::new();
         let mut rest = text;
@@ -73,14 +75,14 @@ impl Resolver<'_> {
                 self.mistakes.push(place, "a \"${\" is not closed", "write `${NAME}`, or `$${` for the characters themselves");
                 return None;
             };
-            out.push_str(&self.variable(&rest[at + 2..at + end], place, secret));
+            out.push_str(&self.variable(&rest[at + 2..at + end], place, secret)?);
             rest = &rest[at + end + 1..];
         }
         out.push_str(rest);
         Some(out)
     }
 
-    fn variable(&mut self, inside: &str, place: Place, secret: bool) -> String {
+    fn variable(&mut self, inside: &str, place: Place, secret: bool) -> Option<String> {
         let (name, default) = match inside.split_once(":-") {
             Some((name, default)) => (name, Some(default)),
             None => (inside, None),
@@ -88,18 +90,18 @@ impl Resolver<'_> {
         if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
             let help = "a variable is `${NAME}` or `${NAME:-default}`; write `$${` for the characters themselves";
             self.mistakes.push(place, format!("\"{name}\" is not the name of a variable"), help);
-            return String::new();
+            return None;
         }
         let found = (self.environment)(name).filter(|value| !value.is_empty() || default.is_none());
         let Some(value) = found.or_else(|| default.map(str::to_owned)) else {
             let help = format!("set it, or give a default: `${{{name}:-…}}`");
             self.mistakes.push(place, format!("the environment has no \"{name}\""), help);
-            return String::new();
+            return None;
         };
         if secret {
             self.variables.secret.insert(name.to_owned());
         }
         self.variables.values.insert(name.to_owned(), value.clone());
-        value
+        Some(value)
     }
 }

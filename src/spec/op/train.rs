@@ -40,8 +40,6 @@ macro_rules! trainer {
         #[serde(deny_unknown_fields)]
         pub struct $name {
             $($(#[$field_meta])* pub $field: $type,)*
-            /// Greatest learning rate.
-            pub learning_rate: Spanned<f64>,
             /// How the learning rate changes over the steps.
             #[serde(default)]
             pub lr_scheduler_type: Schedule,
@@ -108,6 +106,18 @@ macro_rules! trainer {
     };
 }
 
+fn sl_rate() -> Spanned<f64> {
+    Spanned::nowhere(2e-5)
+}
+
+fn pm_rate() -> Spanned<f64> {
+    Spanned::nowhere(1e-5)
+}
+
+fn ppo_rate() -> Spanned<f64> {
+    Spanned::nowhere(3e-6)
+}
+
 fn adam_beta1() -> Spanned<f64> {
     Spanned::nowhere(0.9)
 }
@@ -155,6 +165,9 @@ trainer! {
         pub from: OneOrMany<Source>,
         /// The weights to start from: a model, a node that trains one, or `{ scratch: … }`.
         pub init: Init,
+        /// Greatest learning rate.
+        #[serde(default = "sl_rate")]
+        pub learning_rate: Spanned<f64>,
         /// Times that the rows are gone through.
         #[serde(default = "one")]
         pub epochs: Spanned<f64>,
@@ -188,6 +201,9 @@ trainer! {
         pub from: OneOrMany<Source>,
         /// The weights to start from; the head is new.
         pub init: Init,
+        /// Greatest learning rate.
+        #[serde(default = "pm_rate")]
+        pub learning_rate: Spanned<f64>,
         /// Whether sources weigh by their `weight` alone or also by their rows.
         #[serde(default)]
         pub balance: Balance,
@@ -239,6 +255,9 @@ trainer! {
         /// A second preference model, logged and never trained on, that shows over-optimisation.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub test_reward: Option<Name>,
+        /// Greatest learning rate.
+        #[serde(default = "ppo_rate")]
+        pub learning_rate: Spanned<f64>,
         /// Weight of the KL divergence in the reward; the paper's is 0.001.
         #[serde(default = "kl_coef")]
         pub kl_coef: Spanned<f64>,
