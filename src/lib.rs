@@ -6,3 +6,4 @@
 pub mod model;
 pub mod operators;
 pub mod record;
+pub mod store;
