@@ -4,6 +4,7 @@
 //! `ARCHITECTURE.md` draws the way, `tests/it/tidy.rs` keeps it.
 
 pub mod record;
+
 pub mod spec;
 
 pub mod plan;
@@ -11,5 +12,7 @@ pub mod plan;
 pub mod model;
 
 pub mod operators;
+
+pub mod store;
 
 pub mod engine;

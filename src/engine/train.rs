@@ -100,8 +100,8 @@ pub struct Recipe {
     pub training: Arc<Training>,
     /// The dataset's digest.
     pub dataset: Id,
-    /// The rows: the input they came by, their id, the row.
-    pub rows: Vec<(usize, Id, Slot)>,
+    /// The rows of the data set: their id, the row.
+    pub rows: Vec<(Id, Slot)>,
 }
 
 /// Does trainings and remembers them.
@@ -123,8 +123,8 @@ pub(super) struct TrainAsk {
     pub(super) training: Id,
 }
 
-/// A row of a dataset: the input it came by, its id, its content.
-pub(super) type DataRow = (u64, Id, Id);
+/// A row of a dataset: its id, its content.
+pub(super) type DataRow = (Id, Id);
 
 /// What a training made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -344,9 +344,8 @@ impl Desk {
 
     fn start(&self, ask: TrainAsk) {
         let training = self.shared.contexts.training(ask.training);
-        let row = |(input, row, content): &DataRow| {
-            let slot = self.shared.rows.get(*content).expect("a row of a dataset is kept");
-            (*input as usize, *row, slot)
+        let row = |(row, content): &DataRow| {
+            (*row, self.shared.rows.get(*content).expect("a row of a dataset is kept"))
         };
         let recipe = Recipe {
             id: training.recipe(ask.dataset),
