@@ -8,8 +8,8 @@ use super::draw::{Candidate, Purpose, principle_key};
 use super::rows::Rec;
 use super::session::Desired;
 use super::shape::{DrawShape, Kind, Node, Pairs, Shape, Take};
-use super::train::{Held, Training};
-use crate::operators::train::settings;
+use super::train::{Held, Setup, Training};
+use crate::operators::train as training;
 use crate::operators::{Build, BuildError, Drawn, Half, ModelRef, Predicate, build};
 use crate::plan::{self, Ask, Chain, DrawSpec, Input, ModelEdge, NodeIdx, Plan, Step};
 use crate::record::{Id, KeyHasher};
@@ -217,9 +217,15 @@ impl Compiler<'_> {
 
     fn training(&self, node: &plan::Node, models: &[ModelEdge]) -> Result<Training> {
         let op = self.plan.op(node);
-        let scratch = Model::from_scratch();
-        let entry = models.first().and_then(|edge| self.plan.entry(edge)).unwrap_or(&scratch);
-        let settings = settings(op, entry, self.plan.pipeline().seed);
+        let seed = self.plan.pipeline().seed;
+        let entry = models.first().and_then(|edge| self.plan.entry(edge));
+        let setup = Setup {
+            settings: training::settings(op, seed, entry)?,
+            scratch: training::scratch(op),
+            model: entry.cloned(),
+            balanced: training::is_balanced(op),
+        };
+        let settings = training::recipe(op, seed, entry);
         let holds = on_change(op) == OnChange::Hold || self.held.contains(&node.name);
         let models: Result<Vec<_>> = models.iter().map(|edge| self.model(edge)).collect();
         Ok(Training {
@@ -227,6 +233,7 @@ impl Compiler<'_> {
             verb: op.verb(),
             settings: KeyHasher::new("amend/settings/1").text(&settings).id(),
             settings_json: settings.into(),
+            setup: Arc::new(setup),
             version: op.version(),
             models: models?,
             policy: if holds { "hold" } else { "retrain" },
