@@ -47,7 +47,7 @@ impl Rounds {
     }
 }
 
-/// A source written as a map.
+/// Rows of one node, and how many of them.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Fields {
@@ -71,7 +71,8 @@ fn one() -> f64 {
     1.0
 }
 
-/// A source as written: told apart by its shape, which the decoder of this layer knows as `$by_shape`.
+/// A node's name, or a map that also says how many of its rows.
+// The decoder of this layer tells the variants of `$by_shape` apart by the value's shape.
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename = "$by_shape")]
 #[schemars(untagged)]
