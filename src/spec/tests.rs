@@ -50,12 +50,17 @@ fn brief(mistakes: &Mistakes) -> String {
     out
 }
 
-#[test]
-fn every_bad_file_is_shown_with_all_its_mistakes() {
+/// Compares with a snapshot in `tests/bad/snapshots`.
+fn shown(name: &str, text: &str) {
     let mut settings = insta::Settings::clone_current();
     settings.set_snapshot_path(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bad/snapshots"));
     settings.set_prepend_module_to_snapshot(false);
     settings.set_omit_expression(true);
+    settings.bind(|| insta::assert_snapshot!(name, text));
+}
+
+#[test]
+fn every_bad_file_is_shown_with_all_its_mistakes() {
     let mut files: Vec<PathBuf> = fs::read_dir("tests/bad").unwrap().map(|entry| entry.unwrap().path()).collect();
     files.retain(|path| path.extension().is_some_and(|ending| ending == "yaml"));
     files.sort();
@@ -63,14 +68,14 @@ fn every_bad_file_is_shown_with_all_its_mistakes() {
     for path in files {
         let mistakes = load(&path, &[], &environment).unwrap_err();
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
-        settings.bind(|| insta::assert_snapshot!(name, mistakes.render(false)));
+        shown(&name, &mistakes.render(false));
     }
 }
 
 #[test]
 fn ten_mistakes_are_ten_diagnostics_each_at_its_line_and_column() {
     let mistakes = load(Path::new("tests/bad/ten_mistakes.yaml"), &[], &environment).unwrap_err();
-    insta::assert_snapshot!(brief(&mistakes), @"");
+    shown("ten_mistakes_brief", &brief(&mistakes));
     assert_eq!(mistakes.len(), 10);
 }
 
@@ -146,7 +151,7 @@ fn a_set_changes_what_the_file_says_and_adds_what_it_leaves_out() {
 #[test]
 fn a_mistake_in_a_set_names_the_flag() {
     let sets = ["nodes.sll.train-sl.epochs=2", "nodes.sl.train-sl.epochs=two", "seed", "name.x=1", "models=[1"];
-    insta::assert_snapshot!(brief(&read(GOOD, &sets).unwrap_err()), @"");
+    shown("sets", &brief(&read(GOOD, &sets).unwrap_err()));
 }
 
 #[test]
