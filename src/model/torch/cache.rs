@@ -35,10 +35,6 @@ impl Cache {
         }
     }
 
-    pub(super) fn slots(&self) -> usize {
-        self.slots
-    }
-
     /// Makes room for positions, keeping what is there.
     pub(super) fn grow_positions(&mut self, positions: usize) {
         if positions > self.positions {

@@ -11,6 +11,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod generate;
 pub mod llama;
+pub mod score;
 pub mod tokenizer;
 pub mod weights;
 
@@ -25,7 +26,8 @@ pub use config::{Head, LlamaConfig};
 pub use error::TorchError;
 pub use generate::{Continuation, Generated, Generator, generate};
 pub use llama::Llama;
-pub use tokenizer::TextTokenizer;
+pub use score::{rewards, score};
+pub use tokenizer::{Continued, TextTokenizer};
 pub use weights::Weights;
 
 /// The fewest rows of a matrix product: below it another kernel is chosen, with other bits.
