@@ -1,0 +1,3 @@
+//! Every test that sees the crate from outside, in one binary: it is linked once.
+
+mod setup;
