@@ -12,7 +12,9 @@ fn main() {
         return;
     }
     let Ok(home) = env::var("LIBTORCH_LIB").or_else(|_| env::var("LIBTORCH")) else {
-        println!("cargo::error=LIBTORCH is not set: run `make setup` once, or build with --no-default-features");
+        println!(
+            "cargo::error=LIBTORCH is not set: run `make setup` once, or build with --no-default-features"
+        );
         return;
     };
     let libraries = Path::new(&home).join("lib");

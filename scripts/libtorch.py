@@ -19,6 +19,7 @@ import hashlib
 import html
 import http.client
 import io
+import json
 import os
 import platform
 import re
@@ -70,6 +71,7 @@ CUDA = (
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "amend"
+HEADER = "# Written by scripts/libtorch.py; git ignores it."
 ATTEMPTS = 8
 TIMEOUT_S = 60
 
@@ -101,7 +103,9 @@ def install(home):
         raise Failure("there is no libtorch to fetch for this machine: set LIBTORCH to one of your own")
     say(f"libtorch {VERSION} goes to {home}")
     part = CACHE / f"{TORCH}.part"
-    with tempfile.TemporaryDirectory(dir=CACHE, prefix="libtorch-") as work:
+    for left in CACHE.glob("unpack-*"):  # By a set-up that was killed: we hold the lock.
+        shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(dir=CACHE, prefix="unpack-") as work:
         new = Path(work) / "libtorch"
         new.mkdir()
         download_span(find(TORCH), part)
@@ -117,7 +121,6 @@ def install(home):
         (new / "build-version").write_text(VERSION + "\n")
         if home.exists():
             shutil.rmtree(home)
-        new.chmod(0o755)
         new.rename(home)
     part.unlink()
 
@@ -289,24 +292,30 @@ def point_cargo_at(home):
         link.symlink_to(home)
     target = CACHE / "target"
     text = f"""\
-# Written by scripts/libtorch.py; git ignores it.
+{HEADER}
 [build]
-target-dir = "{target}"
-# Doc tests are linked by rustdoc, which build.rs cannot reach.
-rustdocflags = ["-C", "link-arg=-Wl,-rpath,{home}/lib"]
+target-dir = {quote(CACHE / "target")}
 
 [env]
-LIBTORCH = "{home}"
+LIBTORCH = {quote(home)}
 # Threads of OpenMP that wait by spinning cost more than they bring on shared cores.
 GOMP_SPINCOUNT = "0"
 # Checkouts share the artefacts: build.rs watches this, so that none takes another's for its own.
-AMEND_CHECKOUT = {{ value = "{CHECKOUT}", force = true }}
+AMEND_CHECKOUT = {{ value = {quote(CHECKOUT)}, force = true }}
 """
     config = CHECKOUT / ".cargo/config.toml"
-    if not config.exists() or config.read_text() != text:
+    found = config.read_text() if config.exists() else HEADER
+    if not found.startswith(HEADER):
+        raise Failure(f"{config} is your own: move it away, or put this into it:\n\n{text}")
+    if found != text:
         config.parent.mkdir(exist_ok=True)
         config.write_text(text)
     say(f"libtorch: {home}")
+
+
+def quote(value):
+    """A string of TOML; the escapes of JSON are among its own."""
+    return json.dumps(str(value))
 
 
 class Progress:
@@ -323,8 +332,12 @@ class Progress:
             return
         self.shown = share
         seconds = max(time.monotonic() - self.began, 1e-3)
-        line = f"{self.what} {share:4.0%} of {self.total / 1e6:.0f} MB, {(done - self.first) / 1e6 / seconds:.0f} MB/s"
-        print(f"\r{line}  " if sys.stderr.isatty() else line, end="" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
+        speed = (done - self.first) / 1e6 / seconds
+        line = f"{self.what} {share:4.0%} of {self.total / 1e6:.0f} MB, {speed:.0f} MB/s"
+        if sys.stderr.isatty():
+            print(f"\r{line}  ", end="", file=sys.stderr, flush=True)
+        else:
+            say(line)
 
     def end(self):
         if sys.stderr.isatty():
@@ -338,7 +351,7 @@ def say(line):
 if __name__ == "__main__":
     try:
         main()
-    except Failure as failure:
+    except (Failure, OSError) as failure:
         sys.exit(f"libtorch.py: {failure}")
     except KeyboardInterrupt:
         sys.exit("libtorch.py: interrupted; what was fetched is kept")

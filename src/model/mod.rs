@@ -4,6 +4,8 @@
 pub mod answer;
 pub mod backend;
 pub mod request;
+#[cfg(feature = "torch")]
+pub mod torch;
 pub mod train;
 
 pub use answer::{Answer, CallError, Finish};
