@@ -1,5 +1,8 @@
 //! Every test that sees the crate from outside, in one binary: it is linked once.
 
+mod incremental;
+mod lab;
+mod oracle;
 mod setup;
 mod tidy;
 #[cfg(feature = "torch")]
