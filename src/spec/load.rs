@@ -22,10 +22,11 @@ pub struct Loaded {
     /// The constitution that it names.
     pub constitution: Option<Constitution>,
     /// The files that places refer to: the pipeline, then each `--set`, then the constitution.
+    /// A key that stands in one is masked by stars.
     pub files: Vec<SourceFile>,
     /// The variables that the pipeline took from the environment or from their defaults, without secret ones.
     pub variables: BTreeMap<String, String>,
-    /// The `--set` flags, as given.
+    /// The `--set` flags, as given, keys masked.
     pub sets: Vec<String>,
     /// Nodes and models left out of `pipeline` because they could not be read. Empty without mistakes.
     pub broken: BTreeSet<String>,
@@ -59,7 +60,10 @@ pub fn load(path: &Path, sets: &[String], environment: Environment<'_>) -> Resul
 pub fn load_partly(path: &Path, sets: &[String], environment: Environment<'_>) -> (Option<Loaded>, Mistakes) {
     let mut mistakes = Mistakes::default();
     let loaded = read_all(path, sets, environment, &mut mistakes);
-    let loaded = loaded.map(|loaded| Loaded { files: mistakes.files().to_vec(), ..loaded });
+    let files = mistakes.files().to_vec();
+    // A key given by a flag is masked in the flag's file, and so in what is kept of the flag.
+    let given = files.iter().skip(1).take(sets.len()).map(|file| file.text.clone()).collect();
+    let loaded = loaded.map(|loaded| Loaded { files, sets: given, ..loaded });
     assert!(loaded.is_some() || !mistakes.is_empty(), "what could not be read is a mistake");
     (loaded, mistakes)
 }
@@ -93,8 +97,8 @@ fn read_all(
         checks::selectors(&pipeline, constitution, mistakes);
     }
     let broken = leave_out_broken(&mut pipeline, &tree, &holes);
-    let (variables, sets) = (variables.public(), sets.to_vec());
-    Some(Loaded { pipeline, constitution, files: Vec::new(), variables, sets, broken })
+    let variables = variables.public();
+    Some(Loaded { pipeline, constitution, files: Vec::new(), variables, sets: Vec::new(), broken })
 }
 
 /// Reads a constitution file alone, or says everything that is wrong with it.

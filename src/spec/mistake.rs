@@ -32,12 +32,14 @@ pub struct Mistake {
 pub struct Mistakes {
     files: Vec<SourceFile>,
     list: Vec<Mistake>,
+    /// Values that no message shows.
+    hidden: Vec<String>,
 }
 
 impl Mistakes {
     /// No mistakes yet, in these files.
     pub fn new(files: Vec<SourceFile>) -> Self {
-        Self { files, list: Vec::new() }
+        Self { files, ..Self::default() }
     }
 
     /// Adds a file, and gives the number by which places name it.
@@ -53,9 +55,26 @@ impl Mistakes {
 
     /// Adds a mistake, with help if there is any. The same mistake at the same place counts once.
     pub fn add(&mut self, place: Place, message: impl Into<String>, help: Option<String>) {
-        let mistake = Mistake { message: message.into(), help, place };
+        let shown = |text: String| self.hidden.iter().fold(text, |text, secret| text.replace(secret.as_str(), "***"));
+        let mistake = Mistake { message: shown(message.into()), help: help.map(shown), place };
         if !self.list.contains(&mistake) {
             self.list.push(mistake);
+        }
+    }
+
+    /// Keeps a value out of all messages to come. Short ones are no secrets, and would garble messages.
+    pub(super) fn hide(&mut self, secret: &str) {
+        if secret.len() > 5 {
+            self.hidden.push(secret.to_owned());
+        }
+    }
+
+    /// Writes stars over a stretch of a file, so that no excerpt and no copy of the file shows it.
+    pub(super) fn mask(&mut self, place: Place) {
+        let Some(file) = self.files.get_mut(place.file as usize) else { return };
+        let stretch = place.start as usize..(place.start + place.len) as usize;
+        if file.text.get(stretch.clone()).is_some_and(|text| !text.contains('\n')) {
+            file.text.replace_range(stretch.clone(), &"*".repeat(stretch.len()));
         }
     }
 

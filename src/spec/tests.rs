@@ -132,9 +132,23 @@ fn variables_are_typed_by_what_is_wanted_and_secrets_are_not_reported() {
 
 #[test]
 fn a_secret_is_not_shown_by_a_mistake_about_it() {
-    let text = GOOD.replace("\"${OPENAI_API_KEY}\"", "[\"${OPENAI_API_KEY}\"]");
-    let mistakes = read(&text, &[]).unwrap_err();
-    assert!(!mistakes.render(false).contains("sk-secret"), "{mistakes}");
+    for slip in ["api_key: [\"${OPENAI_API_KEY}\"]", "api_key: \"${OPENAI_API_KEY}\", dtype: \"${OPENAI_API_KEY}\""] {
+        let mistakes = read(&GOOD.replace("api_key: \"${OPENAI_API_KEY}\"", slip), &[]).unwrap_err();
+        assert!(!mistakes.render(false).contains("sk-secret"), "{mistakes}");
+    }
+}
+
+#[test]
+fn a_key_that_stands_in_a_file_or_a_flag_is_masked() {
+    let text = GOOD.replace("${OPENAI_API_KEY}", "sk-in-the-file");
+    let loaded = read(&text, &[]).unwrap();
+    assert_eq!(loaded.pipeline.models["assistant"].api_key.as_ref().unwrap().reveal(), Some("sk-in-the-file"));
+    assert!(!format!("{loaded:?}").contains("sk-in-the-file"));
+    let loaded = read(GOOD, &["models.assistant.api_key=sk-in-a-flag"]).unwrap();
+    assert_eq!(loaded.pipeline.models["assistant"].api_key.as_ref().unwrap().reveal(), Some("sk-in-a-flag"));
+    assert!(!format!("{loaded:?}").contains("sk-in-a-flag"));
+    let mistakes = read(&text.replace("name: m", "nam: m"), &[]).unwrap_err();
+    assert!(!mistakes.render(false).contains("sk-in-the-file"), "{mistakes}");
 }
 
 #[test]

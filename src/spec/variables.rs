@@ -40,14 +40,11 @@ struct Resolver<'a> {
 impl Resolver<'_> {
     fn tree(&mut self, tree: &mut Tree, secret: bool) {
         match &mut tree.kind {
-            Kind::Text { text, resolved } if text.contains("${") => {
-                if let Some(value) = self.text(text, tree.place, secret) {
-                    *text = value;
-                    *resolved = true;
-                } else {
-                    tree.kind = Kind::Unresolved;
-                }
+            Kind::Text { text, .. } if secret && (!text.contains("${") || text.contains(":-")) => {
+                self.mistakes.mask(tree.place);
+                self.text_of(tree, secret);
             }
+            Kind::Text { .. } => self.text_of(tree, secret),
             Kind::List(items) => items.iter_mut().for_each(|item| self.tree(item, secret)),
             Kind::Map(entries) => {
                 for (key, value) in entries {
@@ -56,6 +53,23 @@ impl Resolver<'_> {
                 }
             }
             _ => {}
+        }
+    }
+
+    fn text_of(&mut self, tree: &mut Tree, secret: bool) {
+        match &mut tree.kind {
+            Kind::Text { text, resolved } if text.contains("${") => {
+                if let Some(value) = self.text(text, tree.place, secret) {
+                    *text = value;
+                    *resolved = true;
+                } else {
+                    tree.kind = Kind::Unresolved;
+                }
+            }
+            _ => {}
+        }
+        if let (true, Kind::Text { text, .. }) = (secret, &tree.kind) {
+            self.mistakes.hide(text);
         }
     }
 
