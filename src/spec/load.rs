@@ -47,7 +47,11 @@ impl Loaded {
 /// Reads a pipeline and its constitution, or says everything that is wrong with them.
 ///
 /// `sets` are the values of `--set`; `environment` gives the values of `${NAME}`.
-pub fn load(path: &Path, sets: &[String], environment: Environment<'_>) -> Result<Loaded, Mistakes> {
+pub fn load(
+    path: &Path,
+    sets: &[String],
+    environment: Environment<'_>,
+) -> Result<Loaded, Mistakes> {
     match load_partly(path, sets, environment) {
         (Some(loaded), mistakes) => mistakes.into_result(loaded),
         (None, mistakes) => Err(mistakes),
@@ -57,7 +61,11 @@ pub fn load(path: &Path, sets: &[String], environment: Environment<'_>) -> Resul
 /// As [`load`], but gives what could be read beside the mistakes, so that a later layer can add its own to them.
 ///
 /// `None` only with mistakes.
-pub fn load_partly(path: &Path, sets: &[String], environment: Environment<'_>) -> (Option<Loaded>, Mistakes) {
+pub fn load_partly(
+    path: &Path,
+    sets: &[String],
+    environment: Environment<'_>,
+) -> (Option<Loaded>, Mistakes) {
     let mut mistakes = Mistakes::default();
     let loaded = read_all(path, sets, environment, &mut mistakes);
     let files = mistakes.files().to_vec();
@@ -95,6 +103,8 @@ fn read_all(
     checks::pipeline(&pipeline, mistakes);
     if let Some(constitution) = &constitution {
         checks::selectors(&pipeline, constitution, mistakes);
+    } else if pipeline.constitution.is_none() {
+        checks::no_constitution(&pipeline, mistakes);
     }
     let broken = leave_out_broken(&mut pipeline, &tree, &holes);
     let variables = variables.public();
@@ -121,7 +131,11 @@ fn read_constitution(
 }
 
 /// The constitution that a text says, which is file `file` of the mistakes.
-pub(super) fn constitution_of(text: &str, file: u32, mistakes: &mut Mistakes) -> Option<Constitution> {
+pub(super) fn constitution_of(
+    text: &str,
+    file: u32,
+    mistakes: &mut Mistakes,
+) -> Option<Constitution> {
     let tree = parse(text, file, &mut Numbers::default(), mistakes)?;
     checked_constitution(&tree, mistakes)
 }
@@ -153,7 +167,11 @@ fn read_tree(
             let help = (error.kind() == std::io::ErrorKind::NotFound)
                 .then(|| "relative paths are relative to the file that names them".to_owned())
                 .filter(|_| named_at.is_some());
-            mistakes.add(place, format!("{whole} \"{}\" cannot be read: {error}", path.display()), help);
+            mistakes.add(
+                place,
+                format!("{whole} \"{}\" cannot be read: {error}", path.display()),
+                help,
+            );
             None
         }
     }

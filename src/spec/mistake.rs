@@ -3,8 +3,11 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceSpan};
+use miette::{
+    Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceSpan,
+};
 
+use super::model::Secret;
 use super::place::Place;
 
 /// A file as it was read.
@@ -33,7 +36,7 @@ pub struct Mistakes {
     files: Vec<SourceFile>,
     list: Vec<Mistake>,
     /// Values that no message shows.
-    hidden: Vec<String>,
+    hidden: Vec<Secret>,
 }
 
 impl Mistakes {
@@ -55,7 +58,10 @@ impl Mistakes {
 
     /// Adds a mistake, with help if there is any. The same mistake at the same place counts once.
     pub fn add(&mut self, place: Place, message: impl Into<String>, help: Option<String>) {
-        let shown = |text: String| self.hidden.iter().fold(text, |text, secret| text.replace(secret.as_str(), "***"));
+        let shown = |text: String| {
+            let secrets = self.hidden.iter().filter_map(Secret::reveal);
+            secrets.fold(text, |text, secret| text.replace(secret, "***"))
+        };
         let mistake = Mistake { message: shown(message.into()), help: help.map(shown), place };
         if !self.list.contains(&mistake) {
             self.list.push(mistake);
@@ -65,7 +71,7 @@ impl Mistakes {
     /// Keeps a value out of all messages to come. Short ones are no secrets, and would garble messages.
     pub(super) fn hide(&mut self, secret: &str) {
         if secret.len() > 5 {
-            self.hidden.push(secret.to_owned());
+            self.hidden.push(Secret::new(secret));
         }
     }
 
@@ -118,11 +124,14 @@ impl Mistakes {
 
     /// All of them for a reader, each with its excerpt; in colour if wanted.
     pub fn render(&self, color: bool) -> String {
-        let theme = if color { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
+        let theme =
+            if color { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
         let handler = GraphicalReportHandler::new_themed(theme).with_width(100);
         let mut out = String::new();
         for mistake in self.iter() {
-            handler.render_report(&mut out, &self.report(mistake)).expect("writing to a string does not fail");
+            handler
+                .render_report(&mut out, &self.report(mistake))
+                .expect("writing to a string does not fail");
         }
         out
     }
@@ -140,7 +149,8 @@ impl Mistakes {
         Report {
             message,
             help: mistake.help.clone(),
-            source: source.map(|file| NamedSource::new(file.path.display().to_string(), file.text.clone())),
+            source: source
+                .map(|file| NamedSource::new(file.path.display().to_string(), file.text.clone())),
             span: (place.start as usize, place.len.max(1) as usize).into(),
         }
     }
@@ -192,7 +202,10 @@ pub fn did_you_mean<'a>(wanted: &str, names: impl IntoIterator<Item = &'a str>) 
 }
 
 /// The name that differs least, if it differs little.
-pub(super) fn nearest<'a>(wanted: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(super) fn nearest<'a>(
+    wanted: &str,
+    names: impl IntoIterator<Item = &'a str>,
+) -> Option<&'a str> {
     names
         .into_iter()
         .map(|name| (strsim::damerau_levenshtein(wanted, name), name))
