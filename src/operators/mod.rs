@@ -159,6 +159,16 @@ pub trait Operator: Send + Sync {
         None
     }
 
+    /// The rank of a row, where only so many are taken: the lowest are.
+    fn rank(&self, row: Id) -> u64 {
+        row.low()
+    }
+
+    /// What rows that are duplicates of each other share.
+    fn dedupe_key(&self, _row: Row<'_>) -> Option<Id> {
+        None
+    }
+
     /// The hash of everything in it that a step depends on, but for the arguments of `step`.
     fn fingerprint(&self) -> Id;
 }

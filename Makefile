@@ -1,0 +1,77 @@
+# What a person runs is what CI runs: .ci/run calls these targets and nothing else.
+# Each sets up what is missing first; see scripts/libtorch.py for what goes where.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/amend
+VENV := $(CACHE)/venv
+CARGO := cargo --locked
+# A snapshot that differs fails its test; `cargo insta review` shows the new one.
+export INSTA_UPDATE ?= no
+
+.PHONY: help
+help: ## this list
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
+
+.PHONY: demo
+demo: setup ## run the demo pipeline from nothing
+	python3 pipelines/demo/make_world.py
+	$(CARGO) run -- run pipelines/demo.yaml
+
+.PHONY: test
+test: setup ## everything a commit must pass
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) check --no-default-features --all-targets
+	if cargo nextest --version >/dev/null 2>&1; then \
+	    $(CARGO) nextest run; \
+	else \
+	    $(CARGO) test --lib --bins --tests; \
+	fi
+	$(CARGO) test --doc
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
+
+.PHONY: bench
+bench: setup ## the benchmarks
+	$(CARGO) bench
+
+.PHONY: schema
+schema: setup ## write schemas/ anew from the types
+	UPDATE=1 $(CARGO) test --test it schemas
+
+.PHONY: interop
+interop: setup $(VENV)/ready ## read what amend writes with DuckDB, Polars, pyarrow and transformers
+	$(CARGO) build
+	$(VENV)/bin/python tests/interop/check.py
+
+.PHONY: deps
+deps: ## licences, versions and use of the dependencies, where the tools for it are installed
+	if cargo deny --version >/dev/null 2>&1; then cargo deny check; else echo "cargo-deny is not installed"; fi
+	if cargo machete --version >/dev/null 2>&1; then cargo machete; else echo "cargo-machete is not installed"; fi
+
+.PHONY: setup
+setup: ## libtorch in the cache folder, and cargo's configuration for it
+	@for tool in cargo c++ python3; do \
+	    command -v $$tool >/dev/null || { \
+	        echo "make: $$tool is missing: apt-get install build-essential python3; cargo is at https://rustup.rs" >&2; \
+	        exit 1; \
+	    }; \
+	done
+	@python3 scripts/libtorch.py
+
+# Up to date when it holds what requirements.txt says: a fresh clone is newer, yet says the same.
+.PHONY: $(VENV)/ready
+$(VENV)/ready:
+	@if ! cmp -s tests/interop/requirements.txt $@; then \
+	    rm -f $@; \
+	    python3 -m venv $(VENV) || { \
+	        echo "make: python3 cannot make a virtual environment: apt-get install python3-venv" >&2; \
+	        exit 1; \
+	    }; \
+	    $(VENV)/bin/pip install --no-deps -r tests/interop/requirements.txt; \
+	    $(VENV)/bin/python tests/interop/cpu_torch.py; \
+	    cp tests/interop/requirements.txt $@; \
+	fi
