@@ -138,7 +138,10 @@ impl Model {
 
     /// Whether it is one of the two that it may be.
     pub(super) fn is_complete(&self) -> bool {
-        matches!((&self.checkpoint, &self.endpoint, &self.name), (Some(_), None, _) | (None, Some(_), Some(_)))
+        matches!(
+            (&self.checkpoint, &self.endpoint, &self.name),
+            (Some(_), None, _) | (None, Some(_), Some(_))
+        )
     }
 
     /// The checkpoint or the endpoint.
@@ -161,7 +164,12 @@ impl Model {
 pub struct Secret(String);
 
 impl Secret {
-    /// The text itself, for the request's header and nothing else. `None` when it is empty.
+    /// Wraps a text that must not be shown.
+    pub(super) fn new(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
+    /// The text itself, for a request's header and for keeping it out of messages. `None` when it is empty.
     pub fn reveal(&self) -> Option<&str> {
         (!self.0.is_empty()).then_some(self.0.as_str())
     }
