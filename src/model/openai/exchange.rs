@@ -135,14 +135,14 @@ impl Exchange {
     }
 
     fn absent(&self, message: &str) -> String {
-        let address = self.http.address();
+        let address = self.options.address();
         format!(
             "no answer from {address}: {message}; is the server running, and is the address right?"
         )
     }
 
     fn outage(&self, failure: &Failure, message: &str) -> String {
-        let address = self.http.address();
+        let address = self.options.address();
         match failure.status() {
             // What the server says of a key may quote parts of it.
             Some(401) if self.options.api_key.is_none() => {
@@ -166,7 +166,7 @@ impl Exchange {
     }
 
     fn asks_to_wait(&self, pause: Duration, failure: &Failure) -> CallError {
-        let (address, seconds) = (self.http.address(), pause.as_secs());
+        let (address, seconds) = (self.options.address(), pause.as_secs());
         let message = self.redact(failure.message());
         let message = format!("{address} asks to wait {seconds} s: {message}; resume the run then");
         CallError::Outage { message }

@@ -232,7 +232,8 @@ fn positions(logprobs: &Logprobs) -> Vec<Position<'_>> {
     };
     let all = tokens.iter().zip(values).zip(listed);
     let position = all.map_while(|((token, value), listed)| {
-        let listed = listed.as_ref()?.iter().map(|(token, value)| (token.as_str(), *value));
+        let listed = listed.as_ref()?.iter();
+        let listed = listed.filter_map(|(token, value)| Some((token.as_str(), (*value)?)));
         Some(Position { written: (token, (*value)?), listed: listed.collect() })
     });
     position.collect()
