@@ -165,6 +165,29 @@ fn a_conversation_is_not_scored_by_echo() {
 }
 
 #[test]
+fn the_best_estimator_that_a_server_offers_is_found() {
+    let check = |refused: &[&str], chat, estimator| {
+        let server = FakeServer::with(json!({ "refused_fields": refused }));
+        assert_eq!(client(&server).resolve(chat), Ok(estimator));
+    };
+    check(&[], false, Estimator::Echo);
+    check(&["echo"], false, Estimator::PromptLogprobs);
+    check(&[], true, Estimator::PromptLogprobs);
+    check(&["prompt_logprobs"], true, Estimator::TopLogprobs);
+    check(&["prompt_logprobs", "logprobs"], true, Estimator::Votes);
+}
+
+#[test]
+fn a_server_that_wants_max_completion_tokens_is_asked_once_too_often() {
+    let server = FakeServer::with(json!({ "refused_fields": ["max_tokens"] }));
+    let model = client(&server);
+    for n in 0..3 {
+        ask(&model, sampled(chat(&format!("row {n}")))).unwrap();
+    }
+    assert_eq!(server.stats().calls, 4);
+}
+
+#[test]
 fn what_fails_now_and_then_is_asked_again() {
     let server = FakeServer::with(json!({ "fail_every": 3, "garbage_every": 5 }));
     let requests = (0..60).map(|n| sampled(chat(&format!("row {n}")))).collect();

@@ -45,6 +45,8 @@ pub(crate) struct Config {
     pub(crate) api_key: Option<String>,
     /// 400 for prompts longer than this many characters.
     pub(crate) context: usize,
+    /// 400 for these fields of a body.
+    pub(crate) refused_fields: Vec<String>,
     /// Seconds until the process ends, whatever happens.
     pub(crate) life_max_s: u64,
     /// Keep bodies for `GET /requests`.
@@ -63,6 +65,7 @@ impl Default for Config {
             hang_after: 0,
             api_key: None,
             context: 0,
+            refused_fields: vec![],
             life_max_s: 3600,
             keep_bodies: true,
         }
@@ -313,6 +316,12 @@ fn respond(
     }
     if config.context > 0 && canonical.chars().count() > config.context {
         return fault(400, "this model's maximum context length is less than that");
+    }
+    if let Some(field) = config.refused_fields.iter().find(|field| request.get(*field).is_some()) {
+        return fault(
+            400,
+            &format!("'{field}' is not supported; max_tokens: max_completion_tokens"),
+        );
     }
     if every(config.fail_every) {
         return fault(500, "boom");

@@ -9,7 +9,8 @@ pub(crate) fn reply(request: &Value, canonical: &str, chat: bool, id: u64) -> St
     let prompts = if chat { vec![conversation(request)] } else { prompts(&request["prompt"]) };
     let echo = request["echo"] == true;
     let n_listed = request["top_logprobs"].as_u64().or(request["logprobs"].as_u64());
-    let max_tokens = request["max_tokens"].as_u64().unwrap_or(256) as usize;
+    let limit = request["max_tokens"].as_u64().or(request["max_completion_tokens"].as_u64());
+    let max_tokens = limit.unwrap_or(256) as usize;
     let (mut choices, mut read, mut written) = (Vec::new(), 0, 0);
     let mut prompt_logprobs = Value::Null;
     for (index, prompt) in prompts.iter().enumerate() {

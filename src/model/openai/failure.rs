@@ -109,6 +109,12 @@ impl Failure {
         }
     }
 
+    /// Whether the server wants `max_completion_tokens` in place of `max_tokens`.
+    pub(super) fn renames_max_tokens(&self) -> bool {
+        matches!(self, Failure::Status { status: 400, message, .. }
+            if mentions(message, &["max_completion_tokens"]) && !self.is_too_long())
+    }
+
     /// How long the server asked to wait.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {

@@ -18,6 +18,9 @@ pub(super) struct Body<'a> {
     pub(super) prompt: Option<Texts<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) max_tokens: Option<u32>,
+    /// The same, for hosted models that know it by this name alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) max_completion_tokens: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) temperature: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -42,6 +45,13 @@ pub(super) struct Body<'a> {
     pub(super) add_generation_prompt: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) continue_final_message: Option<bool>,
+}
+
+impl Body<'_> {
+    /// The body as it is sent.
+    pub(super) fn json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a body has no map with keys that are not text")
+    }
 }
 
 /// One text to continue, or several in one request.
