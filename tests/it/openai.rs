@@ -21,7 +21,7 @@ fn options(server: &FakeServer) -> OpenAiOptions {
 }
 
 fn client(server: &FakeServer) -> OpenAi {
-    OpenAi::new(options(server)).unwrap()
+    OpenAi::new(options(server)).expect("the options are in order")
 }
 
 fn chat(text: &str) -> Prompt {
@@ -57,7 +57,7 @@ fn ask_all(model: &OpenAi, requests: Vec<Request>) -> Vec<Result<Answer, CallErr
             Box::new(move |outcome| sender.send((nth, outcome)).expect("the test waits")),
         );
     }
-    let outcome = |_| outcomes.recv_timeout(Duration::from_secs(60)).expect("an answer comes");
+    let outcome = |_| outcomes.recv_timeout(Duration::from_mins(1)).expect("an answer comes");
     let mut outcomes: Vec<_> = (0..n_requests).map(outcome).collect();
     outcomes.sort_by_key(|(nth, _)| *nth);
     outcomes.into_iter().map(|(_, outcome)| outcome).collect()
@@ -68,7 +68,11 @@ fn ask(model: &OpenAi, request: Request) -> Result<Answer, CallError> {
 }
 
 fn bodies(server: &FakeServer) -> Vec<Value> {
-    server.requests().iter().map(|asked| serde_json::from_str(&asked.body).unwrap()).collect()
+    server
+        .requests()
+        .iter()
+        .map(|asked| serde_json::from_str(&asked.body).expect("it is JSON"))
+        .collect()
 }
 
 #[test]
@@ -324,7 +328,7 @@ fn a_wait_that_is_too_long_is_an_outage() {
 
 #[test]
 fn no_more_than_max_in_flight_are_sent_and_a_willing_server_gets_all_of_them() {
-    let server = FakeServer::with(json!({ "latency_ms": 20 }));
+    let server = FakeServer::with(json!({ "latency_ms": 50 }));
     let mut options = options(&server);
     options.max_in_flight = 32;
     let requests = (0..400).map(|n| sampled(chat(&format!("row {n}")))).collect();

@@ -164,7 +164,7 @@ fn connection(stream: TcpStream, state: &Mutex<State>) -> Option<()> {
     loop {
         let (path, key, body) = read_request(&mut reader)?;
         let (status, extra, body) = match path.split('?').next()?.rsplit('/').next()? {
-            "completions" => call(state, path.contains("/chat/"), &body, key.as_deref())?,
+            "completions" => call(state, path.contains("/chat/"), &body, key.as_deref()),
             "stats" => (200, String::new(), json!(lock(state).stats).to_string()),
             "requests" => (200, String::new(), requests(&lock(state))),
             "reset" => {
@@ -237,10 +237,10 @@ fn configure(state: &mut State, body: &[u8]) -> Response {
     }
 }
 
-/// Counts a call and answers it; none when the connection is to be dropped.
-fn call(state: &Mutex<State>, chat: bool, body: &[u8], key: Option<&str>) -> Option<Response> {
+/// Counts a call and answers it.
+fn call(state: &Mutex<State>, chat: bool, body: &[u8], key: Option<&str>) -> Response {
     let Ok(request) = serde_json::from_slice::<Value>(body) else {
-        return Some((400, String::new(), error("the body is no JSON")));
+        return (400, String::new(), error("the body is no JSON"));
     };
     let canonical = canonical(&request);
     let id = model::hash(&[if chat { "chat" } else { "completions" }, &canonical]);
@@ -287,7 +287,7 @@ fn call(state: &Mutex<State>, chat: bool, body: &[u8], key: Option<&str>) -> Opt
     if hangs {
         thread::sleep(Duration::from_secs(config.life_max_s));
     }
-    Some(response)
+    response
 }
 
 /// The answer, unless the server is to misbehave.

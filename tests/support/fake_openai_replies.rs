@@ -69,7 +69,7 @@ fn conversation(request: &Value) -> String {
     let turns = request["messages"].as_array().map_or(&[][..], Vec::as_slice);
     for (nth, turn) in turns.iter().enumerate() {
         let content = turn["content"].as_str().unwrap_or_default().trim();
-        text.push_str(&format!("<{}>\n{content}", turn["role"].as_str().unwrap_or_default()));
+        text += &["<", turn["role"].as_str().unwrap_or_default(), ">\n", content].concat();
         if nth + 1 < turns.len() || request["continue_final_message"] != true {
             text.push('\n');
         }

@@ -35,8 +35,9 @@ pub(crate) struct Asked {
     pub(crate) body: String,
     /// The kind, as in [`Stats`].
     pub(crate) kind: String,
-    /// How often it was asked.
-    pub(crate) asked: u64,
+    /// How often it was.
+    #[serde(rename = "asked")]
+    pub(crate) times: u64,
     /// How often it was answered with 200.
     pub(crate) answered: u64,
 }
@@ -136,7 +137,7 @@ fn the_fake_counts_each_body_and_forgets_on_reset() {
     }
     let stats = server.stats();
     assert_eq!((stats.calls, stats.distinct, stats.answered, stats.repeats), (3, 2, 3, 1));
-    let asked = server.requests().into_iter().find(|asked| asked.asked == 2).expect("it was asked");
+    let asked = server.requests().into_iter().find(|asked| asked.times == 2).expect("it was asked");
     assert_eq!((asked.answered, asked.kind.as_str()), (2, "chat"));
     assert_eq!(asked.body, r#"{"messages":[{"content":"a","role":"user"}],"model":"m"}"#);
     server.reset();

@@ -16,7 +16,7 @@ const START: f64 = 16.0;
 /// each time.
 const PROBE_AFTER: u32 = 5;
 /// The longest wait before a refused level is tried again.
-const PROBE_MAX: Duration = Duration::from_secs(300);
+const PROBE_MAX: Duration = Duration::from_mins(5);
 
 /// How many requests may be in flight, and why.
 #[derive(Debug)]

@@ -106,6 +106,7 @@ pub(super) struct Written {
 /// The log-probabilities of a choice: `content` in chat (and in llama.cpp's completions), the
 /// three lists in completions.
 #[derive(Debug, Default, Deserialize)]
+#[expect(clippy::struct_field_names, reason = "the names are the protocol's")]
 pub(super) struct Logprobs {
     pub(super) content: Option<Vec<Token>>,
     pub(super) tokens: Option<Vec<String>>,
@@ -152,6 +153,7 @@ fn first_places<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Places>, D:
 
 /// A token of a chat answer.
 #[derive(Debug, Deserialize)]
+#[expect(clippy::struct_field_names, reason = "the names are the protocol's")]
 pub(super) struct Token {
     pub(super) token: String,
     pub(super) logprob: f64,
