@@ -1,7 +1,11 @@
 //! Every test that sees the crate from outside, in one binary: it is linked once.
 
+#[path = "../support/mod.rs"]
+mod support;
+
 mod incremental;
 mod lab;
+mod openai;
 mod oracle;
 mod setup;
 mod tidy;
