@@ -161,7 +161,8 @@ fn the_tiny_preference_model_gives_the_scores_of_transformers() {
     let tokenizer = checkpoint.tokenizer().unwrap();
     let text = std::fs::read_to_string(dir.join("expected.json")).unwrap();
     let cases: Vec<Scored> = serde_json::from_str(&text).unwrap();
-    let rows: Vec<Vec<i64>> = cases.iter().map(|case| tokenizer.encode(&case.text).unwrap()).collect();
+    let rows: Vec<Vec<i64>> =
+        cases.iter().map(|case| tokenizer.encode(&case.text).unwrap()).collect();
     for (case, score) in cases.iter().zip(rewards(&llama, &rows)) {
         assert!((score - case.score).abs() < 1e-4, "{score} {}", case.score);
     }

@@ -133,13 +133,9 @@ fn long_prompts_are_continued_with_the_same_bits_alone_and_together() {
 #[test]
 fn a_preference_model_gives_a_row_the_same_bits_alone_and_together() {
     let checkpoint = amend::model::torch::Checkpoint::read(&fixture("llama_tiny_scorer")).unwrap();
-    let llama = Llama::new(
-        &checkpoint.config,
-        &checkpoint.weights,
-        tch::Kind::Float,
-        tch::Device::Cpu,
-    )
-    .unwrap();
+    let llama =
+        Llama::new(&checkpoint.config, &checkpoint.weights, tch::Kind::Float, tch::Device::Cpu)
+            .unwrap();
     tch::set_num_threads(1);
     let texts: Vec<Vec<i64>> = rows(50, 100, 3).into_iter().map(|row| row.prompt).collect();
     let together = rewards(&llama, &texts);

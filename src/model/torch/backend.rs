@@ -139,7 +139,9 @@ impl Backend for TorchBackend {
     fn submit(&self, request: Arc<Request>, done: Done) {
         let jobs = self.jobs.as_ref().expect("the channel is open until the backend is dropped");
         if let Err(refused) = jobs.send(Job::new(request, done)) {
-            refused.into_inner().fail(CallError::Outage { message: "the model's thread is gone".to_owned() });
+            refused
+                .into_inner()
+                .fail(CallError::Outage { message: "the model's thread is gone".to_owned() });
         }
     }
 

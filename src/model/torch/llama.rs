@@ -151,10 +151,8 @@ impl Llama {
         // Padding sees itself, so that no softmax is over nothing.
         let itself = Tensor::eye(tokens, (Kind::Bool, self.device)).view([1, 1, tokens, tokens]);
         let visible = real.logical_or(&itself);
-        self.causal_mask(tokens).where_self(
-            &visible,
-            &Tensor::full([], f64::NEG_INFINITY, (self.kind, self.device)),
-        ) // (B, 1, T, T)
+        self.causal_mask(tokens)
+            .where_self(&visible, &Tensor::full([], f64::NEG_INFINITY, (self.kind, self.device))) // (B, 1, T, T)
     }
 
     pub(super) fn embed(&self, ids: &Tensor) -> Tensor {

@@ -36,7 +36,10 @@ pub(super) struct Worker<'m> {
 
 impl Job {
     pub(super) fn new(request: Arc<Request>, done: Done) -> Job {
-        #[expect(clippy::disallowed_methods, reason = "when a call was made is told by the clock; no table but `calls` has it")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "when a call was made is told by the clock; no table but `calls` has it"
+        )]
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let started_at_us = i64::try_from(now.as_micros()).unwrap_or(i64::MAX);
         Job { request, done, started: Instant::now(), started_at_us }
@@ -60,7 +63,11 @@ impl Job {
 }
 
 impl<'m> Worker<'m> {
-    pub(super) fn new(llama: &'m Llama, tokenizer: &'m TextTokenizer, rows_max: usize) -> Worker<'m> {
+    pub(super) fn new(
+        llama: &'m Llama,
+        tokenizer: &'m TextTokenizer,
+        rows_max: usize,
+    ) -> Worker<'m> {
         Worker {
             llama,
             tokenizer,
@@ -141,13 +148,19 @@ impl<'m> Worker<'m> {
     /// What a preference model thinks of each choice, read to its end.
     fn rewards(&self, rows: &[Continued]) -> Vec<Vec<f64>> {
         let texts = rows.iter().flat_map(|row| {
-            row.tails.iter().map(|tail| row.prefix.iter().chain(tail).copied().collect::<Vec<i64>>())
+            row.tails
+                .iter()
+                .map(|tail| row.prefix.iter().chain(tail).copied().collect::<Vec<i64>>())
         });
         let mut scores = rewards(self.llama, &texts.collect::<Vec<_>>()).into_iter().map(f64::from);
         rows.iter().map(|row| scores.by_ref().take(row.tails.len()).collect()).collect()
     }
 
-    fn continuation(&self, prompt: &Prompt, sampling: &Sampling) -> Result<Continuation, CallError> {
+    fn continuation(
+        &self,
+        prompt: &Prompt,
+        sampling: &Sampling,
+    ) -> Result<Continuation, CallError> {
         if self.llama.config.head == Head::Score {
             return Err(permanent("a preference model scores, it does not write".to_owned()));
         }
@@ -200,7 +213,8 @@ fn text_of(prompt: &Prompt) -> Result<&str, CallError> {
     match prompt {
         Prompt::Text(text) => Ok(text),
         Prompt::Messages(_) => Err(permanent(
-            "this model reads text, and a conversation was asked: set `format: transcript`".to_owned(),
+            "this model reads text, and a conversation was asked: set `format: transcript`"
+                .to_owned(),
         )),
     }
 }
