@@ -1,5 +1,7 @@
 //! A checkpoint as a backend: every request is answered once, and rightly.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 

@@ -1,6 +1,9 @@
 //! The numbers of a Llama against transformers: the checkpoints of `../shared/conformance`, and a
 //! small one of our own.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+#![allow(clippy::print_stderr, reason = "a test that is skipped says so")]
+
 use std::path::{Path, PathBuf};
 
 use amend::model::Finish;

@@ -86,7 +86,7 @@ pub fn random_tensor(name: &str, shape: &[i64], std: f64, seed: u64) -> Tensor {
     let count = shape.iter().product::<i64>() as usize;
     let values = if name.ends_with("norm.weight") {
         vec![1.0; count]
-    } else if name.ends_with(".bias") {
+    } else if name.ends_with("bias") {
         vec![0.0; count]
     } else {
         let key = KeyHasher::new("amend/init/1").u64(seed).text(name).call_key();
