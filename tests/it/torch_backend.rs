@@ -6,7 +6,8 @@ use std::path::Path;
 use std::sync::{Arc, mpsc};
 
 use amend::model::torch::{
-    Checkpoint, TorchBackend, TorchError, TorchOptions, Weights, weights_id,
+    Checkpoint, Llama, TorchBackend, TorchError, TorchOptions, Weights, is_preference_model,
+    rewards, weights_id,
 };
 use amend::model::{
     Answer, Backend, CallError, Estimator, Finish, Prompt, Request, Sampling, Task,
@@ -123,18 +124,23 @@ fn a_prompt_that_reaches_the_end_of_the_context_ends_by_length() {
 }
 
 #[test]
-fn a_preference_model_scores_whole_texts_and_does_not_write() {
+fn a_preference_model_scores_whole_texts_to_their_end_token_and_does_not_write() {
+    let dir = fixture("llama_tiny_scorer");
+    assert!(is_preference_model(&dir).unwrap());
     let backend = open("llama_tiny_scorer");
-    let text =
-        "\n\nHuman: How do I bake bread?\n\nAssistant: Mix flour, water, salt and yeast, and wait.";
-    let (prompt, choice) = text.split_at(text.find(" Mix").unwrap());
-    let answers = ask(&backend, vec![score(prompt, &[choice, " No."]), generate("x", greedy(1))]);
-    let expected: serde_json::Value = serde_json::from_str(
-        &std::fs::read_to_string(fixture("llama_tiny_scorer").join("expected.json")).unwrap(),
-    )
-    .unwrap();
+    let answers = ask(&backend, vec![score("Human", &[" kind", " No."]), generate("x", greedy(1))]);
+
+    let checkpoint = Checkpoint::read(&dir).unwrap();
+    let tokenizer = checkpoint.tokenizer().unwrap();
+    let texts = ["Human kind", "Human No."].map(|text| {
+        let mut ids = tokenizer.encode(text).unwrap();
+        ids.push(2);
+        ids
+    });
+    let llama = Llama::new(&checkpoint.config, &checkpoint.weights, Kind::Float, Device::Cpu);
+    let expected: Vec<f64> = rewards(&llama.unwrap(), &texts).into_iter().map(f64::from).collect();
     let scores = timeless(&answers[0]).choice_logprobs.unwrap();
-    assert!((scores[0] - expected[0]["score"].as_f64().unwrap()).abs() < 1e-4, "{scores:?}");
+    assert!(scores.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5), "{scores:?}");
     assert!(matches!(answers[1], Err(CallError::Permanent { .. })));
 }
 
@@ -219,9 +225,7 @@ fn a_language_model_becomes_a_preference_model_with_a_score_for_a_head() {
     assert!(!dir.path().join("generation_config.json").exists());
     let text = std::fs::read_to_string(dir.path().join("config.json")).unwrap();
     assert!(text.contains("LlamaForSequenceClassification") && text.contains("\"regression\""));
-    let llama =
-        amend::model::torch::Llama::new(&back.config, &back.weights, Kind::Float, Device::Cpu);
-    assert!(llama.is_ok());
+    assert!(Llama::new(&back.config, &back.weights, Kind::Float, Device::Cpu).is_ok());
 }
 
 /// A copy of a fixture, to be broken.

@@ -76,7 +76,7 @@ proptest! {
     #[test]
     fn a_row_is_continued_with_the_same_bits_whoever_shares_its_steps(
         seed in 0u64..1000,
-        shape in prop::sample::select(vec![(32, 4, 2), (48, 2, 2), (96, 6, 2), (128, 4, 4)]),
+        shape in prop::sample::select(vec![(32, 4, 2), (48, 2, 2), (96, 4, 1), (96, 6, 2), (128, 4, 4)]),
         slots_max in prop::sample::select(vec![1, 16, 64]),
         arrivals in prop::collection::vec(0usize..20, 1..6),
     ) {
@@ -131,6 +131,11 @@ fn long_prompts_are_continued_with_the_same_bits_alone_and_together() {
     let together = continue_in(&llama, &tokenizer, &rows, &in_order, 64, &[24]);
     let alone = continue_in(&llama, &tokenizer, &rows, &in_order, 1, &[1]);
     assert_eq!(together, alone);
+}
+
+#[test]
+fn a_model_can_tell_that_it_ignores_neighbours() {
+    assert!(random(96, 1, 4, 1).ignores_neighbours());
 }
 
 #[test]

@@ -51,7 +51,7 @@ impl Linears {
         }
     }
 
-    fn forward(&self, x: &Tensor) -> Vec<Tensor> {
+    pub(super) fn forward(&self, x: &Tensor) -> Vec<Tensor> {
         match self {
             Linears::Apart(linears) => linears.iter().map(|linear| linear.forward(x)).collect(),
             Linears::Stacked(linear, sizes) => {

@@ -145,12 +145,14 @@ impl<'m> Worker<'m> {
         }
     }
 
-    /// What a preference model thinks of each choice, read to its end.
+    /// What a preference model thinks of the prompt with each choice, read to the end token that
+    /// it was trained to judge at.
     fn rewards(&self, rows: &[Continued]) -> Vec<Vec<f64>> {
+        let end = self.llama.config.eos_token_ids.first();
         let texts = rows.iter().flat_map(|row| {
-            row.tails
-                .iter()
-                .map(|tail| row.prefix.iter().chain(tail).copied().collect::<Vec<i64>>())
+            let text =
+                |tail: &Vec<i64>| row.prefix.iter().chain(tail).chain(end).copied().collect();
+            row.tails.iter().map(text).collect::<Vec<Vec<i64>>>()
         });
         let mut scores = rewards(self.llama, &texts.collect::<Vec<_>>()).into_iter().map(f64::from);
         rows.iter().map(|row| scores.by_ref().take(row.tails.len()).collect()).collect()
@@ -173,7 +175,11 @@ impl<'m> Worker<'m> {
         let choices: Vec<&str> = choices.iter().map(String::as_str).collect();
         let row = self.tokenizer.encode_continued(text_of(prompt)?, &choices).map_err(permanent)?;
         let longest = row.tails.iter().map(Vec::len).max().unwrap_or(0);
-        self.check_length(&row.prefix, longest)?;
+        // A preference model also reads the end token.
+        self.check_length(
+            &row.prefix,
+            longest + usize::from(self.llama.config.head == Head::Score),
+        )?;
         Ok(row)
     }
 
