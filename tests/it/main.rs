@@ -10,4 +10,10 @@ mod oracle;
 mod setup;
 mod tidy;
 #[cfg(feature = "torch")]
+mod torch_backend;
+#[cfg(feature = "torch")]
 mod torch_conformance;
+#[cfg(feature = "torch")]
+mod torch_invariance;
+#[cfg(feature = "torch")]
+mod torch_tiny;
