@@ -12,6 +12,7 @@ pub mod config;
 pub mod generate;
 pub mod llama;
 pub mod tokenizer;
+pub mod train;
 pub mod weights;
 
 mod block;
@@ -26,6 +27,7 @@ pub use error::TorchError;
 pub use generate::{Continuation, Generated, Generator, generate};
 pub use llama::Llama;
 pub use tokenizer::TextTokenizer;
+pub use train::TorchTrainer;
 pub use weights::Weights;
 
 /// The fewest rows of a matrix product: below it another kernel is chosen, with other bits.

@@ -26,6 +26,8 @@ mod ppo;
 
 #[cfg(test)]
 mod golden;
+#[cfg(test)]
+mod tests;
 
 use crate::model::train::{TrainError, TrainJob, TrainSettings, Trained, Trainer};
 
