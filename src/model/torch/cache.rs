@@ -35,10 +35,6 @@ impl Cache {
         }
     }
 
-    pub(super) fn slots(&self) -> usize {
-        self.slots
-    }
-
     /// Makes room for positions, keeping what is there.
     pub(super) fn grow_positions(&mut self, positions: usize) {
         if positions > self.positions {
@@ -50,7 +46,7 @@ impl Cache {
     /// A cache of `slots` slots, the first of which are the old slots `kept`, in that order.
     pub(super) fn rebuild(&mut self, kept: &[usize], slots: usize, positions: usize) {
         assert!(kept.len() <= slots, "what is kept has a slot");
-        let positions = round_up(positions.max(self.positions), KEYS_STEP);
+        let positions = round_up(positions.max(self.positions).max(1), KEYS_STEP);
         let (old, heads, dim) = (int(self.positions), int(self.key_heads), self.dim);
         let index: Vec<i64> = kept.iter().map(|&slot| int(slot)).collect();
         let rebuilt = |tensor: &Tensor| {

@@ -121,7 +121,7 @@ impl<'m> Generator<'m> {
             prompt: row.prompt,
             tokens: Vec::new(),
             logprobs: Vec::new(),
-            stop: row.sampling.stop,
+            stop: row.sampling.stop.into_iter().filter(|stop| !stop.is_empty()).collect(),
             tokens_max,
         });
     }

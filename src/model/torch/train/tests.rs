@@ -230,6 +230,7 @@ fn reinforcement_learning_raises_the_score_and_gives_the_same_weights_again() {
         settings.total_episodes = 64 * 12;
         settings.batch_size = 64;
         settings.optim.logging_steps = 1;
+        settings.optim.learning_rate = 0.01;
     });
     let (_dir, trained) = learn();
     assert!(first(&trained, "objective/kl").abs() < 1e-5, "the policy begins at the reference");
