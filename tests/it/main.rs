@@ -4,3 +4,7 @@ mod setup;
 mod tidy;
 #[cfg(feature = "torch")]
 mod torch_conformance;
+#[cfg(feature = "torch")]
+mod torch_invariance;
+#[cfg(feature = "torch")]
+mod torch_tiny;

@@ -261,7 +261,10 @@ fn catch<T>(run: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(run)).map_err(|panic: Box<dyn Any + Send>| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-        format!("libtorch: {}", text.unwrap_or("a panic without a message"))
+        // What follows the first line is a backtrace of C++.
+        let line = text.and_then(|text| text.split(['\n', '\r']).next());
+        let line = line.and_then(|line| line.split("\\nException raised").next());
+        format!("libtorch: {}", line.unwrap_or("a panic without a message"))
     })
 }
 
