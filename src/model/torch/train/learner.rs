@@ -116,7 +116,7 @@ impl Learner {
 
     /// The states that the head sees.
     pub(super) fn hidden(&self, ids: &Tensor) -> Tensor {
-        self.llama.hidden(ids) // (B, T) -> (B, T, d)
+        self.llama.hidden_fused(ids) // (B, T) -> (B, T, d)
     }
 
     /// The logits of states.
