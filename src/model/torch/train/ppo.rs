@@ -58,13 +58,22 @@ pub(super) fn train(job: &TrainJob, settings: &PpoSettings) -> Result<Trained, T
         let size = settings.batch_size.max(1).min(settings.total_episodes - n_episodes);
         let asked: Vec<usize> = order.by_ref().take(size).collect();
         let episodes = sample(&policy, &prompts, &asked, settings, n_episodes)?;
-        let actors = Actors { policy: &policy, reference: &reference, critic: &critic, judge: &judge };
+        let actors =
+            Actors { policy: &policy, reference: &reference, critic: &critic, judge: &judge };
         let experience = Experience::of(&actors, &prompts.texts, &episodes, settings)?;
-        let second = second.as_ref().map(|judge| judge.scores(&prompts.texts, &episodes)).transpose()?;
+        let second =
+            second.as_ref().map(|judge| judge.scores(&prompts.texts, &episodes)).transpose()?;
         let sums = update(&mut students, &experience, settings, step)?;
 
         n_episodes += size;
-        let batch = Batch { step: step + 1, n_episodes, episodes: &episodes, experience: &experience, judge: &judge, second: second.as_deref() };
+        let batch = Batch {
+            step: step + 1,
+            n_episodes,
+            episodes: &episodes,
+            experience: &experience,
+            judge: &judge,
+            second: second.as_deref(),
+        };
         batch.log(&mut log, settings, &sums);
         let done = step + 1;
         if done % settings.optim.logging_steps.max(1) == 0 || done == n_batches {
@@ -73,7 +82,10 @@ pub(super) fn train(job: &TrainJob, settings: &PpoSettings) -> Result<Trained, T
             let last = students.schedule.rate(done * per_batch - 1);
             log.push(done, epoch, "train", "lr", last);
             log.push(done, epoch, "train", "episode", n_episodes as f64);
-            let line = format!("step {done}/{n_batches} score {:.3} kl {:.3}", means["objective/scores"], means["objective/kl"]);
+            let line = format!(
+                "step {done}/{n_batches} score {:.3} kl {:.3}",
+                means["objective/scores"], means["objective/kl"]
+            );
             (job.progress)(&line, done, n_batches);
         }
         trained.rollouts.extend(batch.rollouts(&prompts, settings));
@@ -172,7 +184,10 @@ impl Batch<'_> {
             ("val/first_difference", sums.first_difference),
             ("rollout/max_difference", self.rollout_difference(settings)),
             ("response/len_mean", n_tokens / n),
-            ("response/truncated_frac", mean(&|row| f64::from(u8::from(!self.episodes[row].ended)))),
+            (
+                "response/truncated_frac",
+                mean(&|row| f64::from(u8::from(!self.episodes[row].ended))),
+            ),
         ];
         for (name, value) in numbers {
             log.add(name, value, 1.0);

@@ -51,7 +51,9 @@ pub(super) fn sample(
     n_episodes: usize,
 ) -> Result<Vec<Episode>, TrainError> {
     if settings.temperature <= 0.0 {
-        return Err(TrainError::Data("a policy that explores has a temperature above 0".to_owned()));
+        return Err(TrainError::Data(
+            "a policy that explores has a temperature above 0".to_owned(),
+        ));
     }
     let continuation = |(place, &prompt): (usize, &usize)| {
         let seed = KeyHasher::new("amend/rollout/1")

@@ -125,7 +125,11 @@ fn ppo_settings(reward: &Path) -> PpoSettings {
 }
 
 /// A training, in a directory of its own.
-fn train(settings: TrainSettings, init: Init, examples: Vec<Example>) -> (tempfile::TempDir, Trained) {
+fn train(
+    settings: TrainSettings,
+    init: Init,
+    examples: Vec<Example>,
+) -> (tempfile::TempDir, Trained) {
     let (dir, trained) = attempt(settings, init, examples);
     (dir, trained.unwrap())
 }
@@ -180,29 +184,41 @@ fn fine_tuning_from_nothing_learns_and_gives_the_same_weights_again() {
 #[test]
 fn what_cannot_be_learnt_from_is_rejected_with_the_reason() {
     let mut examples: Vec<Example> = (0..20).map(demonstration).collect();
-    let row = |n, completion: String| Example::Demonstration { row_id: id(n), prompt: prompt(n), completion, weight: 1.0 };
+    let row = |n, completion: String| Example::Demonstration {
+        row_id: id(n),
+        prompt: prompt(n),
+        completion,
+        weight: 1.0,
+    };
     examples.push(row(100, " \n".to_owned()));
     examples.push(row(101, " long".repeat(100)));
     let (_dir, trained) = train(TrainSettings::TrainSl(sl_settings()), scratch(), examples);
-    let reasons: Vec<(Id, &str)> = trained.rejected.iter().map(|(id, reason, _)| (*id, reason.as_str())).collect();
+    let reasons: Vec<(Id, &str)> =
+        trained.rejected.iter().map(|(id, reason, _)| (*id, reason.as_str())).collect();
     assert_eq!(reasons, [(id(100), "empty"), (id(101), "too_long")]);
-    let (_dir, none) = attempt(TrainSettings::TrainSl(sl_settings()), scratch(), vec![row(1, String::new())]);
+    let (_dir, none) =
+        attempt(TrainSettings::TrainSl(sl_settings()), scratch(), vec![row(1, String::new())]);
     assert!(matches!(none, Err(TrainError::Data(message)) if message.contains("1 of 1 are empty")));
 }
 
 #[test]
 fn a_preference_model_learns_the_targets_and_stores_its_mean_and_deviation() {
     let (dir, _) = base();
-    let (pm_dir, trained) = train(TrainSettings::TrainPm(pm_settings()), at(&dir), (0..160).map(comparison).collect());
+    let (pm_dir, trained) =
+        train(TrainSettings::TrainPm(pm_settings()), at(&dir), (0..160).map(comparison).collect());
     assert_eq!(trained.kind, "pm");
     let metrics = last(&trained, "heldout");
     assert!(metrics["accuracy"] > 0.95 && metrics["excess_loss"] < 0.1, "{metrics:?}");
     assert!(metrics.contains_key("accuracy/source/ai"));
     let config = LlamaConfig::read(pm_dir.path()).unwrap();
     let (mean, std) = trained.scores.unwrap();
-    assert_eq!((config.head, config.number("mean"), config.number("std")), (Head::Score, Some(mean), Some(std)));
+    assert_eq!(
+        (config.head, config.number("mean"), config.number("std")),
+        (Head::Score, Some(mean), Some(std))
+    );
     assert_ne!(config.pad_token_id, Some(config.eos_token_ids[0]));
-    let (_again, twice) = train(TrainSettings::TrainPm(pm_settings()), at(&dir), (0..160).map(comparison).collect());
+    let (_again, twice) =
+        train(TrainSettings::TrainPm(pm_settings()), at(&dir), (0..160).map(comparison).collect());
     assert_eq!(trained.weights, twice.weights);
 }
 
@@ -226,15 +242,18 @@ fn ppo(
 #[test]
 fn reinforcement_learning_raises_the_score_and_gives_the_same_weights_again() {
     let stage = stage();
-    let learn = || ppo(&stage, |settings| {
-        settings.total_episodes = 64 * 12;
-        settings.batch_size = 64;
-        settings.optim.logging_steps = 1;
-        settings.optim.learning_rate = 0.01;
-    });
+    let learn = || {
+        ppo(&stage, |settings| {
+            settings.total_episodes = 64 * 12;
+            settings.batch_size = 64;
+            settings.optim.logging_steps = 1;
+            settings.optim.learning_rate = 0.01;
+        })
+    };
     let (_dir, trained) = learn();
     assert!(first(&trained, "objective/kl").abs() < 1e-5, "the policy begins at the reference");
-    let scores: Vec<f64> = trained.metrics.iter().filter(|m| m.name == "objective/scores").map(|m| m.value).collect();
+    let scores: Vec<f64> =
+        trained.metrics.iter().filter(|m| m.name == "objective/scores").map(|m| m.value).collect();
     assert_eq!(scores.len(), 12);
     let mean = |of: &[f64]| of.iter().sum::<f64>() / of.len() as f64;
     assert!(mean(&scores[9..]) > mean(&scores[..3]) + 0.2, "{scores:?}");
@@ -281,7 +300,14 @@ fn an_episode_is_written_with_its_numbers() {
         let n = rollout.completion_tokens as usize;
         assert!((1..=4).contains(&n));
         assert_eq!(rollout.episode, episode);
-        for len in [rollout.token_ids.len(), rollout.logprobs.len(), rollout.ref_logprobs.len(), rollout.values.len(), rollout.advantages.len(), rollout.returns.len()] {
+        for len in [
+            rollout.token_ids.len(),
+            rollout.logprobs.len(),
+            rollout.ref_logprobs.len(),
+            rollout.values.len(),
+            rollout.advantages.len(),
+            rollout.returns.len(),
+        ] {
             assert_eq!(len, n);
         }
         let ended = rollout.token_ids.last() == Some(&1);
@@ -298,7 +324,8 @@ fn an_episode_is_written_with_its_numbers() {
 fn what_is_not_a_number_stops_the_training() {
     let mut settings = sl_settings();
     settings.optim.learning_rate = f64::INFINITY;
-    let (_dir, trained) = attempt(TrainSettings::TrainSl(settings), scratch(), (0..64).map(demonstration).collect());
+    let (_dir, trained) =
+        attempt(TrainSettings::TrainSl(settings), scratch(), (0..64).map(demonstration).collect());
     assert!(matches!(trained, Err(TrainError::Diverged { .. })), "{trained:?}");
 }
 
@@ -315,6 +342,11 @@ fn a_training_says_what_it_cannot_begin_with() {
     let sl = || TrainSettings::TrainSl(sl_settings());
     check(sl(), at(&pm_dir), vec![demonstration(1)], "is a preference model");
     check(sl(), at(&dir), examples(), "demonstrations only");
-    check(TrainSettings::PpoUpdate(ppo_settings(dir.path())), at(&dir), vec![asked(1)], "not a preference model");
+    check(
+        TrainSettings::PpoUpdate(ppo_settings(dir.path())),
+        at(&dir),
+        vec![asked(1)],
+        "not a preference model",
+    );
     check(sl(), Init::Checkpoint(PathBuf::from("/nowhere")), vec![demonstration(1)], "/nowhere");
 }
