@@ -204,7 +204,7 @@ mod tests {
             rates("linear")[1..],
             [0.05, 0.1, 0.0875, 0.075, 0.0625, 0.05, 0.0375, 0.025, 0.0125, 0.0]
         );
-        assert_eq!(rates("cosine")[6], 0.05);
+        assert_eq!(rates("cosine")[6..7], [0.05]);
         assert!(
             Schedule::new(&Optim { lr_scheduler_type: "step".to_owned(), ..optim() }, 1).is_err()
         );

@@ -19,26 +19,47 @@ use crate::model::torch::config::Head;
 use crate::model::train::{Example, Init, PpoSettings, Rollout, TrainError, TrainJob, Trained};
 use crate::record::Id;
 
+/// The models of a training.
+struct Cast {
+    policy: Learner,
+    reference: Learner,
+    critic: Judge,
+    judge: Judge,
+    /// A second judge, from which nothing is learnt.
+    second: Option<Judge>,
+}
+
+impl Cast {
+    fn read(init: &Init, settings: &PpoSettings) -> Result<Cast, TrainError> {
+        let Init::Checkpoint(init) = init else {
+            return Err(TrainError::Data(
+                "a policy begins at a model, not from nothing".to_owned(),
+            ));
+        };
+        let judge_at = |dir: &Path| -> Result<Judge, TrainError> {
+            Ok(Judge::new(Learner::read(dir, Head::Score)?, settings.normalize_reward))
+        };
+        let cast = Cast {
+            policy: Learner::read(init, Head::Lm)?,
+            reference: Learner::read(init, Head::Lm)?,
+            critic: judge_at(&settings.reward)?,
+            judge: judge_at(&settings.reward)?,
+            second: settings.test_reward.as_deref().map(judge_at).transpose()?,
+        };
+        if !cast.critic.model.has_tokenizer_of(&cast.policy) {
+            return Err(TrainError::Data(
+                "the reward's tokenizer is not the policy's: the critic begins at the reward model \
+                 and reads the policy's tokens"
+                    .to_owned(),
+            ));
+        }
+        Ok(cast)
+    }
+}
+
 /// Does the training.
 pub(super) fn train(job: &TrainJob, settings: &PpoSettings) -> Result<Trained, TrainError> {
-    let Init::Checkpoint(init) = &job.init else {
-        return Err(TrainError::Data("a policy begins at a model, not from nothing".to_owned()));
-    };
-    let policy = Learner::read(init, Head::Lm)?;
-    let reference = Learner::read(init, Head::Lm)?;
-    let judge_at = |dir: &Path| -> Result<Judge, TrainError> {
-        Ok(Judge::new(Learner::read(dir, Head::Score)?, settings.normalize_reward))
-    };
-    let judge = judge_at(&settings.reward)?;
-    let critic = judge_at(&settings.reward)?;
-    let second = settings.test_reward.as_deref().map(judge_at).transpose()?;
-    if !critic.model.has_tokenizer_of(&policy) {
-        return Err(TrainError::Data(
-            "the reward's tokenizer is not the policy's: the critic begins at the reward model and \
-             reads the policy's tokens"
-                .to_owned(),
-        ));
-    }
+    let Cast { policy, reference, critic, judge, second } = Cast::read(&job.init, settings)?;
     let mut trained = Trained { kind: "lm".to_owned(), ..Trained::default() };
     let prompts = read(&policy, &job.examples, settings, &mut trained)?;
 
@@ -104,6 +125,11 @@ fn read<'a>(
     settings: &PpoSettings,
     trained: &mut Trained,
 ) -> Result<Prompts<'a>, TrainError> {
+    if settings.response_length == 0 || settings.total_episodes == 0 {
+        return Err(TrainError::Data(
+            "response_length and total_episodes are at least 1".to_owned(),
+        ));
+    }
     let mut prompts = Prompts::default();
     let room = policy.length_max().saturating_sub(settings.response_length);
     for example in examples {
@@ -123,7 +149,7 @@ fn read<'a>(
         };
         trained.rejected.push((*row_id, reason.to_owned(), detail));
     }
-    if prompts.ids.is_empty() || settings.total_episodes == 0 {
+    if prompts.ids.is_empty() {
         return Err(TrainError::Data(format!(
             "no prompt is left to train on: {} of {} are empty or longer than {room} tokens",
             trained.rejected.len(),
