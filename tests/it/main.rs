@@ -3,6 +3,8 @@
 mod setup;
 mod tidy;
 #[cfg(feature = "torch")]
+mod torch_backend;
+#[cfg(feature = "torch")]
 mod torch_conformance;
 #[cfg(feature = "torch")]
 mod torch_invariance;

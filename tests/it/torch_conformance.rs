@@ -1,6 +1,9 @@
 //! The numbers of a Llama against transformers: the checkpoints of `../shared/conformance`, and a
 //! small one of our own.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+#![allow(clippy::print_stderr, reason = "a test that is skipped says so")]
+
 use std::path::{Path, PathBuf};
 
 use amend::model::Finish;
@@ -161,7 +164,8 @@ fn the_tiny_preference_model_gives_the_scores_of_transformers() {
     let tokenizer = checkpoint.tokenizer().unwrap();
     let text = std::fs::read_to_string(dir.join("expected.json")).unwrap();
     let cases: Vec<Scored> = serde_json::from_str(&text).unwrap();
-    let rows: Vec<Vec<i64>> = cases.iter().map(|case| tokenizer.encode(&case.text).unwrap()).collect();
+    let rows: Vec<Vec<i64>> =
+        cases.iter().map(|case| tokenizer.encode(&case.text).unwrap()).collect();
     for (case, score) in cases.iter().zip(rewards(&llama, &rows)) {
         assert!((score - case.score).abs() < 1e-4, "{score} {}", case.score);
     }

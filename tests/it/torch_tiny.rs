@@ -1,5 +1,7 @@
 //! Small local models for the tests of the local model.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
 use std::path::{Path, PathBuf};
 
 use amend::model::Sampling;
@@ -32,6 +34,17 @@ pub(crate) fn sampled(seed: u64, max_tokens: u32) -> Sampling {
 
 /// A random model of the tiny fixture's vocabulary, that draws its end token now and then.
 pub(crate) fn random(hidden_size: i64, layers: i64, heads: i64, key_heads: i64) -> Llama {
+    random_of(Kind::Float, hidden_size, layers, heads, key_heads)
+}
+
+/// The same, computing in another kind.
+pub(crate) fn random_of(
+    kind: Kind,
+    hidden_size: i64,
+    layers: i64,
+    heads: i64,
+    key_heads: i64,
+) -> Llama {
     let config = LlamaConfig::scratch(
         &Scratch {
             vocab_size: 320,
@@ -52,5 +65,5 @@ pub(crate) fn random(hidden_size: i64, layers: i64, heads: i64, key_heads: i64) 
     );
     tch::set_num_threads(1);
     let weights = Weights::random(&config, 17);
-    Llama::new(&config, &weights, Kind::Float, Device::Cpu).unwrap().stacked()
+    Llama::new(&config, &weights, kind, Device::Cpu).unwrap().stacked()
 }

@@ -139,7 +139,9 @@ impl Backend for TorchBackend {
     fn submit(&self, request: Arc<Request>, done: Done) {
         let jobs = self.jobs.as_ref().expect("the channel is open until the backend is dropped");
         if let Err(refused) = jobs.send(Job::new(request, done)) {
-            refused.into_inner().fail(CallError::Outage { message: "the model's thread is gone".to_owned() });
+            refused
+                .into_inner()
+                .fail(CallError::Outage { message: "the model's thread is gone".to_owned() });
         }
     }
 
@@ -175,8 +177,12 @@ impl Loaded {
             (Kind::Half, Device::Cpu) => Kind::Float,
             (stored, _) => stored,
         });
-        let llama = Llama::new(&checkpoint.config, &checkpoint.weights, kind, device)?;
-        Ok(Loaded { llama: llama.stacked(), tokenizer: checkpoint.tokenizer()? })
+        let llama = Llama::new(&checkpoint.config, &checkpoint.weights, kind, device)?.stacked();
+        if checkpoint.config.head == Head::Lm && !llama.ignores_neighbours() {
+            let model = &options.name;
+            tracing::warn!(model, "on this machine an answer's last bits depend on its neighbours");
+        }
+        Ok(Loaded { llama, tokenizer: checkpoint.tokenizer()? })
     }
 }
 

@@ -11,7 +11,7 @@ use super::rope::Rotation;
 
 /// `y = x Wᵀ + b`.
 pub(super) struct Linear {
-    pub(super) weight: Tensor, // (out, in)
+    pub(super) weight: Tensor,       // (out, in)
     pub(super) bias: Option<Tensor>, // (out)
 }
 
@@ -25,7 +25,10 @@ impl Linear {
         let weights: Vec<&Tensor> = linears.iter().map(|linear| &linear.weight).collect();
         let biases: Option<Vec<&Tensor>> =
             linears.iter().map(|linear| linear.bias.as_ref()).collect();
-        Linear { weight: Tensor::cat(&weights, 0), bias: biases.map(|biases| Tensor::cat(&biases, 0)) }
+        Linear {
+            weight: Tensor::cat(&weights, 0),
+            bias: biases.map(|biases| Tensor::cat(&biases, 0)),
+        }
     }
 }
 
@@ -42,14 +45,18 @@ impl Linears {
                 let sizes = linears.iter().map(|linear| linear.weight.size()[0]).collect();
                 Linears::Stacked(Linear::stacked(linears), sizes)
             }
-            Linears::Stacked(linear, sizes) => Linears::Stacked(linear.shallow_clone(), sizes.clone()),
+            Linears::Stacked(linear, sizes) => {
+                Linears::Stacked(linear.shallow_clone(), sizes.clone())
+            }
         }
     }
 
-    fn forward(&self, x: &Tensor) -> Vec<Tensor> {
+    pub(super) fn forward(&self, x: &Tensor) -> Vec<Tensor> {
         match self {
             Linears::Apart(linears) => linears.iter().map(|linear| linear.forward(x)).collect(),
-            Linears::Stacked(linear, sizes) => linear.forward(x).split_with_sizes(sizes.as_slice(), -1),
+            Linears::Stacked(linear, sizes) => {
+                linear.forward(x).split_with_sizes(sizes.as_slice(), -1)
+            }
         }
     }
 }
@@ -95,7 +102,7 @@ pub(super) enum View<'a> {
 
 /// A block's cache as one step sees it.
 pub(super) struct CacheView<'a> {
-    pub(super) keys: &'a mut Tensor, // (B·KV, S, D)
+    pub(super) keys: &'a mut Tensor,   // (B·KV, S, D)
     pub(super) values: &'a mut Tensor, // (B·KV, S, D)
     /// Where each row and head writes, in the cache as (B·KV·S, D).
     pub(super) places: &'a Tensor, // (B·KV)
@@ -155,7 +162,8 @@ impl Block {
             return self.output.forward(&context.transpose(1, 2).reshape([rows, tokens, heads * dim]));
         }
         // Heads that share a key are rows of one product.
-        let query = query.transpose(1, 2).reshape([rows * key_heads, heads / key_heads * tokens, dim]);
+        let query =
+            query.transpose(1, 2).reshape([rows * key_heads, heads / key_heads * tokens, dim]);
 
         let context = match view {
             View::Fused => unreachable!("it was returned above"),
@@ -191,7 +199,14 @@ impl Block {
     }
 
     /// softmax(q kᵀ / √d + mask) v.
-    fn weigh(&self, query: &Tensor, key: &Tensor, value: &Tensor, mask: &Tensor, rows: i64) -> Tensor {
+    fn weigh(
+        &self,
+        query: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+        mask: &Tensor,
+        rows: i64,
+    ) -> Tensor {
         let HeadShape { heads, key_heads, dim } = self.shape;
         let tokens = query.size()[1] * key_heads / heads;
         let scale = 1.0 / (dim as f64).sqrt();

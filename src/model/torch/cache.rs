@@ -10,7 +10,7 @@ use super::llama::Llama;
 use super::{int, round_up};
 
 /// Keys are looked at in multiples of so many, so that few shapes occur.
-const KEYS_STEP: usize = 32;
+const KEYS_STEP: usize = 16;
 
 /// Keys and values of every block.
 pub(super) struct Cache {

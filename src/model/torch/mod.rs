@@ -25,7 +25,7 @@ mod rope;
 mod sampling;
 mod worker;
 
-pub use backend::{DeviceChoice, TorchBackend, TorchOptions};
+pub use backend::{DeviceChoice, TorchBackend, TorchOptions, is_preference_model};
 pub use checkpoint::{Checkpoint, weights_id};
 pub use config::{Head, LlamaConfig};
 pub use error::TorchError;

@@ -36,7 +36,10 @@ pub(super) struct Worker<'m> {
 
 impl Job {
     pub(super) fn new(request: Arc<Request>, done: Done) -> Job {
-        #[expect(clippy::disallowed_methods, reason = "when a call was made is told by the clock; no table but `calls` has it")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "when a call was made is told by the clock; no table but `calls` has it"
+        )]
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let started_at_us = i64::try_from(now.as_micros()).unwrap_or(i64::MAX);
         Job { request, done, started: Instant::now(), started_at_us }
@@ -60,7 +63,11 @@ impl Job {
 }
 
 impl<'m> Worker<'m> {
-    pub(super) fn new(llama: &'m Llama, tokenizer: &'m TextTokenizer, rows_max: usize) -> Worker<'m> {
+    pub(super) fn new(
+        llama: &'m Llama,
+        tokenizer: &'m TextTokenizer,
+        rows_max: usize,
+    ) -> Worker<'m> {
         Worker {
             llama,
             tokenizer,
@@ -138,16 +145,24 @@ impl<'m> Worker<'m> {
         }
     }
 
-    /// What a preference model thinks of each choice, read to its end.
+    /// What a preference model thinks of the prompt with each choice, read to the end token that
+    /// it was trained to judge at.
     fn rewards(&self, rows: &[Continued]) -> Vec<Vec<f64>> {
+        let end = self.llama.config.eos_token_ids.first();
         let texts = rows.iter().flat_map(|row| {
-            row.tails.iter().map(|tail| row.prefix.iter().chain(tail).copied().collect::<Vec<i64>>())
+            let text =
+                |tail: &Vec<i64>| row.prefix.iter().chain(tail).chain(end).copied().collect();
+            row.tails.iter().map(text).collect::<Vec<Vec<i64>>>()
         });
         let mut scores = rewards(self.llama, &texts.collect::<Vec<_>>()).into_iter().map(f64::from);
         rows.iter().map(|row| scores.by_ref().take(row.tails.len()).collect()).collect()
     }
 
-    fn continuation(&self, prompt: &Prompt, sampling: &Sampling) -> Result<Continuation, CallError> {
+    fn continuation(
+        &self,
+        prompt: &Prompt,
+        sampling: &Sampling,
+    ) -> Result<Continuation, CallError> {
         if self.llama.config.head == Head::Score {
             return Err(permanent("a preference model scores, it does not write".to_owned()));
         }
@@ -160,7 +175,11 @@ impl<'m> Worker<'m> {
         let choices: Vec<&str> = choices.iter().map(String::as_str).collect();
         let row = self.tokenizer.encode_continued(text_of(prompt)?, &choices).map_err(permanent)?;
         let longest = row.tails.iter().map(Vec::len).max().unwrap_or(0);
-        self.check_length(&row.prefix, longest)?;
+        // A preference model also reads the end token.
+        self.check_length(
+            &row.prefix,
+            longest + usize::from(self.llama.config.head == Head::Score),
+        )?;
         Ok(row)
     }
 
@@ -200,7 +219,8 @@ fn text_of(prompt: &Prompt) -> Result<&str, CallError> {
     match prompt {
         Prompt::Text(text) => Ok(text),
         Prompt::Messages(_) => Err(permanent(
-            "this model reads text, and a conversation was asked: set `format: transcript`".to_owned(),
+            "this model reads text, and a conversation was asked: set `format: transcript`"
+                .to_owned(),
         )),
     }
 }
