@@ -3,6 +3,7 @@
 
 pub mod answer;
 pub mod backend;
+pub mod openai;
 pub mod request;
 #[cfg(feature = "torch")]
 pub mod torch;

@@ -90,6 +90,19 @@ pub enum Example {
     },
 }
 
+impl Example {
+    /// The example as that of another row that says the same.
+    #[must_use]
+    pub fn of_row(mut self, row: Id) -> Example {
+        match &mut self {
+            Example::Demonstration { row_id, .. }
+            | Example::Comparison { row_id, .. }
+            | Example::Prompt { row_id, .. } => *row_id = row,
+        }
+        self
+    }
+}
+
 /// Which training, with the settings that decide the weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -211,6 +224,8 @@ pub struct Trained {
     pub rejected: Vec<(Id, String, String)>,
     /// Mean and standard deviation of a preference model's held-out scores.
     pub scores: Option<(f64, f64)>,
+    /// The checkpoint's files: name, bytes, sha256. The caller of the trainer fills it in.
+    pub files: Vec<(String, i64, String)>,
 }
 
 /// One logged number.
@@ -233,6 +248,7 @@ pub struct Metric {
 #[allow(missing_docs, reason = "the fields are the columns of the relation rollouts")]
 pub struct Rollout {
     pub prompt_row: Id,
+    pub prompt: Vec<Message>,
     pub completion: String,
     pub step: i64,
     pub episode: i64,

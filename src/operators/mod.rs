@@ -9,13 +9,14 @@
 use std::sync::Arc;
 
 use crate::model::{Answer, Request};
-use crate::record::{Cell, Id, Relation, Row};
+use crate::record::{Cell, Id, KeyHasher, Relation, Row};
 
 /// What an operator does with one row.
 pub enum Step {
-    /// Asks a model; the answers come as the next turn, in the order of the requests.
+    /// Asks a model; the answers come as the next turn, in the order of the requests. A request
+    /// that fails makes the engine reject the row: a step sees answers only.
     Ask(Vec<Request>),
-    /// Is done with the row: what it passed to [`Out::row`] are the rows made of it.
+    /// Is done with the row: it passed one row to [`Out::row`].
     Done,
     /// The row does not go on: it was left out on purpose, and is counted.
     Drop,
@@ -108,8 +109,12 @@ pub struct Input<'a> {
     pub other: Option<Row<'a>>,
     /// The row at the head of the chain, where rounds are chained: the draft.
     pub head: Row<'a>,
-    /// The row's id (the id of the pair, for a pair): seeds and buckets hash it.
+    /// The id of the row (of the pair, for a pair).
     pub row_id: Id,
+    /// The id of the row that will be made: seeds hash it.
+    pub made_id: Id,
+    /// Which of the rows made of this one: 0 to `fan_out` - 1.
+    pub index: u64,
     /// The principles drawn, best first; empty where the operator draws none.
     pub drawn: &'a [Drawn],
     /// The model, where the operator asks one.
@@ -118,10 +123,10 @@ pub struct Input<'a> {
     pub turns: &'a [Vec<Answer>],
 }
 
-/// Takes the rows that an operator makes.
+/// Takes the row that an operator makes.
 pub trait Out {
-    /// A row: its index among its siblings (sample 0, 1, …), and its columns but the common ones.
-    fn row(&mut self, index: u64, cells: &[(&'static str, Cell<'_>)]);
+    /// The row's columns, but the common ones. A column that is not named is null.
+    fn row(&mut self, cells: &[(&'static str, Cell<'_>)]);
 }
 
 /// The running form of a node, or of one round of a `repeat`.
@@ -129,17 +134,50 @@ pub trait Operator: Send + Sync {
     /// The relation of the rows it makes.
     fn relation(&self) -> Relation;
 
+    /// What the ids of the rows it makes are hashed with, such as `sample`; `None` where rows keep
+    /// the ids they come with.
+    fn role(&self) -> Option<&'static str>;
+
     /// What it does with a row.
     fn step(&self, input: Input<'_>, out: &mut dyn Out) -> Step;
 
     /// The most requests it makes for one row: what `plan` says when the row is not yet known.
     fn calls_max(&self) -> u64;
 
-    /// How many rows it makes of one.
+    /// How many rows it makes of one, each in a step of its own (`n` samples).
     fn fan_out(&self) -> u64 {
         1
     }
 
+    /// The number hashed into the made row's id: the sample's index, the round.
+    fn sibling(&self, index: u64) -> u64 {
+        index
+    }
+
+    /// The round, for rejects.
+    fn round(&self) -> Option<i64> {
+        None
+    }
+
+    /// The rank of a row, where only so many are taken: the lowest are.
+    fn rank(&self, row: Id) -> u64 {
+        row.low()
+    }
+
+    /// What rows that are duplicates of each other share.
+    fn dedupe_key(&self, _row: Row<'_>) -> Option<Id> {
+        None
+    }
+
     /// The hash of everything in it that a step depends on, but for the arguments of `step`.
     fn fingerprint(&self) -> Id;
+}
+
+/// The id of a row made of others: where it comes from, not what it says.
+pub fn made_id(role: &str, parents: &[Id], sibling: u64) -> Id {
+    let mut hasher = KeyHasher::new("amend/row/1");
+    hasher.add_text(role);
+    parents.iter().for_each(|parent| hasher.add_id(*parent));
+    hasher.add_u64(sibling);
+    hasher.id()
 }

@@ -181,17 +181,17 @@ impl Kind {
     pub fn data_type(self) -> DataType {
         let list = |item: DataType| DataType::List(Arc::new(Field::new("item", item, false)));
         match self {
-            Kind::Text | Kind::Id => DataType::Utf8,
-            Kind::Int32 => DataType::Int32,
-            Kind::Int64 => DataType::Int64,
-            Kind::Float => DataType::Float64,
-            Kind::Bool => DataType::Boolean,
-            Kind::Messages => list(DataType::Struct(message_fields())),
-            Kind::Texts | Kind::Ids => list(DataType::Utf8),
-            Kind::Ints => list(DataType::Int32),
-            Kind::Floats32 => list(DataType::Float32),
-            Kind::Floats => list(DataType::Float64),
-            Kind::Files => list(DataType::Struct(file_fields())),
+            Text | Id => DataType::Utf8,
+            Int32 => DataType::Int32,
+            Int64 => DataType::Int64,
+            Float => DataType::Float64,
+            Bool => DataType::Boolean,
+            Messages => list(DataType::Struct(message_fields())),
+            Texts | Ids => list(DataType::Utf8),
+            Ints => list(DataType::Int32),
+            Floats32 => list(DataType::Float32),
+            Floats => list(DataType::Float64),
+            Files => list(DataType::Struct(file_fields())),
         }
     }
 }

@@ -133,7 +133,7 @@ fn read<'a>(
     let mut prompts = Prompts::default();
     let room = policy.length_max().saturating_sub(settings.response_length);
     for example in examples {
-        let Example::Prompt { row_id, prompt, .. } = example else {
+        let Example::Prompt { row_id, prompt, messages } = example else {
             return Err(TrainError::Data("ppo-update learns from prompts only".to_owned()));
         };
         let tokens = policy.prompt(prompt)?;
@@ -143,6 +143,7 @@ fn read<'a>(
             _ => {
                 prompts.ids.push(*row_id);
                 prompts.texts.push(prompt);
+                prompts.messages.push(messages);
                 prompts.tokens.push(tokens);
                 continue;
             }
@@ -257,6 +258,7 @@ impl Batch<'_> {
             let ids = tokens.iter().map(|&id| id as i32);
             Rollout {
                 prompt_row: prompts.ids[episode.prompt],
+                prompt: prompts.messages[episode.prompt].to_vec(),
                 completion: episode.text.clone(),
                 step: self.step as i64,
                 episode: (first + row + 1) as i64,

@@ -1,0 +1,526 @@
+//! The call operator: runs the steps of a node over its rows, and asks what they ask.
+//!
+//! One hand-written timely operator, with nothing asynchronous inside. It holds one capability a
+//! time. At the head of a chain it *settles*: a join shows half-joined rows within a time, so
+//! records are kept until the frontier has passed theirs and only what is left then is spent on.
+//! Further down a chain each record is final and acted on at once. A row that is retracted while
+//! its call is queued cancels the call; one that is retracted later is retracted downstream as
+//! the very record that was emitted.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use differential_dataflow::{AsCollection, VecCollection, consolidation};
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+use timely::container::CapacityContainerBuilder;
+use timely::dataflow::channels::pact::Exchange;
+use timely::dataflow::operators::Capability;
+use timely::dataflow::operators::generic::operator::Operator as _;
+use timely::scheduling::SyncActivator;
+
+use super::context::{Context, Stage};
+use super::dispatch::{Outcome, Waiter};
+use super::rows::{Lineage, Rec, Slot};
+use super::shared::Shared;
+use super::time::Time;
+use crate::model::Answer;
+use crate::operators::{Input, Out, Reason, Reject, Step, made_id};
+use crate::record::{BatchBuilder, CallKey, Cell, Id, KeyHasher, Origin, Relation};
+
+/// A collection of the engine.
+pub(super) type Coll<'s, D> = VecCollection<'s, Time, D, isize>;
+
+/// A row that a stage is to act on.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default,
+)]
+pub(super) struct Ask {
+    /// The row; of a pair, the pair.
+    pub(super) row: Id,
+    /// What the step reads: a content, a version (local steps), or a pair of contents.
+    pub(super) content: Id,
+    /// What the row at the head of the chain says.
+    pub(super) head: Id,
+    /// Settings, models and principles.
+    pub(super) context: Id,
+    /// Which of the rows made of this one; for a local step, which input it came by.
+    pub(super) index: u64,
+}
+
+/// What a stage made of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub(super) enum Made {
+    /// A row, and what the next stage of the chain is to act on.
+    Row(Rec, Ask),
+    /// A reject.
+    Reject(Rec),
+    /// A row that was left out on purpose.
+    Dropped(Id, u64),
+}
+
+impl Default for Made {
+    fn default() -> Made {
+        Made::Dropped(Id::ZERO, 0)
+    }
+}
+
+/// What a call operator is, but for its input.
+#[derive(Clone)]
+pub(super) struct Spec {
+    /// The node, in plan order.
+    pub(super) node: usize,
+    /// Its name.
+    pub(super) name: String,
+    /// Which stage of the context it runs; a local step runs the stage of its input.
+    pub(super) stage: Option<usize>,
+    /// Whether records must settle first.
+    pub(super) settle: bool,
+    /// Whether rows are pairs.
+    pub(super) pairs: bool,
+}
+
+/// Runs the steps of a node over the rows it is asked to act on.
+pub(super) fn call<'s>(input: Coll<'s, Ask>, spec: Spec, shared: &Arc<Shared>) -> Coll<'s, Made> {
+    let scope = input.scope();
+    let shared = Arc::clone(shared);
+    let name = spec.name.clone();
+    let exchange = Exchange::new(|record: &(Ask, Time, isize)| record.0.row.low());
+    let stream = input.inner.unary_frontier::<CapacityContainerBuilder<Vec<_>>, _, _, _>(
+        exchange,
+        &name,
+        move |_capability, info| {
+            let wake = scope.worker().sync_activator_for(info.address.to_vec());
+            let mut caller = Caller::new(spec, shared, Arc::new(wake));
+            move |(input, frontier), output| {
+                caller.take_replies();
+                input.for_each_stamp(|capability, data| {
+                    let Some(capability) = capability.retain_least(output.output_index()) else {
+                        return;
+                    };
+                    for (ask, time, diff) in data.flat_map(|batch| batch.drain(..)) {
+                        caller.stash(&capability, ask, time, diff);
+                    }
+                });
+                while let Some((time, asks)) = caller.unstash(|time| frontier.less_equal(time)) {
+                    caller.act(time, asks);
+                }
+                for (time, made) in caller.flush() {
+                    let (capability, _) = &caller.times[&time];
+                    output.session(capability).give_iterator(made.into_iter());
+                }
+                caller.release();
+            }
+        },
+    );
+    stream.as_collection()
+}
+
+/// A row being worked on, or worked on and standing.
+enum Task {
+    Pending(Box<Pending>),
+    Done(Made),
+}
+
+/// A row that waits for answers.
+struct Pending {
+    time: Time,
+    /// The finished turns.
+    turns: Vec<Vec<Answer>>,
+    /// The answers of this turn, as far as they came.
+    replies: Vec<Option<Answer>>,
+    /// The requests of this turn that no answer came for.
+    waiting: Vec<(u64, CallKey)>,
+    /// Every request so far.
+    keys: Vec<CallKey>,
+}
+
+/// Everything about a row and its stage that does not change while answers come.
+struct Place {
+    ask: Ask,
+    context: Arc<Context>,
+    stage: Stage,
+    parents: Vec<Id>,
+    made: Id,
+}
+
+/// The rows that a step reads.
+struct Slots {
+    row: Slot,
+    other: Option<Slot>,
+    head: Option<Slot>,
+}
+
+struct Caller {
+    spec: Spec,
+    shared: Arc<Shared>,
+    wake: Arc<SyncActivator>,
+    sender: Sender<(u64, Outcome)>,
+    receiver: Receiver<(u64, Outcome)>,
+    stashed: BTreeMap<Time, Vec<(Ask, isize)>>,
+    /// A capability a time, with the number of rows that wait at it.
+    times: BTreeMap<Time, (Capability<Time>, usize)>,
+    tasks: IndexMap<Ask, Task>,
+    tickets: IndexMap<u64, (Ask, usize)>,
+    next_ticket: u64,
+    rows: Option<BatchBuilder>,
+    rejects: BatchBuilder,
+    made: BTreeMap<Time, Vec<(Made, Time, isize)>>,
+}
+
+impl Caller {
+    fn new(spec: Spec, shared: Arc<Shared>, wake: Arc<SyncActivator>) -> Caller {
+        let (sender, receiver) = unbounded();
+        Caller {
+            spec,
+            shared,
+            wake,
+            sender,
+            receiver,
+            stashed: BTreeMap::new(),
+            times: BTreeMap::new(),
+            tasks: IndexMap::new(),
+            tickets: IndexMap::new(),
+            next_ticket: 0,
+            rows: None,
+            rejects: BatchBuilder::new(Relation::Rejects),
+            made: BTreeMap::new(),
+        }
+    }
+
+    fn stash(&mut self, capability: &Capability<Time>, ask: Ask, time: Time, diff: isize) {
+        self.times.entry(time).or_insert_with(|| (capability.delayed(&time), 0));
+        self.stashed.entry(time).or_default().push((ask, diff));
+    }
+
+    /// The first time's records, consolidated, if they may be acted on.
+    fn unstash(&mut self, may_come: impl Fn(&Time) -> bool) -> Option<(Time, Vec<(Ask, isize)>)> {
+        let time = *self.stashed.keys().next()?;
+        if self.spec.settle && may_come(&time) {
+            return None;
+        }
+        let mut asks = self.stashed.remove(&time)?;
+        consolidation::consolidate(&mut asks);
+        self.shared.count_records(self.spec.node, asks.len());
+        Some((time, asks))
+    }
+
+    fn act(&mut self, time: Time, asks: Vec<(Ask, isize)>) {
+        for (ask, diff) in asks.iter().filter(|(_, diff)| *diff < 0) {
+            assert_eq!(*diff, -1, "a row is there once");
+            self.retract(time, ask);
+        }
+        for (ask, diff) in asks.iter().filter(|(_, diff)| *diff > 0) {
+            assert_eq!(*diff, 1, "a row is there once");
+            let pending = Pending {
+                time,
+                turns: Vec::new(),
+                replies: Vec::new(),
+                waiting: Vec::new(),
+                keys: Vec::new(),
+            };
+            self.advance(*ask, pending);
+        }
+    }
+
+    fn retract(&mut self, time: Time, ask: &Ask) {
+        match self.tasks.swap_remove(ask).expect("what is retracted was there") {
+            Task::Done(made) => self.emit(time, made, -1),
+            // Nothing was emitted for it, and nothing will be: its history is rewritten to absent,
+            // which is sound because only a whole epoch is ever read.
+            Task::Pending(mut pending) => {
+                self.abandon(&mut pending);
+                self.hold(pending.time, -1);
+            }
+        }
+    }
+
+    fn abandon(&mut self, pending: &mut Pending) {
+        for (ticket, key) in pending.waiting.drain(..) {
+            self.tickets.swap_remove(&ticket);
+            self.shared.dispatcher.cancel(&key, ticket, &self.wake);
+        }
+    }
+
+    fn hold(&mut self, time: Time, more: isize) {
+        let held = &mut self.times.get_mut(&time).expect("a time that is acted on is held").1;
+        *held = held.checked_add_signed(more).expect("a time is held once a waiting row");
+    }
+
+    /// Takes a row as far as it goes without waiting.
+    fn advance(&mut self, ask: Ask, mut pending: Pending) {
+        let place = self.place(ask);
+        if ask.content.is_unknown() || ask.context.is_unknown() {
+            return self.guess(&place, &pending);
+        }
+        let slots = self.slots(&ask);
+        loop {
+            let requests = match self.step(&place, &slots, &pending) {
+                Ok(requests) => requests,
+                Err(made) => return self.finish(ask, pending.time, made),
+            };
+            assert!(!requests.is_empty(), "a step that asks asks something");
+            match self.request(&place, &mut pending, requests) {
+                Some(Outcome::Unknown) => return self.guess(&place, &pending),
+                Some(failure) => {
+                    self.abandon(&mut pending);
+                    return self.fail(&place, &pending, &failure);
+                }
+                None => {}
+            }
+            if !pending.waiting.is_empty() {
+                self.hold(pending.time, 1);
+                self.tasks.insert(ask, Task::Pending(Box::new(pending)));
+                return;
+            }
+            pending.close_turn();
+        }
+    }
+
+    fn place(&self, ask: Ask) -> Place {
+        let context = self.shared.contexts.get(ask.context);
+        let at = self.spec.stage.unwrap_or(ask.index as usize);
+        let stage = context.stages.stage(at).clone();
+        let parents = match self.spec.pairs {
+            true => self.shared.rows.lineage(ask.row).parents.clone(),
+            false => vec![ask.row],
+        };
+        let sibling = stage.operator.sibling(ask.index);
+        let made = match stage.operator.role() {
+            None => ask.row,
+            Some(role) => {
+                let (rows, made) = (&self.shared.rows, made_id(role, &parents, sibling));
+                let root = || rows.lineage(ask.row).root;
+                rows.descend(made, || Lineage { root: root(), parents: parents.clone(), sibling });
+                made
+            }
+        };
+        Place { ask, context, stage, parents, made }
+    }
+
+    fn slots(&self, ask: &Ask) -> Slots {
+        let slot = |id: Id| self.shared.rows.get(id).unwrap_or_else(|| panic!("{id} is kept"));
+        let (row, other) = match self.spec.pairs {
+            true => {
+                let (a, b) = self.shared.rows.pair(ask.content).expect("a pair is kept");
+                (slot(a), Some(slot(b)))
+            }
+            false => (slot(ask.content), None),
+        };
+        let head = (ask.head != ask.content).then(|| slot(ask.head));
+        Slots { row, other, head }
+    }
+
+    /// One step: the requests it makes, or what it made.
+    fn step(
+        &mut self,
+        place: &Place,
+        slots: &Slots,
+        pending: &Pending,
+    ) -> Result<Vec<crate::model::Request>, Made> {
+        let (ask, operator) = (&place.ask, &place.stage.operator);
+        let input = Input {
+            row: slots.row.row(),
+            other: slots.other.as_ref().map(Slot::row),
+            head: slots.head.as_ref().unwrap_or(&slots.row).row(),
+            row_id: ask.row,
+            made_id: place.made,
+            index: ask.index,
+            drawn: place.context.drawn(&place.stage),
+            model: place.stage.model.as_ref(),
+            turns: &pending.turns,
+        };
+        let origin = self.origin(place, &pending.keys);
+        let keeps = operator.role().is_none();
+        let parents = if keeps { slots.row.row().ids("parents") } else { origin.parents.clone() };
+        let call_keys = if keeps { slots.row.row().ids("call_keys") } else { origin.call_keys };
+        let origin = Origin { parents, call_keys, ..origin };
+        let relation = operator.relation();
+        let builder = self.rows.get_or_insert_with(|| BatchBuilder::new(relation));
+        let mut sink = RowSink { builder, origin: &origin, made: None };
+        let step = operator.step(input, &mut sink);
+        let made = sink.made;
+        match step {
+            Step::Ask(requests) => Ok(requests),
+            Step::Drop => Err(Made::Dropped(place.made, ask.index)),
+            Step::Reject(reject) => Err(self.reject(place, &pending.keys, reject, None)),
+            Step::Done => {
+                let (content, version) = made.expect("a step that is done made a row");
+                let rec = Rec { row: place.made, content, version };
+                Err(Made::Row(rec, next(ask, rec)))
+            }
+        }
+    }
+
+    fn origin(&self, place: &Place, keys: &[CallKey]) -> Origin {
+        Origin {
+            row_id: place.made,
+            root_id: self.shared.rows.lineage(place.ask.row).root,
+            parents: place.parents.clone(),
+            call_keys: keys.iter().map(CallKey::id).collect(),
+        }
+    }
+
+    /// Asks; gives the first outcome that ends the row.
+    fn request(
+        &mut self,
+        place: &Place,
+        pending: &mut Pending,
+        requests: Vec<crate::model::Request>,
+    ) -> Option<Outcome> {
+        let model = place.stage.model.as_ref().expect("an operator that asks has a model");
+        let mut ended = None;
+        pending.replies = vec![None; requests.len()];
+        for (at, request) in requests.into_iter().enumerate() {
+            self.next_ticket += 1;
+            let ticket = self.next_ticket;
+            let waiter =
+                || Waiter { replies: self.sender.clone(), wake: Arc::clone(&self.wake), ticket };
+            let dispatcher = &self.shared.dispatcher;
+            let (key, outcome) = dispatcher.ask(self.spec.node, model, request, waiter);
+            pending.keys.push(key);
+            match outcome {
+                None => {
+                    self.tickets.insert(ticket, (place.ask, at));
+                    pending.waiting.push((ticket, key));
+                }
+                Some(Outcome::Answer(answer)) => pending.replies[at] = Some(Answer::clone(&answer)),
+                Some(outcome) => ended = ended.or(Some(outcome)),
+            }
+        }
+        ended
+    }
+
+    /// In a plan: what the row becomes depends on answers not yet known.
+    fn guess(&mut self, place: &Place, pending: &Pending) {
+        let asked = pending.keys.len() as u64;
+        let may_ask = place.stage.operator.calls_max().saturating_sub(asked);
+        if may_ask > 0 {
+            self.shared.dispatcher.may_ask(self.spec.node, may_ask);
+        }
+        let mut hasher = KeyHasher::new("amend/unknown/1");
+        hasher.add_id(place.made);
+        hasher.add_id(place.ask.content);
+        hasher.add_id(place.ask.context);
+        let unknown = hasher.id().unknown();
+        let rec = Rec { row: place.made, content: unknown, version: unknown };
+        self.finish(place.ask, pending.time, Made::Row(rec, next(&place.ask, rec)));
+    }
+
+    fn fail(&mut self, place: &Place, pending: &Pending, failure: &Outcome) {
+        let (reason, detail) = match failure {
+            Outcome::Permanent { message, too_long: true } => (Reason::TooLong, message),
+            Outcome::Permanent { message, too_long: false } => (Reason::HttpPermanent, message),
+            Outcome::Transient { message } => (Reason::HttpTransient, message),
+            Outcome::Answer(_) | Outcome::Unknown => unreachable!("neither ends a row as failed"),
+        };
+        let reject = Reject { reason, detail: detail.clone(), answer: None };
+        let made = self.reject(place, &pending.keys, reject, None);
+        self.finish(place.ask, pending.time, made);
+    }
+
+    fn reject(
+        &mut self,
+        place: &Place,
+        keys: &[CallKey],
+        reject: Reject,
+        request: Option<String>,
+    ) -> Made {
+        let principle = place.context.drawn(&place.stage).first().map(|drawn| drawn.id.to_string());
+        let cells = [
+            ("node", Cell::text(self.spec.name.clone())),
+            ("reason", Cell::text(reject.reason.name())),
+            ("detail", Cell::text(reject.detail)),
+            ("round", Cell::or_null(place.stage.operator.round(), Cell::Int)),
+            ("principle_id", Cell::or_null(principle, Cell::text)),
+            ("call_key", Cell::or_null(keys.last(), |key| Cell::id(key.id()))),
+            ("request", Cell::or_null(request, Cell::text)),
+            ("answer", Cell::or_null(reject.answer, Cell::text)),
+        ];
+        let (content, version) = self.rejects.push(&self.origin(place, keys), &cells);
+        Made::Reject(Rec { row: place.made, content, version })
+    }
+
+    fn finish(&mut self, ask: Ask, time: Time, made: Made) {
+        self.tasks.insert(ask, Task::Done(made));
+        self.emit(time, made, 1);
+    }
+
+    fn emit(&mut self, time: Time, made: Made, diff: isize) {
+        self.made.entry(time).or_default().push((made, time, diff));
+    }
+
+    /// Takes the answers that came.
+    fn take_replies(&mut self) {
+        while let Ok((ticket, outcome)) = self.receiver.try_recv() {
+            let Some((ask, at)) = self.tickets.swap_remove(&ticket) else { continue };
+            let Some(Task::Pending(mut pending)) = self.tasks.swap_remove(&ask) else {
+                unreachable!("a ticket belongs to a row that waits")
+            };
+            pending.waiting.retain(|(waiting, _)| *waiting != ticket);
+            match outcome {
+                Outcome::Answer(answer) => {
+                    pending.replies[at] = Some(Answer::clone(&answer));
+                    if !pending.waiting.is_empty() {
+                        self.tasks.insert(ask, Task::Pending(pending));
+                        continue;
+                    }
+                    self.hold(pending.time, -1);
+                    pending.close_turn();
+                    self.advance(ask, *pending);
+                }
+                failure => {
+                    self.abandon(&mut pending);
+                    self.hold(pending.time, -1);
+                    let place = self.place(ask);
+                    self.fail(&place, &pending, &failure);
+                }
+            }
+        }
+    }
+
+    /// What was made, by time; the rows are kept before anybody hears of them.
+    fn flush(&mut self) -> BTreeMap<Time, Vec<(Made, Time, isize)>> {
+        if let Some(builder) = self.rows.take_if(|builder| !builder.is_empty()) {
+            let (batch, ids) = builder.finish();
+            self.shared.rows.keep(batch, &ids);
+        }
+        if !self.rejects.is_empty() {
+            let empty = BatchBuilder::new(Relation::Rejects);
+            let (batch, ids) = std::mem::replace(&mut self.rejects, empty).finish();
+            self.shared.rows.keep(batch, &ids);
+        }
+        std::mem::take(&mut self.made)
+    }
+
+    /// Lets go of the times at which nothing waits any more.
+    fn release(&mut self) {
+        let stashed = &self.stashed;
+        self.times.retain(|time, (_, waiting)| *waiting > 0 || stashed.contains_key(time));
+    }
+}
+
+fn next(ask: &Ask, rec: Rec) -> Ask {
+    Ask { row: rec.row, content: rec.content, head: ask.head, context: ask.context, index: 0 }
+}
+
+impl Pending {
+    fn close_turn(&mut self) {
+        let turn = std::mem::take(&mut self.replies);
+        self.turns.push(turn.into_iter().map(|reply| reply.expect("every reply came")).collect());
+    }
+}
+
+struct RowSink<'a> {
+    builder: &'a mut BatchBuilder,
+    origin: &'a Origin,
+    made: Option<(Id, Id)>,
+}
+
+impl Out for RowSink<'_> {
+    fn row(&mut self, cells: &[(&'static str, Cell<'_>)]) {
+        assert!(self.made.is_none(), "a step makes one row");
+        self.made = Some(self.builder.push(self.origin, cells));
+    }
+}

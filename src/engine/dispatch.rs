@@ -1,0 +1,421 @@
+//! The dispatcher: one place through which every call of every node and worker goes.
+//!
+//! It looks a request's key up in the memo, lets equal keys wait for one call, queues the misses
+//! by model with downstream nodes first, keeps at most `max_in_flight` of a model under way, and
+//! tells an answer only after it is durable. In a plan it makes no call and counts.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crossbeam_channel::Sender;
+use indexmap::IndexMap;
+use timely::scheduling::SyncActivator;
+
+use crate::model::{Answer, Backend, CallError, Request};
+use crate::operators::ModelRef;
+use crate::record::CallKey;
+
+/// What a call came to.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// An answer, which is durable.
+    Answer(Arc<Answer>),
+    /// The request will never be answered; that is durable too.
+    Permanent {
+        /// What the server said.
+        message: String,
+        /// Whether the prompt is longer than the model's context.
+        too_long: bool,
+    },
+    /// Retries are exhausted; the next run asks again.
+    Transient {
+        /// What the server said.
+        message: String,
+    },
+    /// A plan cannot know.
+    Unknown,
+}
+
+/// A finished call, for the memo.
+pub struct Finished {
+    /// The call key.
+    pub key: CallKey,
+    /// The model asked.
+    pub model: ModelRef,
+    /// What it was asked.
+    pub request: Arc<Request>,
+    /// The answer, or why there will never be one: status, message, whether it was too long.
+    pub outcome: Result<Arc<Answer>, (Option<u16>, String, bool)>,
+}
+
+/// Told when what was remembered is durable.
+pub type Durable = Box<dyn FnOnce(Result<(), String>) + Send>;
+
+/// The durable record of finished calls, as the engine sees it.
+pub trait Memory: Send + Sync {
+    /// What a call came to, if it was made.
+    fn recall(&self, key: &CallKey) -> Option<Outcome>;
+
+    /// Writes a finished call, and calls `durable` once it cannot be lost any more.
+    fn remember(&self, finished: Finished, durable: Durable);
+}
+
+/// Finds the backend of a model: of an entry of `models`, or of a checkpoint that a node trained.
+pub trait Models: Send + Sync {
+    /// The backend; opened the first time that a call is really made.
+    fn backend(&self, model: &ModelRef) -> Result<Arc<dyn Backend>, String>;
+}
+
+/// Where an outcome is to be told: a ticket of the asking operator, which is woken.
+#[derive(Clone)]
+pub(super) struct Waiter {
+    pub(super) replies: Sender<(u64, Outcome)>,
+    pub(super) wake: Arc<SyncActivator>,
+    pub(super) ticket: u64,
+}
+
+impl Waiter {
+    fn tell(&self, outcome: Outcome) {
+        // The operator is gone when a run is being stopped: then nobody is to be told.
+        if self.replies.send((self.ticket, outcome)).is_ok() {
+            drop(self.wake.activate());
+        }
+    }
+}
+
+/// What a run may spend, and how it treats remembered failures.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Limits {
+    /// The most calls to make.
+    pub max_calls: Option<u64>,
+    /// The most tokens to read and write.
+    pub max_tokens: Option<u64>,
+    /// The most US dollars.
+    pub max_cost: Option<f64>,
+    /// Ask again what failed permanently.
+    pub retry_rejects: bool,
+}
+
+/// What one node asked in an epoch, counted by distinct call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Calls {
+    /// Calls made.
+    pub made: u64,
+    /// Calls that the memo had.
+    pub memo: u64,
+    /// Requests sent, retries included.
+    pub attempts: u64,
+    /// In a plan: calls that may be made, of rows not yet known. Never exceeded.
+    pub up_to: u64,
+    /// Tokens read and written by the calls made.
+    pub tokens: u64,
+}
+
+/// Whether calls are made or counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Calls are made.
+    Live,
+    /// Calls are counted.
+    Plan,
+}
+
+struct Pending {
+    request: Arc<Request>,
+    model: ModelRef,
+    waiters: Vec<Waiter>,
+    started: bool,
+}
+
+#[derive(Default)]
+struct Queue {
+    /// By node, last first, then by arrival.
+    waiting: BTreeMap<(std::cmp::Reverse<usize>, u64), CallKey>,
+    in_flight: usize,
+    backend: Option<Arc<dyn Backend>>,
+}
+
+#[derive(Clone, Copy)]
+struct Asked {
+    node: usize,
+    state: State,
+    attempts: u64,
+    tokens: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Waiting,
+    Made,
+    Memo,
+}
+
+#[derive(Default)]
+struct Inner {
+    pending: IndexMap<CallKey, Pending>,
+    queues: IndexMap<(Arc<str>, u128), Queue>,
+    asked: IndexMap<CallKey, Asked>,
+    up_to: BTreeMap<usize, u64>,
+    failed: IndexMap<CallKey, String>,
+    arrivals: u64,
+    started: u64,
+    spent_tokens: u64,
+    spent_cost: f64,
+    stop: Option<String>,
+}
+
+/// The dispatcher. Shared by all workers and by the threads of the models.
+pub struct Dispatcher {
+    memory: Arc<dyn Memory>,
+    models: Arc<dyn Models>,
+    mode: Mode,
+    limits: Limits,
+    cost: Box<dyn Fn(&str, &Answer) -> f64 + Send + Sync>,
+    stopped: AtomicBool,
+    inner: Mutex<Inner>,
+}
+
+type Start = (CallKey, Arc<Request>, Arc<dyn Backend>);
+
+impl Dispatcher {
+    /// A dispatcher over a memo and models; `cost` is the price of an answer of a model, by name.
+    pub fn new(
+        memory: Arc<dyn Memory>,
+        models: Arc<dyn Models>,
+        mode: Mode,
+        limits: Limits,
+        cost: Box<dyn Fn(&str, &Answer) -> f64 + Send + Sync>,
+    ) -> Arc<Dispatcher> {
+        let (stopped, inner) = (AtomicBool::new(false), Mutex::default());
+        Arc::new(Dispatcher { memory, models, mode, limits, cost, stopped, inner })
+    }
+
+    /// Whether calls are made or counted.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("no holder of the dispatcher panics")
+    }
+
+    /// Asks for node `node`. Either the outcome is known at once, or the waiter will be told.
+    pub(super) fn ask(
+        self: &Arc<Self>,
+        node: usize,
+        model: &ModelRef,
+        request: Request,
+        waiter: impl FnOnce() -> Waiter,
+    ) -> (CallKey, Option<Outcome>) {
+        let key = request.key(model.fingerprint);
+        let mut inner = self.lock();
+        if let Some(asked) = inner.asked.get_mut(&key) {
+            asked.node = asked.node.min(node);
+        }
+        if let Some(message) = inner.failed.get(&key) {
+            return (key, Some(Outcome::Transient { message: message.clone() }));
+        }
+        if let Some(pending) = inner.pending.get_mut(&key) {
+            pending.waiters.push(waiter());
+            return (key, None);
+        }
+        if let Some(outcome) = self.recall(&key) {
+            let asked = Asked { node, state: State::Memo, attempts: 0, tokens: 0 };
+            inner.asked.entry(key).or_insert(asked);
+            return (key, Some(outcome));
+        }
+        let asked = Asked { node, state: State::Waiting, attempts: 0, tokens: 0 };
+        if self.mode == Mode::Plan {
+            inner.asked.entry(key).or_insert(asked);
+            return (key, Some(Outcome::Unknown));
+        }
+        inner.asked.insert(key, asked);
+        let waiters = vec![waiter()];
+        let (request, model) = (Arc::new(request), model.clone());
+        let queue = (Arc::clone(&model.name), model.fingerprint.bits());
+        inner.pending.insert(key, Pending { request, model, waiters, started: false });
+        inner.arrivals += 1;
+        let place = (std::cmp::Reverse(node), inner.arrivals);
+        inner.queues.entry(queue.clone()).or_default().waiting.insert(place, key);
+        let starts = self.pump(&mut inner, &queue);
+        drop(inner);
+        self.start(starts);
+        (key, None)
+    }
+
+    fn recall(&self, key: &CallKey) -> Option<Outcome> {
+        let outcome = self.memory.recall(key)?;
+        let failed = matches!(outcome, Outcome::Permanent { .. });
+        (!(failed && self.limits.retry_rejects)).then_some(outcome)
+    }
+
+    /// In a plan: a row of the node is not known and may need so many calls.
+    pub(super) fn may_ask(&self, node: usize, calls: u64) {
+        *self.lock().up_to.entry(node).or_default() += calls;
+    }
+
+    /// The row that asked is gone: the call is not made, unless it is under way or others wait.
+    pub(super) fn cancel(&self, key: &CallKey, ticket: u64, wake: &Arc<SyncActivator>) {
+        let mut inner = self.lock();
+        let Some(pending) = inner.pending.get_mut(key) else { return };
+        pending
+            .waiters
+            .retain(|waiter| waiter.ticket != ticket || !Arc::ptr_eq(&waiter.wake, wake));
+        if pending.waiters.is_empty() && !pending.started {
+            inner.pending.swap_remove(key);
+            inner.asked.swap_remove(key);
+        }
+    }
+
+    /// Takes from a model's queue what may be started now.
+    fn pump(&self, inner: &mut Inner, queue: &(Arc<str>, u128)) -> Vec<Start> {
+        let mut starts = Vec::new();
+        while inner.stop.is_none() {
+            let state = inner.queues.get_mut(queue).expect("a model that is asked has a queue");
+            let Some((place, key)) = state.waiting.first_key_value() else { break };
+            let (place, key) = (*place, *key);
+            let Some(pending) = inner.pending.get_mut(&key).filter(|pending| !pending.started)
+            else {
+                state.waiting.remove(&place);
+                continue;
+            };
+            if state.backend.is_none() {
+                match self.models.backend(&pending.model) {
+                    Ok(backend) => state.backend = Some(backend),
+                    Err(message) => {
+                        self.stop_locked(inner, message);
+                        break;
+                    }
+                }
+            }
+            let backend = Arc::clone(state.backend.as_ref().expect("it was just opened"));
+            if state.in_flight >= backend.max_in_flight().max(1) {
+                break;
+            }
+            if self.limits.max_calls.is_some_and(|most| inner.started >= most) {
+                let most = self.limits.max_calls.unwrap_or_default();
+                self.stop_locked(inner, format!("the next call would be more than {most}"));
+                break;
+            }
+            pending.started = true;
+            state.waiting.remove(&place);
+            state.in_flight += 1;
+            inner.started += 1;
+            starts.push((key, Arc::clone(&pending.request), backend));
+        }
+        starts
+    }
+
+    fn start(self: &Arc<Self>, starts: Vec<Start>) {
+        for (key, request, backend) in starts {
+            let this = Arc::clone(self);
+            backend.submit(request, Box::new(move |result| this.answered(key, result)));
+        }
+    }
+
+    /// An answer came, or will not come: it is made durable first.
+    fn answered(self: &Arc<Self>, key: CallKey, result: Result<Answer, CallError>) {
+        let outcome = match result {
+            Ok(answer) => Ok(Arc::new(answer)),
+            Err(CallError::Permanent { status, message, too_long }) => {
+                Err((status, message, too_long))
+            }
+            Err(CallError::Transient { message, .. }) => {
+                self.lock().failed.insert(key, message.clone());
+                return self.settle(key, Outcome::Transient { message }, 0);
+            }
+            Err(CallError::Outage { message }) => return self.stop(message),
+        };
+        let (request, model) = {
+            let inner = self.lock();
+            let pending = inner.pending.get(&key).expect("a call under way stays pending");
+            (Arc::clone(&pending.request), pending.model.clone())
+        };
+        let attempts = outcome.as_ref().map_or(1, |answer| answer.attempts.max(1) as u64);
+        let told = match &outcome {
+            Ok(answer) => Outcome::Answer(Arc::clone(answer)),
+            Err((_, message, too_long)) => {
+                Outcome::Permanent { message: message.clone(), too_long: *too_long }
+            }
+        };
+        let this = Arc::clone(self);
+        let durable = move |written: Result<(), String>| match written {
+            Ok(()) => this.settle(key, told, attempts),
+            Err(message) => this.stop(message),
+        };
+        self.memory.remember(Finished { key, model, request, outcome }, Box::new(durable));
+    }
+
+    /// A call is over: its permit is free, its waiters are told.
+    fn settle(self: &Arc<Self>, key: CallKey, outcome: Outcome, attempts: u64) {
+        let mut inner = self.lock();
+        let pending = inner.pending.swap_remove(&key).expect("a call under way stays pending");
+        let tokens = match &outcome {
+            Outcome::Answer(answer) => {
+                inner.spent_cost += (self.cost)(&pending.model.name, answer);
+                (answer.prompt_tokens + answer.completion_tokens).max(0) as u64
+            }
+            _ => 0,
+        };
+        inner.spent_tokens += tokens;
+        if let Some(asked) = inner.asked.get_mut(&key) {
+            asked.attempts += attempts;
+            asked.tokens += tokens;
+            asked.state = State::Made;
+        }
+        let queue = (Arc::clone(&pending.model.name), pending.model.fingerprint.bits());
+        inner.queues.get_mut(&queue).expect("a model that was asked has a queue").in_flight -= 1;
+        let over = self.limits.max_tokens.is_some_and(|most| inner.spent_tokens >= most)
+            || self.limits.max_cost.is_some_and(|most| inner.spent_cost >= most);
+        if over {
+            self.stop_locked(&mut inner, "the budget is spent".to_owned());
+        }
+        let starts = self.pump(&mut inner, &queue);
+        drop(inner);
+        for waiter in &pending.waiters {
+            waiter.tell(outcome.clone());
+        }
+        self.start(starts);
+    }
+
+    /// Stops the run: nothing more is started, and what is under way is still remembered.
+    pub fn stop(&self, reason: String) {
+        self.stop_locked(&mut self.lock(), reason);
+    }
+
+    fn stop_locked(&self, inner: &mut Inner, reason: String) {
+        inner.stop.get_or_insert(reason);
+        self.stopped.store(true, Ordering::Release);
+    }
+
+    /// Why the run was stopped, if it was.
+    pub fn stopped(&self) -> Option<String> {
+        self.stopped.load(Ordering::Acquire).then(|| self.lock().stop.clone()).flatten()
+    }
+
+    /// Calls under way at this moment.
+    pub fn in_flight(&self) -> usize {
+        self.lock().queues.values().map(|queue| queue.in_flight).sum()
+    }
+
+    /// What each of `nodes` nodes asked since the last time this was taken. A call counts for the
+    /// first node in plan order that needs it.
+    pub fn take_calls(&self, nodes: usize) -> Vec<Calls> {
+        let mut inner = self.lock();
+        let mut calls = vec![Calls::default(); nodes];
+        for asked in std::mem::take(&mut inner.asked).into_values() {
+            let node = &mut calls[asked.node];
+            match asked.state {
+                State::Memo => node.memo += 1,
+                State::Made | State::Waiting => node.made += 1,
+            }
+            node.attempts += asked.attempts;
+            node.tokens += asked.tokens;
+        }
+        for (node, up_to) in std::mem::take(&mut inner.up_to) {
+            calls[node].up_to += up_to;
+        }
+        calls
+    }
+}

@@ -1,0 +1,21 @@
+//! `engine`: renders a plan to one timely/differential dataflow and runs it.
+//!
+//! Through differential travel keys alone; what they stand for is in [`rows`] and [`context`].
+
+mod call;
+pub mod context;
+mod digest;
+pub mod dispatch;
+pub mod draw;
+mod gather;
+mod render;
+pub mod rows;
+pub mod session;
+pub mod shape;
+mod shared;
+mod time;
+pub mod train;
+mod trained;
+mod worker;
+
+pub use shared::TrainingState;

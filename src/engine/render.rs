@@ -1,0 +1,450 @@
+//! Rendering: one straight walk over the shape makes the dataflow.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use differential_dataflow::AsCollection;
+use differential_dataflow::input::{Input, InputSession};
+use timely::dataflow::Scope;
+use timely::dataflow::operators::probe::Handle as ProbeHandle;
+use timely::dataflow::operators::vec::Map;
+
+use super::call::{Ask, Coll, Made, Spec, call};
+use super::digest::Digest;
+use super::draw::Draw;
+use super::gather;
+use super::rows::Rec;
+use super::shape::{DrawShape, Kind, Node, NodeIdx, Shape, Take};
+use super::shared::{Shared, Stream};
+use super::time::{self, Time};
+use super::train::{TrainAsk, TrainMade, train};
+use crate::operators::ModelRef;
+use crate::record::Id;
+
+/// How many keys a one-row collection is copied to, so that joining it is shared by workers.
+const SPREAD: u64 = 16;
+
+type Session<D> = InputSession<Time, D, isize>;
+
+/// The ends of the dataflow that the world holds.
+#[derive(Default)]
+pub(super) struct Inputs {
+    pub(super) rows: BTreeMap<(NodeIdx, bool), Session<Rec>>,
+    pub(super) settings: BTreeMap<NodeIdx, Session<Id>>,
+    pub(super) candidates: BTreeMap<NodeIdx, Session<Id>>,
+    pub(super) texts: BTreeMap<NodeIdx, Session<(Id, Id)>>,
+}
+
+impl Inputs {
+    /// Advances every input.
+    pub(super) fn advance_to(&mut self, time: Time) {
+        fn all<'a, K, D: differential_dataflow::Data>(
+            inputs: impl Iterator<Item = (K, &'a mut Session<D>)>,
+            time: Time,
+        ) {
+            for (_, input) in inputs {
+                input.advance_to(time);
+                input.flush();
+            }
+        }
+        all(self.rows.iter_mut(), time);
+        all(self.settings.iter_mut(), time);
+        all(self.candidates.iter_mut(), time);
+        all(self.texts.iter_mut(), time);
+    }
+}
+
+/// What a node offers to those after it.
+#[derive(Clone)]
+struct Rendered<'s> {
+    rows: Coll<'s, Rec>,
+    /// What the next stage of the chain acts on.
+    asks: Option<Coll<'s, Ask>>,
+    /// The weights id, of a training.
+    model: Option<Coll<'s, Id>>,
+}
+
+struct Renderer<'s, 'a> {
+    scope: Scope<'s, Time>,
+    shared: &'a Arc<Shared>,
+    probe: &'a ProbeHandle<Time>,
+    inputs: Inputs,
+    done: Vec<Rendered<'s>>,
+    shape: &'a Shape,
+}
+
+/// Makes the dataflow of a shape.
+pub(super) fn render<'s>(
+    scope: Scope<'s, Time>,
+    shape: &Shape,
+    shared: &Arc<Shared>,
+    probe: &ProbeHandle<Time>,
+) -> Inputs {
+    let inputs = Inputs::default();
+    let mut renderer = Renderer { scope, shared, probe, inputs, done: Vec::new(), shape };
+    for (at, node) in shape.nodes.iter().enumerate() {
+        let rendered = renderer.node(at, node);
+        renderer.done.push(rendered);
+    }
+    renderer.inputs
+}
+
+impl<'s> Renderer<'s, '_> {
+    fn node(&mut self, at: NodeIdx, node: &Node) -> Rendered<'s> {
+        match &node.kind {
+            Kind::Source => self.source(at),
+            Kind::Union { of } => self.union(at, of),
+            Kind::Local { of, take } => self.local(at, node, of, take),
+            Kind::Head { of, draws, models, .. } => {
+                let stages = self.stages(at, models);
+                let asks = self.head(at, node, *of, draws, stages);
+                let pairs = matches!(&node.kind, Kind::Head { pairs: Some(_), .. });
+                self.call(at, node, asks, Some(0), true, pairs)
+            }
+            Kind::Follow { of, stage } => {
+                let asks = self.done[*of].asks.clone().expect("a chain goes on from a stage");
+                self.call(at, node, asks, Some(*stage), false, false)
+            }
+            Kind::Train { of, models } => self.train(at, node, *of, models),
+        }
+    }
+
+    fn source(&mut self, at: NodeIdx) -> Rendered<'s> {
+        let scope = self.scope;
+        let (rows_input, rows) = scope.new_collection::<Rec, isize>();
+        let (rejects_input, rejects) = scope.new_collection::<Rec, isize>();
+        self.inputs.rows.insert((at, false), rows_input);
+        self.inputs.rows.insert((at, true), rejects_input);
+        self.sink(at, Stream::Rows, rows.clone());
+        self.sink(at, Stream::Rejects, rejects);
+        Rendered { rows, asks: None, model: None }
+    }
+
+    fn union(&mut self, at: NodeIdx, of: &[NodeIdx]) -> Rendered<'s> {
+        let parts: Vec<_> = of.iter().map(|node| self.done[*node].rows.clone()).collect();
+        let rows = differential_dataflow::collection::concatenate(self.scope, parts);
+        self.sink(at, Stream::Rows, rows.clone());
+        Rendered { rows, asks: None, model: None }
+    }
+
+    fn local(&mut self, at: NodeIdx, node: &Node, of: &[NodeIdx], take: &Take) -> Rendered<'s> {
+        let stages = self.stages(at, &[]);
+        let shared = Arc::clone(self.shared);
+        let context = stages.clone().map(move |stages| shared.contexts.keep(stages, &[]));
+        let tagged = of.iter().enumerate().map(|(input, node)| {
+            let rows = self.done[*node].rows.clone();
+            rows.map(move |rec| (input as u64, rec))
+        });
+        let tagged: Vec<_> = tagged.collect();
+        let mut rows = differential_dataflow::collection::concatenate(self.scope, tagged);
+        rows = match take {
+            Take::All => rows,
+            Take::Count(counts) => gather::lowest(rows, counts.clone(), stages, self.shared),
+            Take::Dedupe => {
+                let (kept, duplicates) = gather::dedupe(rows, stages, &node.name, self.shared);
+                self.sink(at, Stream::Rejects, duplicates);
+                kept
+            }
+        };
+        let asks = rows.map(|(input, rec)| (rec.row.low() % SPREAD, (input, rec))).join_map(
+            spread(context),
+            |_, (index, rec), context| Ask {
+                row: rec.row,
+                content: rec.version,
+                head: rec.version,
+                context: *context,
+                index: *index,
+            },
+        );
+        self.call(at, node, asks, None, true, false)
+    }
+
+    /// The settings of a node, with the models that other nodes train filled in.
+    fn stages(&mut self, at: NodeIdx, models: &[Option<NodeIdx>]) -> Coll<'s, Id> {
+        let scope = self.scope;
+        let (input, mut stages) = scope.new_collection::<Id, isize>();
+        self.inputs.settings.insert(at, input);
+        for (stage, node) in models.iter().enumerate() {
+            let Some(node) = node else { continue };
+            let name: Arc<str> = self.shape.nodes[*node].name.as_str().into();
+            let model = self.done[*node].model.clone().expect("a model edge ends at a training");
+            let shared = Arc::clone(self.shared);
+            stages = stages.map(|stages| ((), stages)).join_map(
+                model.map(|fingerprint| ((), fingerprint)),
+                move |(), stages, fingerprint| {
+                    let model = ModelRef { name: Arc::clone(&name), fingerprint: *fingerprint };
+                    shared.contexts.with_model(*stages, stage, &model)
+                },
+            );
+        }
+        stages
+    }
+
+    /// What the first stage of a chain acts on: rows with settings and draws.
+    fn head(
+        &mut self,
+        at: NodeIdx,
+        node: &Node,
+        of: NodeIdx,
+        draws: &[DrawShape],
+        stages: Coll<'s, Id>,
+    ) -> Coll<'s, Ask> {
+        let pairs = match &node.kind {
+            Kind::Head { pairs, .. } => pairs.clone(),
+            _ => None,
+        };
+        let rows = self.done[of].rows.clone();
+        let rows = match pairs {
+            None => rows.map(|rec| (rec.row, rec.content)),
+            Some(pairs) => {
+                let (pairs, broken) = gather::pairs(rows, &pairs, &node.name, self.shared);
+                self.sink(at, Stream::Rejects, broken);
+                pairs
+            }
+        };
+        let rows = rows.consolidate();
+        let asks = if draws.is_empty() {
+            let shared = Arc::clone(self.shared);
+            let context = stages.map(move |stages| shared.contexts.keep(stages, &[]));
+            rows.map(|(row, content)| (row.low() % SPREAD, (row, content)))
+                .join_map(spread(context), |_, row, context| (*row, *context))
+        } else {
+            self.draw(at, rows, draws, stages)
+        };
+        let shared = Arc::clone(self.shared);
+        asks.flat_map(move |((row, content), context)| {
+            let stages = Arc::clone(&shared.contexts.get(context).stages);
+            let fan_out = stages.stage(0).operator.fan_out();
+            (0..fan_out).map(move |index| Ask { row, content, head: content, context, index })
+        })
+    }
+
+    /// Rows with the context of their draws.
+    fn draw(
+        &mut self,
+        at: NodeIdx,
+        rows: Coll<'s, (Id, Id)>,
+        draws: &[DrawShape],
+        stages: Coll<'s, Id>,
+    ) -> Coll<'s, ((Id, Id), Id)> {
+        let scope = self.scope;
+        let (candidates_input, candidates) = scope.new_collection::<Id, isize>();
+        let (texts_input, texts) = scope.new_collection::<(Id, Id), isize>();
+        self.inputs.candidates.insert(at, candidates_input);
+        self.inputs.texts.insert(at, texts_input);
+
+        let total: usize = draws.iter().map(|draw| draw.count).sum();
+        let fresh = draws.iter().any(|draw| draw.fresh);
+        let counts: Vec<usize> = draws.iter().map(|draw| draw.count).collect();
+        let picks = draws.iter().enumerate().map(|(which, draw)| {
+            let most = if fresh { total } else { draw.count };
+            self.pick(rows.clone(), candidates.clone(), which as u64, draw, most)
+        });
+        let picks: Vec<_> = picks.collect();
+        let mut picks = differential_dataflow::collection::concatenate(self.scope, picks);
+        if fresh {
+            picks = without_replacement(picks, counts.clone());
+        }
+        // Settings and models ride on the texts: rows are arranged once, by principle.
+        let texts = texts
+            .map(|text| ((), text))
+            .join_map(stages.map(|stages| ((), stages)), |(), text, stages| {
+                (text.0, (text.1, *stages))
+            });
+        let drawn = picks.join_map(texts, |_, (row, which, rank), (text, stages)| {
+            (*row, (*which, *rank, *text, *stages))
+        });
+        let shared = Arc::clone(self.shared);
+        if total == 1 {
+            return drawn.map(move |(row, (_, _, text, stages))| {
+                (row, shared.contexts.keep(stages, &[vec![text]]))
+            });
+        }
+        drawn.reduce_named("Draws", move |_row, picks, output| {
+            // Half of a row's draws is seen only while an edit is being taken in.
+            if picks.len() == total {
+                let mut drawn: Vec<Vec<Id>> = vec![Vec::new(); counts.len()];
+                for ((which, _, text, _), _) in picks {
+                    drawn[*which as usize].push(*text);
+                }
+                let stages = picks[0].0.3;
+                output.push((shared.contexts.keep(stages, &drawn), 1isize));
+            }
+        })
+    }
+
+    /// Rows under the keys of the principles that one draw gives them:
+    /// `(principle, (row, which draw, rank))`.
+    fn pick(
+        &self,
+        rows: Coll<'s, (Id, Id)>,
+        candidates: Coll<'s, Id>,
+        which: u64,
+        shape: &DrawShape,
+        most: usize,
+    ) -> Coll<'s, Pick> {
+        let draw = Draw { seed: shape.seed, purpose: shape.purpose, round: shape.round };
+        let (shared, of_parent) = (Arc::clone(self.shared), shape.of_parent);
+        let rows = rows.map(move |(row, content)| {
+            let root = if of_parent { shared.rows.lineage(row).parents[0] } else { row };
+            (draw.bucket(root), (row, content))
+        });
+        // Winners are computed for occupied buckets only; what did not change cancels where it is
+        // arranged, so that a changed constitution moves its own buckets.
+        let occupied = rows.clone().map(|(bucket, _)| bucket).distinct();
+        let shared = Arc::clone(self.shared);
+        let winners = occupied
+            .map(|bucket| (bucket % SPREAD, bucket))
+            .join_map(spread(candidates), |_, bucket, candidates| (*bucket, *candidates))
+            .flat_map(move |(bucket, candidates)| {
+                let candidates = shared.contexts.candidates(candidates);
+                let winners = draw.winners(bucket, &candidates, most);
+                winners.into_iter().enumerate().map(move |(rank, key)| (bucket, (rank as u64, key)))
+            });
+        rows.join_map(winners, move |_, row, (rank, key)| (*key, (*row, which, *rank)))
+    }
+
+    fn call(
+        &mut self,
+        at: NodeIdx,
+        node: &Node,
+        asks: Coll<'s, Ask>,
+        stage: Option<usize>,
+        settle: bool,
+        pairs: bool,
+    ) -> Rendered<'s> {
+        let spec = Spec { node: at, name: node.name.clone(), stage, settle, pairs };
+        let made = call(asks, spec, self.shared);
+        let rows = made.clone().flat_map(|made| match made {
+            Made::Row(rec, _) => Some(rec),
+            _ => None,
+        });
+        let asks = made.clone().flat_map(|made| match made {
+            Made::Row(_, ask) => Some(ask),
+            _ => None,
+        });
+        let rejects = made.clone().flat_map(|made| match made {
+            Made::Reject(rec) => Some(rec),
+            _ => None,
+        });
+        let shared = Arc::clone(self.shared);
+        made.inspect_batch(move |_, changes| {
+            let dropped = changes.iter().filter(|(made, _, _)| matches!(made, Made::Dropped(..)));
+            shared.saw_dropped(at, dropped.map(|(_, _, diff)| diff).sum());
+        })
+        .probe_with(self.probe);
+        self.sink(at, Stream::Rows, rows.clone());
+        self.sink(at, Stream::Rejects, rejects);
+        Rendered { rows, asks: Some(asks), model: None }
+    }
+
+    fn train(
+        &mut self,
+        at: NodeIdx,
+        node: &Node,
+        of: NodeIdx,
+        models: &[Option<NodeIdx>],
+    ) -> Rendered<'s> {
+        let data = self.done[of].rows.clone().map(|rec| (rec.row, rec.content));
+        // A training would start at every chunk otherwise: its data is the whole epoch's.
+        let data =
+            data.inner.map(|(row, time, diff)| (row, time::close(time), diff)).as_collection();
+        let digest = data
+            .clone()
+            .explode(|(row, content)| Some(((), Digest::of(row, content))))
+            .count()
+            .map(|((), digest)| ((), (digest.id(), digest.rows())));
+
+        let scope = self.scope;
+        let (input, mut settings) = scope.new_collection::<Id, isize>();
+        self.inputs.settings.insert(at, input);
+        for (place, node) in models.iter().enumerate() {
+            let Some(node) = node else { continue };
+            let model = self.done[*node].model.clone().expect("a model edge ends at a training");
+            let name: Arc<str> = self.shape.nodes[*node].name.as_str().into();
+            let shared = Arc::clone(self.shared);
+            settings = settings.map(|settings| ((), settings)).join_map(
+                model.map(|fingerprint| ((), fingerprint)),
+                move |(), settings, fingerprint| {
+                    let model = ModelRef { name: Arc::clone(&name), fingerprint: *fingerprint };
+                    shared.contexts.with_training_model(*settings, place, &model)
+                },
+            );
+        }
+        let asks = digest.join_map(
+            settings.map(|settings| ((), settings)),
+            |(), (dataset, dataset_rows), training| TrainAsk {
+                dataset: *dataset,
+                dataset_rows: *dataset_rows,
+                training: *training,
+            },
+        );
+        let made = train(asks, data, at, &node.name, self.shared);
+        self.trained(at, made)
+    }
+
+    fn trained(&mut self, at: NodeIdx, made: Coll<'s, TrainMade>) -> Rendered<'s> {
+        let pick = |choose: fn(TrainMade) -> Option<Rec>| made.clone().flat_map(choose);
+        let rows = pick(|made| match made {
+            TrainMade::Checkpoint(rec) => Some(rec),
+            _ => None,
+        });
+        let metrics = pick(|made| match made {
+            TrainMade::Metric(rec) => Some(rec),
+            _ => None,
+        });
+        let rollouts = pick(|made| match made {
+            TrainMade::Rollout(rec) => Some(rec),
+            _ => None,
+        });
+        let rejects = pick(|made| match made {
+            TrainMade::Reject(rec) => Some(rec),
+            _ => None,
+        });
+        let model = made.clone().flat_map(|made| match made {
+            TrainMade::Model(weights) => Some(weights),
+            _ => None,
+        });
+        self.sink(at, Stream::Rows, rows.clone());
+        self.sink(at, Stream::Rejects, rejects);
+        self.sink(at, Stream::Metrics, metrics);
+        self.sink(at, Stream::Rollouts, rollouts);
+        Rendered { rows, asks: None, model: Some(model) }
+    }
+
+    fn sink(&self, at: NodeIdx, stream: Stream, rows: Coll<'s, Rec>) {
+        let shared = Arc::clone(self.shared);
+        rows.inspect_batch(move |_, changes| {
+            shared.saw(at, stream, changes.iter().map(|(rec, _, diff)| (*rec, *diff)));
+        })
+        .probe_with(self.probe);
+    }
+}
+
+/// A row under the key of a principle: `(principle, ((row, content), which draw, rank))`.
+type Pick = (Id, ((Id, Id), u64, u64));
+
+/// Copies a one-row collection to every key that rows are spread over.
+fn spread<'s>(one: Coll<'s, Id>) -> Coll<'s, (u64, Id)> {
+    one.flat_map(|id| (0..SPREAD).map(move |key| (key, id)))
+}
+
+/// Of each draw's ranking, the best that no earlier draw of the row took.
+fn without_replacement<'s>(picks: Coll<'s, Pick>, counts: Vec<usize>) -> Coll<'s, Pick> {
+    let by_row = picks.map(|(key, (row, which, rank))| (row, (which, rank, key)));
+    let chosen = by_row.reduce_named("WithoutReplacement", move |_row, picks, output| {
+        let mut taken: Vec<Id> = Vec::new();
+        let mut left = counts.clone();
+        // Sorted by draw, then by rank.
+        for ((which, _, key), _) in picks {
+            let left = &mut left[*which as usize];
+            if *left > 0 && !taken.contains(key) {
+                let rank = (counts[*which as usize] - *left) as u64;
+                *left -= 1;
+                taken.push(*key);
+                output.push(((*which, rank, *key), 1isize));
+            }
+        }
+    });
+    chosen.map(|(row, (which, rank, key))| (key, (row, which, rank)))
+}

@@ -1,0 +1,315 @@
+//! A session: a dataflow that lives, and takes edits.
+//!
+//! [`Session::apply`] is the tested core: it is given what is desired (rows, settings, texts),
+//! finds what that changes, feeds the change as an epoch, and gives the tables that come of it.
+//! An edit may be accepted while an earlier one still runs: the earlier one is superseded.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use timely::WorkerConfig;
+
+use super::context::{Stage, Stages};
+use super::dispatch::{Calls, Dispatcher};
+use super::draw::Candidate;
+use super::rows::{Rec, Rows};
+use super::shape::{Kind, NodeIdx, Shape};
+use super::shared::{Shared, Stream, TrainingState};
+use super::train::{Training, Trainings};
+use super::worker::{Changes, Command, Report, work};
+use crate::operators::Drawn;
+use crate::record::Id;
+
+/// What is desired: everything the dataflow is fed with.
+#[derive(Clone, Default)]
+pub struct Desired {
+    /// The nodes and edges.
+    pub shape: Shape,
+    /// The rows and the rejects of each source.
+    pub sources: BTreeMap<NodeIdx, (Vec<Rec>, Vec<Rec>)>,
+    /// The stages of each chain, at its head, and of each local step, an input each.
+    pub stages: BTreeMap<NodeIdx, Vec<Stage>>,
+    /// The principles that each chain with draws draws from.
+    pub candidates: BTreeMap<NodeIdx, Vec<Candidate>>,
+    /// The texts of those principles.
+    pub texts: BTreeMap<NodeIdx, Vec<(Id, Drawn)>>,
+    /// The settings of each training.
+    pub trainings: BTreeMap<NodeIdx, Training>,
+    /// Rows to a chunk.
+    pub chunk: usize,
+}
+
+/// What is fed now, as keys.
+#[derive(Clone, Default, PartialEq, Eq)]
+struct Fed {
+    rows: BTreeMap<(NodeIdx, bool, Id), Rec>,
+    settings: BTreeMap<NodeIdx, Id>,
+    candidates: BTreeMap<NodeIdx, Id>,
+    texts: BTreeMap<(NodeIdx, Id), Id>,
+}
+
+/// The rows of one node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Table {
+    /// Rows, by id.
+    pub rows: BTreeMap<Id, Rec>,
+    /// Rejects, by the id of the lost row.
+    pub rejects: BTreeMap<Id, Rec>,
+    /// A training's logged numbers.
+    pub metrics: BTreeMap<Id, Rec>,
+    /// A training's episodes.
+    pub rollouts: BTreeMap<Id, Rec>,
+    /// Rows left out on purpose.
+    pub dropped: u64,
+}
+
+/// What an epoch came to.
+#[derive(Clone, Debug, Default)]
+pub struct Settled {
+    /// For each node, what it asked in this epoch.
+    pub calls: Vec<Calls>,
+    /// For each node, how many records it acted on in this epoch.
+    pub records: Vec<u64>,
+    /// For each training node, what it came to.
+    pub trainings: BTreeMap<NodeIdx, TrainingState>,
+}
+
+/// A run was stopped before it was done; what was paid for is remembered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Stopped(pub String);
+
+/// A dataflow that lives.
+pub struct Session {
+    workers: usize,
+    rows: Arc<Rows>,
+    dispatcher: Arc<Dispatcher>,
+    trainings: Arc<dyn Trainings>,
+    running: Option<Running>,
+}
+
+struct Running {
+    shape: Shape,
+    shared: Arc<Shared>,
+    fed: Fed,
+    epoch: u64,
+    done: Vec<u64>,
+    tables: Vec<Table>,
+    commands: Vec<Sender<Command>>,
+    reports: Receiver<(usize, Report)>,
+    guards: Option<timely::communication::WorkerGuards<()>>,
+}
+
+impl Session {
+    /// A session of so many worker threads.
+    pub fn new(
+        workers: usize,
+        rows: Arc<Rows>,
+        dispatcher: Arc<Dispatcher>,
+        trainings: Arc<dyn Trainings>,
+    ) -> Session {
+        assert!(workers > 0, "a session has a worker");
+        Session { workers, rows, dispatcher, trainings, running: None }
+    }
+
+    /// The rows that keys stand for.
+    pub fn rows(&self) -> &Arc<Rows> {
+        &self.rows
+    }
+
+    /// Accepts an edit and waits until it is settled.
+    pub fn apply(&mut self, desired: &Desired) -> Result<Settled, Stopped> {
+        self.submit(desired);
+        self.wait()
+    }
+
+    /// Accepts an edit; an earlier one that still runs is superseded.
+    pub fn submit(&mut self, desired: &Desired) {
+        if self.running.as_ref().is_none_or(|running| running.shape != desired.shape) {
+            self.running = None;
+            self.running = Some(self.begin(&desired.shape));
+        }
+        let running = self.running.as_mut().expect("it was just begun");
+        let fed = running.keys(desired);
+        let mut changes = running.fed.changes(&fed);
+        running.fed = fed;
+        running.epoch += 1;
+        changes.epoch = running.epoch;
+        changes.chunk = desired.chunk.max(1);
+        running.shared.accept_epoch(running.epoch);
+        let changes = Arc::new(changes);
+        for commands in &running.commands {
+            drop(commands.send(Command::Epoch(Arc::clone(&changes))));
+        }
+    }
+
+    /// Waits until the last accepted edit is settled.
+    pub fn wait(&mut self) -> Result<Settled, Stopped> {
+        let nodes = self.running.as_ref().map_or(0, |running| running.shape.nodes.len());
+        let running = self.running.as_mut().expect("an edit was accepted");
+        while running.done.iter().any(|done| *done < running.epoch) {
+            match running.reports.recv_timeout(Duration::from_millis(50)) {
+                Ok((worker, Report::Done(epoch))) => running.done[worker] = epoch,
+                Ok((_, Report::Stopped)) | Err(RecvTimeoutError::Disconnected) => {
+                    let reason = self.dispatcher.stopped();
+                    return Err(Stopped(reason.unwrap_or_else(|| "a worker ended".to_owned())));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+        running.take_in();
+        Ok(Settled {
+            calls: self.dispatcher.take_calls(nodes),
+            records: running.shared.take_records(),
+            trainings: running.shared.trainings_seen(),
+        })
+    }
+
+    /// The table of each node, as of the last settled epoch.
+    pub fn tables(&self) -> &[Table] {
+        self.running.as_ref().map_or(&[], |running| &running.tables)
+    }
+
+    fn begin(&self, shape: &Shape) -> Running {
+        let nodes = shape.nodes.len();
+        let rows = Arc::clone(&self.rows);
+        let (dispatcher, trainings) = (Arc::clone(&self.dispatcher), Arc::clone(&self.trainings));
+        let shared = Shared::new(rows, dispatcher, trainings, nodes);
+        let (report, reports) = unbounded();
+        let (senders, receivers): (Vec<_>, Vec<_>) =
+            (0..self.workers).map(|_| unbounded::<Command>()).unzip();
+        let config = timely::Config {
+            communication: match self.workers {
+                1 => timely::CommunicationConfig::Thread,
+                workers => timely::CommunicationConfig::Process(workers),
+            },
+            worker: WorkerConfig::default(),
+        };
+        let (of_worker, of_shape) = (Arc::clone(&shared), shape.clone());
+        let guards = timely::execute(config, move |worker| {
+            let index = worker.index();
+            let (inner, outer) = unbounded();
+            let tell = report.clone();
+            // Reports carry the worker's number; a channel of its own keeps `work` free of it.
+            let forward = std::thread::spawn(move || {
+                for report in outer {
+                    drop(tell.send((index, report)));
+                }
+            });
+            work(worker, &of_shape, &of_worker, &receivers[index], &inner);
+            drop(inner);
+            drop(forward.join());
+        });
+        let guards = guards.expect("threads of one process start without a network");
+        Running {
+            shape: shape.clone(),
+            shared,
+            fed: Fed::default(),
+            epoch: 0,
+            done: vec![0; self.workers],
+            tables: vec![Table::default(); nodes],
+            commands: senders,
+            reports,
+            guards: Some(guards),
+        }
+    }
+}
+
+impl Running {
+    /// The keys of what is desired; what they stand for is kept.
+    fn keys(&self, desired: &Desired) -> Fed {
+        let contexts = &self.shared.contexts;
+        let mut fed = Fed::default();
+        for (node, (rows, rejects)) in &desired.sources {
+            for (reject, recs) in [(false, rows), (true, rejects)] {
+                fed.rows.extend(recs.iter().map(|rec| ((*node, reject, rec.row), *rec)));
+            }
+        }
+        for (node, stages) in &desired.stages {
+            fed.settings.insert(*node, contexts.keep_stages(Stages::new(stages.clone())));
+        }
+        for (node, training) in &desired.trainings {
+            fed.settings.insert(*node, contexts.keep_training(training.clone()));
+        }
+        for (node, candidates) in &desired.candidates {
+            fed.candidates.insert(*node, contexts.keep_candidates(candidates.clone()));
+        }
+        for (node, texts) in &desired.texts {
+            for (key, drawn) in texts {
+                fed.texts.insert((*node, *key), contexts.keep_texts(drawn.clone()));
+            }
+        }
+        fed
+    }
+
+    /// Takes in what the sinks saw.
+    fn take_in(&mut self) {
+        let shared = &self.shared;
+        for (at, node) in self.shape.nodes.iter().enumerate() {
+            let table = &mut self.tables[at];
+            apply(&mut table.rows, shared.take_seen(at, Stream::Rows));
+            apply(&mut table.rejects, shared.take_seen(at, Stream::Rejects));
+            if matches!(node.kind, Kind::Train { .. }) {
+                apply(&mut table.metrics, shared.take_seen(at, Stream::Metrics));
+                apply(&mut table.rollouts, shared.take_seen(at, Stream::Rollouts));
+            }
+            let dropped = table.dropped as i64 + shared.take_dropped(at) as i64;
+            table.dropped = u64::try_from(dropped).expect("what was dropped was there");
+        }
+    }
+}
+
+fn apply(table: &mut BTreeMap<Id, Rec>, mut changes: Vec<(Rec, isize)>) {
+    differential_dataflow::consolidation::consolidate(&mut changes);
+    for (rec, _) in changes.iter().filter(|(_, diff)| *diff < 0) {
+        let removed = table.remove(&rec.row);
+        assert_eq!(removed, Some(*rec), "what goes was there");
+    }
+    for (rec, diff) in changes.iter().filter(|(_, diff)| *diff > 0) {
+        assert_eq!(*diff, 1, "a row is there once");
+        let before = table.insert(rec.row, *rec);
+        assert_eq!(before, None, "a row is there once");
+    }
+}
+
+impl Fed {
+    fn changes(&self, next: &Fed) -> Changes {
+        let mut changes = Changes::default();
+        for (key, rec) in removed(&self.rows, &next.rows) {
+            changes.rows.push((key.0, key.1, *rec, -1));
+        }
+        for (key, rec) in removed(&next.rows, &self.rows) {
+            changes.rows.push((key.0, key.1, *rec, 1));
+        }
+        for (before, after, diff) in [(self, next, -1), (next, self, 1)] {
+            let settings = removed(&before.settings, &after.settings);
+            changes.settings.extend(settings.map(|(node, id)| (*node, *id, diff)));
+            let candidates = removed(&before.candidates, &after.candidates);
+            changes.candidates.extend(candidates.map(|(node, id)| (*node, *id, diff)));
+            let texts = removed(&before.texts, &after.texts);
+            changes.texts.extend(texts.map(|((node, key), text)| (*node, (*key, *text), diff)));
+        }
+        changes
+    }
+}
+
+/// The entries of `a` that `b` has not.
+fn removed<'a, K: Ord, V: PartialEq>(
+    a: &'a BTreeMap<K, V>,
+    b: &'a BTreeMap<K, V>,
+) -> impl Iterator<Item = (&'a K, &'a V)> {
+    a.iter().filter(|(key, value)| b.get(key) != Some(value))
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        for commands in &self.commands {
+            drop(commands.send(Command::Stop));
+        }
+        if let Some(guards) = self.guards.take() {
+            drop(guards);
+        }
+    }
+}

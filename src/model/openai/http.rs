@@ -1,0 +1,130 @@
+//! HTTP: one runtime for all endpoints of the process, and one request sent and read.
+
+use std::sync::OnceLock;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::{Client, Url};
+use tokio::runtime::{Builder, Runtime};
+
+use super::failure::{Failure, retry_after};
+use super::options::{OpenAiError, OpenAiOptions};
+use super::wire::Reply;
+
+/// The runtime of all endpoints: one thread, which only moves bytes.
+pub(super) fn runtime() -> &'static Runtime {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| {
+        Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("endpoints")
+            .enable_all()
+            .build()
+            .expect("a process that runs can start one more thread")
+    })
+}
+
+/// When something was: for the table `calls`, and to measure from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stamp {
+    /// Microseconds since 1970.
+    pub(super) us: i64,
+    pub(super) instant: Instant,
+}
+
+impl Stamp {
+    pub(super) fn now() -> Stamp {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "when a call was sent is a column of `calls` and decides nothing"
+        )]
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Stamp { us: since_1970.as_micros() as i64, instant: Instant::now() }
+    }
+
+    pub(super) fn elapsed_ms(&self) -> f64 {
+        self.instant.elapsed().as_secs_f64() * 1e3
+    }
+}
+
+/// Which route of the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Route {
+    Chat,
+    Completions,
+}
+
+/// The connections to one server.
+pub(super) struct Http {
+    client: Client,
+    chat: Url,
+    completions: Url,
+    headers: HeaderMap,
+}
+
+impl Http {
+    pub(super) fn new(options: &OpenAiOptions) -> Result<Http, OpenAiError> {
+        let chat = options.route("chat/completions")?;
+        let completions = options.route("completions")?;
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(authorization) = options.authorization()? {
+            headers.insert(AUTHORIZATION, authorization);
+        }
+        // A provider installed before, by another part of the process, serves as well.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut client = Client::builder()
+            .pool_max_idle_per_host(options.max_in_flight)
+            .connect_timeout(options.timeout.min(std::time::Duration::from_secs(10)))
+            .timeout(options.timeout)
+            .redirect(reqwest::redirect::Policy::none())
+            .referer(false);
+        if chat.scheme() == "http" {
+            // Loading the system's certificates takes longer than the first answer.
+            client = client.tls_certs_only([]);
+        }
+        if is_loopback(&chat) {
+            client = client.no_proxy();
+        }
+        let client = client.build().map_err(OpenAiError::Http)?;
+        Ok(Http { client, chat, completions, headers })
+    }
+
+    /// Sends a body and reads the reply.
+    pub(super) async fn post(&self, route: Route, body: Vec<u8>) -> Result<Reply, Failure> {
+        let url = match route {
+            Route::Chat => &self.chat,
+            Route::Completions => &self.completions,
+        };
+        let request = self.client.post(url.clone()).headers(self.headers.clone()).body(body).send();
+        let response = request.await.map_err(Failure::from_reqwest)?;
+        let status = response.status().as_u16();
+        if !(200..300).contains(&status) {
+            let headers = response.headers();
+            let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+            let now_s = Stamp::now().us / 1_000_000;
+            let wait = text(RETRY_AFTER).and_then(|value| retry_after(value, text(DATE), now_s));
+            let body = response.bytes().await.unwrap_or_default();
+            return Err(Failure::from_status(status, &body, wait));
+        }
+        let body = response.bytes().await.map_err(Failure::from_reqwest)?;
+        Failure::check(serde_json::from_slice(&body))
+    }
+
+    /// The server, without user, password or query.
+    pub(super) fn address(&self) -> String {
+        let mut url = self.chat.clone();
+        // Both can only fail for addresses without a host, which `Http::new` never makes.
+        let _ = url.set_username("");
+        let _ = url.set_password(None);
+        url.set_query(None);
+        url.set_path("");
+        url.as_str().trim_end_matches('/').to_owned()
+    }
+}
+
+fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost"
+        || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}

@@ -1,0 +1,146 @@
+//! What types cannot say: ranges, choices that exclude each other, patterns that must compile, ids that must be unique.
+
+mod constitution;
+mod op;
+
+use super::mistake::Mistakes;
+use super::model::Model;
+use super::pipeline::Pipeline;
+use super::place::{Name, Place, Spanned};
+
+pub(super) use constitution::{constitution, selectors};
+
+/// Checks the pipeline's own values, its models and its nodes.
+pub(super) fn pipeline(pipeline: &Pipeline, mistakes: &mut Mistakes) {
+    let mut check = Check { owner: "the pipeline".to_owned(), mistakes };
+    check.word("name", &pipeline.name);
+    check.above("limits.timeout_s", &pipeline.limits.timeout_s, 0.0);
+    for (name, declared) in &pipeline.models {
+        let mut check = Check { owner: format!("model \"{name}\""), mistakes };
+        check.word("name", name);
+        model(name, declared, &mut check);
+    }
+    for (name, node) in &pipeline.nodes {
+        let mut check = Check { owner: format!("node \"{name}\""), mistakes };
+        check.word("name", name);
+        if pipeline.models.contains_key(name.as_str()) {
+            let help = "give one of them another name";
+            check.mistakes.push(name.place, format!("\"{name}\" is both a node and a model"), help);
+        }
+        op::op(name.place, node, &mut check);
+    }
+}
+
+fn model(name: &Name, model: &Model, check: &mut Check<'_>) {
+    match (&model.checkpoint, &model.endpoint, &model.name) {
+        (Some(_), Some(endpoint), _) => {
+            check.says(endpoint.place, "has both a checkpoint and an endpoint", "leave one of them out");
+        }
+        (None, None, _) => {
+            let help = "add `checkpoint: DIRECTORY` or `endpoint: URL`";
+            check.says(name.place, "has neither a checkpoint nor an endpoint", help);
+        }
+        (None, Some(endpoint), None) => {
+            let help = "add `name: …`, the model's name at the endpoint";
+            check.says(endpoint.place, "has an endpoint and no \"name\"", help);
+        }
+        _ => {}
+    }
+    if let Some(endpoint) = &model.endpoint
+        && !endpoint.is_empty()
+        && !endpoint.starts_with("http://")
+        && !endpoint.starts_with("https://")
+    {
+        let help = "such as `http://localhost:8000/v1`";
+        check.says(endpoint.place, &format!("has the endpoint \"{endpoint}\", which is not a URL"), help);
+    }
+    check.from_one("max_in_flight", &model.max_in_flight);
+    check.from_one("votes", &model.votes);
+    if let Some(timeout_s) = &model.timeout_s {
+        check.above("timeout_s", timeout_s, 0.0);
+    }
+    if let Some(threads) = &model.threads {
+        check.from_one("threads", threads);
+    }
+}
+
+/// Checks of one owner, "node "drafts"".
+struct Check<'a> {
+    owner: String,
+    mistakes: &'a mut Mistakes,
+}
+
+impl Check<'_> {
+    /// A sentence about the owner. What has no place could not be read, and is a mistake already.
+    fn says(&mut self, place: Place, text: &str, help: &str) {
+        if place.is_somewhere() {
+            self.mistakes.push(place, format!("{} {text}", self.owner), help);
+        }
+    }
+
+    /// `"key" of owner must be …`.
+    fn wrong(&mut self, key: &str, place: Place, text: &str) {
+        if place.is_somewhere() {
+            self.mistakes.add(place, format!("\"{key}\" of {} must be {text}", self.owner), None);
+        }
+    }
+
+    /// A number in a closed range.
+    fn within(&mut self, key: &str, value: &Spanned<f64>, low: f64, high: f64) {
+        if !(low..=high).contains(&value.value) {
+            self.wrong(key, value.place, &format!("from {low} to {high}, not {value}"));
+        }
+    }
+
+    /// A finite number at least so great.
+    fn least(&mut self, key: &str, value: &Spanned<f64>, low: f64) {
+        if !(value.value >= low && value.value.is_finite()) {
+            self.wrong(key, value.place, &format!("at least {low}, not {value}"));
+        }
+    }
+
+    /// A finite number above another.
+    fn above(&mut self, key: &str, value: &Spanned<f64>, low: f64) {
+        if !(value.value > low && value.value.is_finite()) {
+            self.wrong(key, value.place, &format!("above {low}, not {value}"));
+        }
+    }
+
+    /// A share: above 0, at most 1.
+    fn share(&mut self, key: &str, value: &Spanned<f64>) {
+        if !(value.value > 0.0 && value.value <= 1.0) {
+            self.wrong(key, value.place, &format!("above 0 and at most 1, not {value}"));
+        }
+    }
+
+    /// A share that leaves something: at least 0, below 1.
+    fn part(&mut self, key: &str, value: &Spanned<f64>) {
+        if !(0.0..1.0).contains(&value.value) {
+            self.wrong(key, value.place, &format!("at least 0 and below 1, not {value}"));
+        }
+    }
+
+    /// A count from 1.
+    fn from_one(&mut self, key: &str, value: &Spanned<u32>) {
+        if value.value == 0 {
+            self.wrong(key, value.place, "from 1, not 0");
+        }
+    }
+
+    /// A name that can be a folder, a table and a word of a path.
+    fn word(&mut self, key: &str, name: &Name) {
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+        if name.place.is_somewhere() && (name.is_empty() || !name.bytes().all(fits)) {
+            self.wrong(key, name.place, "made of letters, digits, `_` and `-`");
+        }
+    }
+
+    /// A regular expression.
+    fn pattern(&mut self, key: &str, pattern: &Name) {
+        if let Err(error) = regex::Regex::new(pattern) {
+            let reason = error.to_string();
+            let reason = reason.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
+            self.wrong(key, pattern.place, &format!("a regular expression: {reason}"));
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Checks of the constitution, and of what nodes select from it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Check;
+use crate::spec::constitution::{Constitution, Principle, Purpose, Stage, TEMPLATES};
+use crate::spec::mistake::{Mistakes, did_you_mean};
+use crate::spec::op::{Critiquing, FewShot, Op};
+use crate::spec::pipeline::Pipeline;
+use crate::spec::place::{Name, Place};
+use crate::spec::selector::Selector;
+
+/// Checks principles, examples and templates.
+pub(in crate::spec) fn constitution(constitution: &Constitution, mistakes: &mut Mistakes) {
+    unique(constitution, mistakes);
+    for principle in &constitution.principles {
+        let mut check = Check { owner: format!("principle \"{}\"", principle.id), mistakes };
+        check.least("weight", &principle.weight, 0.0);
+        texts(principle, &mut check);
+    }
+    for example in &constitution.few_shot.judge_cot {
+        let slots = example.matches("{}").count();
+        if slots != 1 {
+            let message = format!("an example of \"judge_cot\" has {slots} places for its principle");
+            mistakes.push(example.place, message, "write one `{}` where the instruction goes");
+        }
+    }
+    for name in constitution.templates.keys() {
+        if !TEMPLATES.contains(&name.as_str()) {
+            let help = did_you_mean(name, TEMPLATES).unwrap_or_else(|| format!("there are {}", TEMPLATES.join(", ")));
+            mistakes.push(name.place, format!("\"{name}\" is not the name of a template"), help);
+        }
+    }
+}
+
+/// Ids, and the former ids that draws go by, are unique.
+fn unique(constitution: &Constitution, mistakes: &mut Mistakes) {
+    let mut seen: BTreeMap<&str, Place> = BTreeMap::new();
+    for id in constitution.principles.iter().map(|principle| &principle.id).filter(|id| id.place.is_somewhere()) {
+        if let Some(first) = seen.get(id.as_str()) {
+            let help = format!("the first is on line {}; give one of them another id", first.line);
+            mistakes.push(id.place, format!("there are two principles \"{id}\""), help);
+        } else {
+            seen.insert(id, id.place);
+        }
+    }
+    for was in constitution.principles.iter().filter_map(|principle| principle.was.as_ref()) {
+        if let Some(other) = seen.get(was.as_str()) {
+            let help = format!("the principle on line {} has that id, and they would draw the same rows", other.line);
+            mistakes.push(was.place, format!("\"was\" names \"{was}\", which is a principle of today"), help);
+        } else {
+            seen.insert(was, was.place);
+        }
+    }
+}
+
+fn texts(principle: &Principle, check: &mut Check<'_>) {
+    let id = &principle.id;
+    if id.is_empty() && id.place.is_somewhere() {
+        check.wrong("id", id.place, "a text that is not empty");
+    }
+    let lacks = |purpose: Purpose| !principle.serves(purpose);
+    match principle.stage {
+        Some(Stage::Sl) if lacks(Purpose::Revise) => {
+            check.says(id.place, "is for stage \"sl\" and has no \"revise\"", "add `revise: …`, the revision request");
+        }
+        Some(Stage::Rl) if lacks(Purpose::Judge) => {
+            check.says(id.place, "is for stage \"rl\" and has no \"judge\"", "add `judge: …`, the judge's instruction");
+        }
+        None if lacks(Purpose::CritiqueAlone) && lacks(Purpose::Revise) && lacks(Purpose::Judge) => {
+            check.says(id.place, "has no text", "add `critique` and `revise`, or `judge`");
+        }
+        _ => {}
+    }
+    for (key, text) in [("critique", &principle.critique), ("revise", &principle.revise), ("judge", &principle.judge)] {
+        if let Some(text) = text
+            && text.trim().is_empty()
+        {
+            check.wrong(key, text.place, "more than white space");
+        }
+    }
+}
+
+/// Checks that what nodes select is there: ids, and at least one principle with the texts needed, and examples.
+pub(in crate::spec) fn selectors(pipeline: &Pipeline, constitution: &Constitution, mistakes: &mut Mistakes) {
+    for (node, op) in &pipeline.nodes {
+        for (selector, purpose) in uses(op) {
+            let mut known = Known { node, constitution, mistakes };
+            known.ids(selector);
+            known.some(selector, purpose);
+        }
+        for (shots, has) in shots(op, constitution) {
+            if shots.count.value as usize > has {
+                let help = format!("the constitution has {has}; `count` is at most that");
+                let message = format!("node \"{node}\" wants {} worked examples", shots.count);
+                mistakes.push(shots.count.place, message, help);
+            }
+        }
+    }
+}
+
+/// The selectors of a node and what they select for.
+fn uses(op: &Op) -> Vec<(&Selector, Purpose)> {
+    match op {
+        Op::Critique(op) => vec![(&op.principles, Purpose::CritiqueAlone)],
+        // A revision of critiques states no selector of its own, and needs none.
+        Op::Revise(op) if op.principles != Selector::default() => vec![(&op.principles, Purpose::Revise)],
+        Op::Repeat(op) if op.critique == Critiquing::None => vec![(op.selector(), Purpose::Revise)],
+        Op::Repeat(op) => vec![(op.selector(), Purpose::Critique)],
+        Op::PairwiseJudge(op) => vec![(&op.principles, Purpose::Judge)],
+        _ => Vec::new(),
+    }
+}
+
+/// The worked examples that a node wants, and how many there are.
+fn shots<'a>(op: &'a Op, constitution: &Constitution) -> Vec<(&'a FewShot, usize)> {
+    let examples = &constitution.few_shot;
+    let (critique, judge) = (examples.critique_revise.len(), examples.judge.len());
+    let wanted = match op {
+        Op::Critique(op) => vec![(op.few_shot.as_ref(), critique)],
+        Op::Revise(op) => vec![(op.few_shot.as_ref(), critique)],
+        Op::Repeat(op) => {
+            let critic = match &op.critique {
+                Critiquing::Asked(critic) => critic.few_shot.as_ref(),
+                Critiquing::None => None,
+            };
+            vec![(critic, critique), (op.revise.few_shot.as_ref(), critique)]
+        }
+        Op::PairwiseJudge(op) if op.cot.is_some() => vec![(op.few_shot.as_ref(), examples.judge_cot.len())],
+        Op::PairwiseJudge(op) => vec![(op.few_shot.as_ref(), judge)],
+        _ => Vec::new(),
+    };
+    wanted.into_iter().filter_map(|(shots, has)| shots.map(|shots| (shots, has))).collect()
+}
+
+struct Known<'a> {
+    node: &'a Name,
+    constitution: &'a Constitution,
+    mistakes: &'a mut Mistakes,
+}
+
+impl Known<'_> {
+    fn ids(&mut self, selector: &Selector) {
+        let ids: BTreeSet<&str> =
+            self.constitution.principles.iter().map(|principle| principle.id.as_str()).collect();
+        for id in selector.ids.iter().filter(|id| !id.is_empty() && !ids.contains(id.as_str())) {
+            let message = format!("node \"{}\" selects \"{id}\", which is not a principle", self.node);
+            self.mistakes.add(id.place, message, did_you_mean(id, ids.iter().copied()));
+        }
+    }
+
+    fn some(&mut self, selector: &Selector, purpose: Purpose) {
+        let ids_are_known = selector
+            .ids
+            .iter()
+            .all(|id| self.constitution.principles.iter().any(|principle| principle.id.value == id.value));
+        if ids_are_known && selector.select(self.constitution, purpose).is_empty() {
+            let needs = match purpose {
+                Purpose::Critique => "a critique and a revision request",
+                Purpose::CritiqueAlone => "a critique request",
+                Purpose::Revise => "a revision request",
+                Purpose::Judge => "a judge's instruction",
+            };
+            let message = format!("node \"{}\" selects no principle that has {needs} and a weight above 0", self.node);
+            self.mistakes.push(self.node.place, message, "look at its `principles:` and at the constitution");
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! Checks of the nodes, verb by verb.
+
+use super::Check;
+use crate::spec::op::{
+    Cot, Critiquing, Evaluate, FewShot, Filter, Init, Keep, Mix, Op, PairwiseJudge, PpoUpdate, Read, Repeat,
+    Rounds, Scratch, Source, Split, TrainPm, TrainSl,
+};
+use crate::spec::place::{Place, Spanned};
+
+/// Checks one node. `place` is that of its name.
+pub(super) fn op(place: Place, op: &Op, check: &mut Check<'_>) {
+    match op {
+        Op::Read(op) => read(op, check),
+        Op::Split(op) => split(place, op, check),
+        Op::Sample(op) => {
+            check.from_one("n", &op.n);
+            sampling(&op.temperature, &op.top_p, &op.min_p, &op.max_tokens, check);
+        }
+        Op::Critique(op) => {
+            check.from_one("draws", &op.draws);
+            few_shot(op.few_shot.as_ref(), check);
+            sampling(&op.temperature, &op.top_p, &op.min_p, &op.max_tokens, check);
+        }
+        Op::Revise(op) => {
+            few_shot(op.few_shot.as_ref(), check);
+            sampling(&op.temperature, &op.top_p, &op.min_p, &op.max_tokens, check);
+        }
+        Op::Repeat(op) => repeat(op, check),
+        Op::PairwiseJudge(op) => judge(op, check),
+        Op::Mix(Mix { from, .. }) => sources("from", place, from, check),
+        Op::Filter(op) => filter(place, op, check),
+        Op::Evaluate(op) => evaluate(place, op, check),
+        Op::TrainSl(op) => train_sl(place, op, check),
+        Op::TrainPm(op) => train_pm(place, op, check),
+        Op::PpoUpdate(op) => ppo(place, op, check),
+    }
+}
+
+fn read(op: &Read, check: &mut Check<'_>) {
+    if op.format.is_none() && op.format().is_none() && !op.path.written.is_empty() {
+        let help = "add `format: jsonl`, `parquet`, `csv` or `hh-rlhf`";
+        check.says(op.path.place, &format!("reads \"{}\", whose ending says no format", op.path.written), help);
+    }
+}
+
+fn split(place: Place, op: &Split, check: &mut Check<'_>) {
+    for (name, share) in &op.parts {
+        check.word("parts", name);
+        check.share(&format!("parts.{name}"), share);
+    }
+    let sum: f64 = op.parts.values().map(|share| share.value).sum();
+    if (sum - 1.0).abs() > 1e-6 && op.parts.values().all(|share| share.value > 0.0 && share.value <= 1.0) {
+        let at = op.parts.keys().next().map_or(place, |name| name.place);
+        let help = "shares of all parts sum to 1: `{ train: 0.9, test: 0.1 }`";
+        check.says(at, &format!("has parts that sum to {}", (sum * 1e6).round() / 1e6), help);
+    }
+}
+
+fn sampling(
+    temperature: &Spanned<f64>,
+    top_p: &Spanned<f64>,
+    min_p: &Spanned<f64>,
+    max_tokens: &Spanned<u32>,
+    check: &mut Check<'_>,
+) {
+    check.least("temperature", temperature, 0.0);
+    check.share("top_p", top_p);
+    check.within("min_p", min_p, 0.0, 1.0);
+    check.from_one("max_tokens", max_tokens);
+}
+
+fn few_shot(few_shot: Option<&FewShot>, check: &mut Check<'_>) {
+    if let Some(few_shot) = few_shot {
+        check.from_one("few_shot.count", &few_shot.count);
+    }
+}
+
+fn repeat(op: &Repeat, check: &mut Check<'_>) {
+    check.from_one("times", &op.times);
+    if let Critiquing::Asked(critic) = &op.critique {
+        check.from_one("critique.draws", &critic.draws);
+        few_shot(critic.few_shot.as_ref(), check);
+        sampling(&critic.temperature, &critic.top_p, &critic.min_p, &critic.max_tokens, check);
+    }
+    few_shot(op.revise.few_shot.as_ref(), check);
+    sampling(&op.revise.temperature, &op.revise.top_p, &op.revise.min_p, &op.revise.max_tokens, check);
+    if let Some(pattern) = &op.skip_if {
+        check.pattern("skip_if", pattern);
+        if op.critique == Critiquing::None {
+            check.says(pattern.place, "skips by a critique and has none", "leave `skip_if` out, or ask for a critique");
+        }
+    }
+}
+
+fn judge(op: &PairwiseJudge, check: &mut Check<'_>) {
+    check.from_one("draws", &op.draws);
+    check.above("label_temperature", &op.label_temperature, 0.0);
+    check.within("min_label_mass", &op.min_label_mass, 0.0, 1.0);
+    few_shot(op.few_shot.as_ref(), check);
+    let Some(Cot { samples, max_tokens, temperature, clamp }) = &op.cot else { return };
+    check.from_one("cot.samples", samples);
+    check.from_one("cot.max_tokens", max_tokens);
+    check.least("cot.temperature", temperature, 0.0);
+    if let Some(Spanned { value: [low, high], place }) = clamp
+        && !(0.0 <= *low && low <= high && *high <= 1.0)
+    {
+        check.wrong("cot.clamp", *place, &format!("two probabilities in order, not [{low}, {high}]"));
+    }
+}
+
+fn sources(key: &str, place: Place, sources: &[Source], check: &mut Check<'_>) {
+    if sources.is_empty() {
+        check.says(place, &format!("has an empty \"{key}\""), "name at least one node");
+    }
+    for source in sources {
+        let at = source.rows.place;
+        check.above("weight", &source.weight, 0.0);
+        if let Some(share) = &source.share {
+            check.share("share", share);
+        }
+        if source.count.is_some() && source.share.is_some() {
+            check.says(at, &format!("takes both a count and a share of \"{}\"", source.rows), "leave one of them out");
+        }
+        if source.rounds == Rounds::UpTo(0) {
+            check.wrong("up_to", at, "from 1, not 0");
+        }
+    }
+}
+
+fn filter(place: Place, op: &Filter, check: &mut Check<'_>) {
+    if op.condition.is_none() && op.drop.is_empty() && op.dedupe.is_none() {
+        check.says(place, "filters nothing", "add `where: SQL`, `drop: […]` or `dedupe: { by: […] }`");
+    }
+    check.from_one("max_tokens", &op.max_tokens);
+}
+
+fn evaluate(place: Place, op: &Evaluate, check: &mut Check<'_>) {
+    for (label, pattern) in &op.labels {
+        check.pattern(&format!("labels.{label}"), pattern);
+    }
+    if op.from.is_empty() {
+        check.says(place, "has an empty \"from\"", "name at least one node");
+    }
+    match (op.labels.is_empty(), &op.choices, &op.model) {
+        (true, None, _) => {
+            let help = "add `labels: { refused: REGEX }`, or `model: …` and `choices: […]`";
+            check.says(place, "has neither \"labels\" nor \"choices\"", help);
+        }
+        (false, Some(_), _) => {
+            let help = "labels are for responses, choices for multiple-choice prompts: leave one of them out";
+            check.says(place, "has both \"labels\" and \"choices\"", help);
+        }
+        (true, Some(_), None) => check.says(place, "has \"choices\" and no \"model\"", "add `model: …`, which chooses"),
+        (false, None, Some(model)) => {
+            check.says(model.place, "has a \"model\" and no \"choices\"", "add `choices: [\" (A)\", \" (B)\"]`");
+        }
+        _ => {}
+    }
+    if let Some([one]) = op.choices.as_deref() {
+        check.wrong("choices", one.place, "a list of two or more");
+    }
+}
+
+fn init(init: &Init, check: &mut Check<'_>) {
+    let Init::Scratch(Scratch { architecture, tokenizer }) = init else { return };
+    let heads = architecture.num_attention_heads;
+    for (key, value) in [
+        ("hidden_size", architecture.hidden_size),
+        ("num_hidden_layers", architecture.num_hidden_layers),
+        ("num_attention_heads", heads),
+        ("max_position_embeddings", architecture.max_position_embeddings),
+    ] {
+        check.from_one(key, &value);
+    }
+    if heads.value > 0 && !architecture.hidden_size.value.is_multiple_of(2 * heads.value) {
+        let text = format!("a multiple of twice the {heads} heads, not {}", architecture.hidden_size);
+        check.wrong("hidden_size", architecture.hidden_size.place, &text);
+    }
+    if let Some(shared) = architecture.num_key_value_heads
+        && (shared.value == 0 || !heads.value.is_multiple_of(shared.value))
+    {
+        let text = format!("a divisor of the {heads} heads, not {shared}");
+        check.wrong("num_key_value_heads", shared.place, &text);
+    }
+    check.above("rope_theta", &architecture.rope_theta, 0.0);
+    if tokenizer.vocab_size.value <= 260 {
+        let text = format!("above 260, not {}", tokenizer.vocab_size);
+        check.wrong("vocab_size", tokenizer.vocab_size.place, &text);
+    }
+}
+
+fn train_sl(place: Place, op: &TrainSl, check: &mut Check<'_>) {
+    sources("from", place, &op.from, check);
+    init(&op.init, check);
+    check.above("epochs", &op.epochs, 0.0);
+    check.from_one("max_length", &op.max_length);
+    check.part("held_out", &op.held_out);
+    check.divides("gradient_accumulation_steps", &op.gradient_accumulation_steps, "batch_size", &op.batch_size);
+    check.above("learning_rate", &op.learning_rate, 0.0);
+    check.within("warmup_ratio", &op.warmup_ratio, 0.0, 1.0);
+    check.from_one("logging_steps", &op.logging_steps);
+}
+
+fn train_pm(place: Place, op: &TrainPm, check: &mut Check<'_>) {
+    sources("from", place, &op.from, check);
+    init(&op.init, check);
+    check.above("epochs", &op.epochs, 0.0);
+    check.from_one("max_length", &op.max_length);
+    check.part("held_out", &op.held_out);
+    check.least("center_rewards_coefficient", &op.center_rewards_coefficient, 0.0);
+    check.divides("gradient_accumulation_steps", &op.gradient_accumulation_steps, "batch_size", &op.batch_size);
+    check.above("learning_rate", &op.learning_rate, 0.0);
+    check.within("warmup_ratio", &op.warmup_ratio, 0.0, 1.0);
+    check.from_one("logging_steps", &op.logging_steps);
+}
+
+fn ppo(place: Place, op: &PpoUpdate, check: &mut Check<'_>) {
+    sources("prompts", place, &op.prompts, check);
+    check.least("kl_coef", &op.kl_coef, 0.0);
+    if op.total_episodes.value < u64::from(op.batch_size.value) {
+        let text = format!("at least one batch of {}, not {}", op.batch_size, op.total_episodes);
+        check.wrong("total_episodes", op.total_episodes.place, &text);
+    }
+    check.from_one("num_ppo_epochs", &op.num_ppo_epochs);
+    check.divides("num_mini_batches", &op.num_mini_batches, "batch_size", &op.batch_size);
+    check.from_one("gradient_accumulation_steps", &op.gradient_accumulation_steps);
+    check.from_one("response_length", &op.response_length);
+    check.above("cliprange", &op.cliprange, 0.0);
+    check.above("cliprange_value", &op.cliprange_value, 0.0);
+    check.least("vf_coef", &op.vf_coef, 0.0);
+    check.within("gamma", &op.gamma, 0.0, 1.0);
+    check.within("lam", &op.lam, 0.0, 1.0);
+    check.least("missing_eos_penalty", &op.missing_eos_penalty, 0.0);
+    if let Some(target_kl) = &op.target_kl {
+        check.above("target_kl", target_kl, 0.0);
+    } else if op.keep == Keep::BelowTargetKl {
+        check.says(place, "keeps what is below \"target_kl\" and has none", "add `target_kl: …`");
+    }
+    check.above("learning_rate", &op.learning_rate, 0.0);
+    check.within("warmup_ratio", &op.warmup_ratio, 0.0, 1.0);
+    check.from_one("logging_steps", &op.logging_steps);
+}
+
+impl Check<'_> {
+    /// A count that divides another.
+    fn divides(&mut self, key: &str, count: &Spanned<u32>, of: &str, whole: &Spanned<u32>) {
+        self.from_one(of, whole);
+        if count.value == 0 || !whole.value.is_multiple_of(count.value) {
+            let place = if count.place.is_somewhere() { count.place } else { whole.place };
+            self.wrong(key, place, &format!("a divisor of \"{of}\", which is {whole}, not {count}"));
+        }
+    }
+}

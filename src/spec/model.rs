@@ -1,0 +1,226 @@
+//! `models`: what answers, either a checkpoint run in this process or an endpoint.
+
+use std::fmt;
+
+use indexmap::IndexMap;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize, Serializer};
+
+use super::place::{FilePath, Name, Spanned};
+
+/// One entry of `models`: exactly one of `checkpoint` and `endpoint`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    /// A directory in Hugging Face layout, run in this process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<Spanned<FilePath>>,
+    /// Base URL of an OpenAI-compatible server, such as `http://localhost:8000/v1`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<Name>,
+    /// Name of the model at the endpoint. With `revision` it identifies the model; the URL and the key do not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<Name>,
+    /// A word that tells two models of one name apart. Change it when the endpoint serves other weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// Key sent to the endpoint. Take it from the environment: `"${OPENAI_API_KEY:-}"`. It is written nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_key: Option<Secret>,
+    /// Which of the endpoint's interfaces generates.
+    #[serde(default)]
+    pub api: Api,
+    /// How a conversation becomes text.
+    #[serde(default)]
+    pub format: Format,
+    /// Jinja template that renders the messages, instead of the checkpoint's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<Name>,
+    /// Arguments of the chat template, such as `enable_thinking: false`.
+    #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
+    pub template_args: IndexMap<String, serde_json::Value>,
+    /// System message put before every conversation that has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system: Option<String>,
+    /// Texts that end an answer, besides those of the node. `format: transcript` always adds `"\n\nHuman:"`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stop: Vec<String>,
+    /// Whether a leading `<think>…</think>` is cut off answers.
+    #[serde(default)]
+    pub strip_thinking: bool,
+    /// How log-probabilities of labels are had. The estimator used is a column of every judged row.
+    #[serde(default)]
+    pub scoring: Scoring,
+    /// What the judge's two options look like as continuations, with their leading space.
+    #[serde(default = "label_tokens")]
+    pub label_tokens: [String; 2],
+    /// Samples taken per question by `scoring: votes`.
+    #[serde(default = "votes")]
+    pub votes: Spanned<u32>,
+    /// Requests under way at once, over all nodes and workers. It bounds what a crash can lose.
+    #[serde(default = "max_in_flight")]
+    pub max_in_flight: Spanned<u32>,
+    /// Times that a call is tried again, instead of `limits.retries`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retries: Option<u32>,
+    /// Seconds that one attempt may take, instead of `limits.timeout_s`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_s: Option<Spanned<f64>>,
+    /// What tokens cost. Without it costs are not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub price: Option<Price>,
+    /// Number format of a checkpoint's weights and activations.
+    #[serde(default)]
+    pub dtype: Dtype,
+    /// Where a checkpoint runs.
+    #[serde(default)]
+    pub device: Device,
+    /// Threads inside one tensor operation of a checkpoint on CPU. Without it, all cores.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threads: Option<Spanned<u32>>,
+}
+
+fn label_tokens() -> [String; 2] {
+    [" (A)".to_owned(), " (B)".to_owned()]
+}
+
+fn votes() -> Spanned<u32> {
+    Spanned::nowhere(9)
+}
+
+fn max_in_flight() -> Spanned<u32> {
+    Spanned::nowhere(16)
+}
+
+/// What stands behind a model.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Backend<'a> {
+    /// A directory in Hugging Face layout.
+    Checkpoint(&'a Spanned<FilePath>),
+    /// A server and the model's name there.
+    Endpoint {
+        /// Base URL.
+        url: &'a Name,
+        /// Name of the model at the server.
+        name: &'a Name,
+    },
+}
+
+impl Model {
+    /// Whether it is one of the two that it may be.
+    pub(super) fn is_complete(&self) -> bool {
+        matches!((&self.checkpoint, &self.endpoint, &self.name), (Some(_), None, _) | (None, Some(_), Some(_)))
+    }
+
+    /// The checkpoint or the endpoint.
+    ///
+    /// # Panics
+    ///
+    /// When the model has neither or both. `load` reports that as a mistake, so no loaded pipeline does.
+    pub fn backend(&self) -> Backend<'_> {
+        match (&self.checkpoint, &self.endpoint, &self.name) {
+            (Some(checkpoint), None, _) => Backend::Checkpoint(checkpoint),
+            (None, Some(url), Some(name)) => Backend::Endpoint { url, name },
+            _ => unreachable!("a loaded model is either a checkpoint, or an endpoint with a name"),
+        }
+    }
+}
+
+/// Text that is never shown: `Debug` and `Serialize` give `***`.
+#[derive(Clone, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text itself, for the request's header and nothing else. `None` when it is empty.
+    pub fn reveal(&self) -> Option<&str> {
+        (!self.0.is_empty()).then_some(self.0.as_str())
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("***")
+    }
+}
+
+/// How a conversation becomes text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Format {
+    /// Messages, rendered by the model's chat template.
+    #[default]
+    Chat,
+    /// The paper's transcript: `\n\nHuman: …\n\nAssistant: …`.
+    Transcript,
+}
+
+/// Which interface of an endpoint generates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Api {
+    /// `POST /chat/completions`, with messages.
+    #[default]
+    Chat,
+    /// `POST /completions`, with rendered text.
+    Completions,
+}
+
+/// How the log-probability of a label is had from a model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Scoring {
+    /// A checkpoint computes it; an endpoint is asked for the best that it offers, in the order below.
+    #[default]
+    Auto,
+    /// `POST /completions` with `echo: true` and `logprobs`.
+    Echo,
+    /// vLLM's `prompt_logprobs`.
+    PromptLogprobs,
+    /// The most likely first tokens of an answer; a label that is not among them gets a floor.
+    TopLogprobs,
+    /// The share of sampled answers, with Laplace's rule.
+    Votes,
+}
+
+/// US dollars per million tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Price {
+    /// Tokens read.
+    pub input: f64,
+    /// Tokens written.
+    pub output: f64,
+}
+
+/// Number format of weights and activations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Dtype {
+    /// What the checkpoint is stored in; on CPU, `f32`.
+    #[default]
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// 16-bit brain floats.
+    Bf16,
+}
+
+/// Where a checkpoint runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Device {
+    /// CUDA where there is one, else CPU.
+    #[default]
+    Auto,
+    /// The processor.
+    Cpu,
+    /// The first GPU.
+    Cuda,
+}

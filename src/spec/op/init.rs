@@ -1,0 +1,189 @@
+//! Where a training starts, how its learning rate goes, and what of it is kept.
+
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::spec::place::{Name, Spanned};
+
+/// The weights that a training starts from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Init {
+    /// An entry of `models` with a checkpoint, or a node that trains a model.
+    Model(Name),
+    /// New weights and a new tokenizer.
+    Scratch(Scratch),
+}
+
+/// An entry of `models` or a node that trains one, or `{ scratch: … }`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename = "$by_shape")]
+#[schemars(untagged)]
+enum Written {
+    #[serde(rename = "$text")]
+    Model(Name),
+    #[serde(rename = "$map")]
+    Scratch(FromScratch),
+}
+
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct FromScratch {
+    /// New weights and a new tokenizer.
+    scratch: Scratch,
+}
+
+impl<'de> Deserialize<'de> for Init {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(match Written::deserialize(deserializer)? {
+            Written::Model(name) => Self::Model(name),
+            Written::Scratch(FromScratch { scratch }) => Self::Scratch(scratch),
+        })
+    }
+}
+
+impl Serialize for Init {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Model(name) => name.serialize(serializer),
+            Self::Scratch(scratch) => FromScratch { scratch: scratch.clone() }.serialize(serializer),
+        }
+    }
+}
+
+impl JsonSchema for Init {
+    fn schema_name() -> Cow<'static, str> {
+        "Init".into()
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        Written::json_schema(generator)
+    }
+}
+
+/// A small model made from nothing: its shape, and a tokenizer trained on the same rows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Scratch {
+    /// The shape, in the words of Hugging Face's `config.json`.
+    pub architecture: Architecture,
+    /// The tokenizer.
+    #[serde(default)]
+    pub tokenizer: Tokenizer,
+}
+
+/// Shape of a Llama-family model, in the words of Hugging Face's `config.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Architecture {
+    /// Width of the residual stream; a multiple of the heads.
+    pub hidden_size: Spanned<u32>,
+    /// Layers.
+    pub num_hidden_layers: Spanned<u32>,
+    /// Heads of queries.
+    pub num_attention_heads: Spanned<u32>,
+    /// Heads of keys and values, a divisor of the heads of queries. Without it, as many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_key_value_heads: Option<Spanned<u32>>,
+    /// Width of the feed-forward layer. Without it, 8/3 of `hidden_size`, rounded up to a multiple of 32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intermediate_size: Option<Spanned<u32>>,
+    /// Tokens of the longest sequence.
+    #[serde(default = "max_position_embeddings")]
+    pub max_position_embeddings: Spanned<u32>,
+    /// Base of the rotary embedding's wavelengths.
+    #[serde(default = "rope_theta")]
+    pub rope_theta: Spanned<f64>,
+    /// Whether the output layer is the embedding.
+    #[serde(default = "yes")]
+    pub tie_word_embeddings: bool,
+}
+
+impl Architecture {
+    /// Heads of keys and values.
+    pub fn key_value_heads(&self) -> u32 {
+        self.num_key_value_heads.map_or(self.num_attention_heads.value, |heads| heads.value)
+    }
+
+    /// Width of the feed-forward layer.
+    pub fn intermediate(&self) -> u32 {
+        self.intermediate_size.map_or_else(
+            || (self.hidden_size.value.saturating_mul(8).div_ceil(3)).next_multiple_of(32),
+            |size| size.value,
+        )
+    }
+}
+
+fn max_position_embeddings() -> Spanned<u32> {
+    Spanned::nowhere(1024)
+}
+
+fn rope_theta() -> Spanned<f64> {
+    Spanned::nowhere(10_000.0)
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A byte-level BPE tokenizer, trained on the rows of the node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tokenizer {
+    /// Tokens it has, special ones included; above 260.
+    pub vocab_size: Spanned<u32>,
+}
+
+impl Default for Tokenizer {
+    fn default() -> Self {
+        Self { vocab_size: Spanned::nowhere(2048) }
+    }
+}
+
+/// How the learning rate changes after the warm-up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    /// It stays, as in the paper.
+    #[default]
+    Constant,
+    /// It falls in a line to 0.
+    Linear,
+    /// It falls in half a cosine to 0.
+    Cosine,
+}
+
+/// How sources of a preference model weigh against each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Balance {
+    /// Each source as a whole by its `weight`, however many rows it has.
+    Source,
+    /// Each row by its source's `weight`.
+    #[default]
+    Rows,
+}
+
+/// What a training node does when its rows changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnChange {
+    /// Train again.
+    #[default]
+    Retrain,
+    /// Keep the checkpoint, and mark what is below as stale.
+    Hold,
+}
+
+/// Which checkpoint of a `ppo-update` is the node's model: `last`, `below_target_kl` or `{ best: node }`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Keep {
+    /// The last.
+    #[default]
+    Last,
+    /// The last whose KL divergence from the reference is below `target_kl`.
+    BelowTargetKl,
+    /// The best by this `evaluate` node, on a validation split.
+    Best(Name),
+}

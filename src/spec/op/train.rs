@@ -1,0 +1,355 @@
+//! Verbs that train a model: `train-sl`, `train-pm`, `ppo-update`. Options carry TRL's names.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::init::{Balance, Init, Keep, OnChange, Schedule};
+use super::source::{OneOrMany, Source};
+use crate::spec::model::{Device, Dtype};
+use crate::spec::place::{Name, Spanned};
+
+/// How weights are moved: the settings that all three trainers share.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Optimiser {
+    /// Greatest learning rate.
+    pub learning_rate: f64,
+    /// How it changes over the steps.
+    pub lr_scheduler_type: Schedule,
+    /// Share of the steps over which it rises from 0.
+    pub warmup_ratio: f64,
+    /// Steps over which it rises from 0, instead of the share.
+    pub warmup_steps: Option<u64>,
+    /// AdamW's decay, not applied to norms and biases.
+    pub weight_decay: f64,
+    /// Decay of the gradient's mean.
+    pub adam_beta1: f64,
+    /// Decay of the gradient's square.
+    pub adam_beta2: f64,
+    /// Added to the root of the square.
+    pub adam_epsilon: f64,
+    /// Norm to which a gradient is cut; 0 is off.
+    pub max_grad_norm: f64,
+}
+
+/// Declares a trainer with the fields written, then those that all trainers share, which serde cannot share
+/// without losing their places.
+macro_rules! trainer {
+    ($(#[$meta:meta])* pub struct $name:ident { $($(#[$field_meta:meta])* pub $field:ident: $type:ty,)* }) => {
+        $(#[$meta])*
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+        #[serde(deny_unknown_fields)]
+        pub struct $name {
+            $($(#[$field_meta])* pub $field: $type,)*
+            /// How the learning rate changes over the steps.
+            #[serde(default)]
+            pub lr_scheduler_type: Schedule,
+            /// Share of the steps over which the learning rate rises from 0, in [0, 1].
+            #[serde(default)]
+            pub warmup_ratio: Spanned<f64>,
+            /// Steps over which the learning rate rises from 0, instead of `warmup_ratio`.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub warmup_steps: Option<u64>,
+            /// AdamW's decay, not applied to norms and biases.
+            #[serde(default)]
+            pub weight_decay: Spanned<f64>,
+            /// AdamW's decay of the gradient's mean.
+            #[serde(default = "adam_beta1")]
+            pub adam_beta1: Spanned<f64>,
+            /// AdamW's decay of the gradient's square.
+            #[serde(default = "adam_beta2")]
+            pub adam_beta2: Spanned<f64>,
+            /// AdamW's epsilon.
+            #[serde(default = "adam_epsilon")]
+            pub adam_epsilon: Spanned<f64>,
+            /// Norm to which a gradient is cut; 0 is off.
+            #[serde(default = "max_grad_norm")]
+            pub max_grad_norm: Spanned<f64>,
+            /// Number format of weights and activations.
+            #[serde(default)]
+            pub dtype: Dtype,
+            /// Where it runs.
+            #[serde(default)]
+            pub device: Device,
+            /// Threads inside one tensor operation on CPU. Without it, all cores. It is part of the recipe.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub threads: Option<u32>,
+            /// Seed of the order of rows and of new weights, instead of the pipeline's.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub seed: Option<u64>,
+            /// Optimiser steps between two rows of `metrics`.
+            #[serde(default = "logging_steps")]
+            pub logging_steps: Spanned<u32>,
+            /// Optimiser steps between two states from which a killed training resumes; 0 is none.
+            #[serde(default = "save_steps")]
+            pub save_steps: u32,
+            /// What a changed data set does.
+            #[serde(default)]
+            pub on_change: OnChange,
+        }
+
+        impl $name {
+            /// How weights are moved.
+            pub fn optimiser(&self) -> Optimiser {
+                Optimiser {
+                    learning_rate: self.learning_rate.value,
+                    lr_scheduler_type: self.lr_scheduler_type,
+                    warmup_ratio: self.warmup_ratio.value,
+                    warmup_steps: self.warmup_steps,
+                    weight_decay: self.weight_decay.value,
+                    adam_beta1: self.adam_beta1.value,
+                    adam_beta2: self.adam_beta2.value,
+                    adam_epsilon: self.adam_epsilon.value,
+                    max_grad_norm: self.max_grad_norm.value,
+                }
+            }
+        }
+    };
+}
+
+fn sl_rate() -> Spanned<f64> {
+    Spanned::nowhere(2e-5)
+}
+
+fn pm_rate() -> Spanned<f64> {
+    Spanned::nowhere(1e-5)
+}
+
+fn ppo_rate() -> Spanned<f64> {
+    Spanned::nowhere(3e-6)
+}
+
+fn adam_beta1() -> Spanned<f64> {
+    Spanned::nowhere(0.9)
+}
+
+fn adam_beta2() -> Spanned<f64> {
+    Spanned::nowhere(0.999)
+}
+
+fn adam_epsilon() -> Spanned<f64> {
+    Spanned::nowhere(1e-8)
+}
+
+fn max_grad_norm() -> Spanned<f64> {
+    Spanned::nowhere(1.0)
+}
+
+fn one() -> Spanned<f64> {
+    Spanned::nowhere(1.0)
+}
+
+fn batch_size() -> Spanned<u32> {
+    Spanned::nowhere(32)
+}
+
+fn accumulation() -> Spanned<u32> {
+    Spanned::nowhere(1)
+}
+
+fn max_length() -> Spanned<u32> {
+    Spanned::nowhere(1024)
+}
+
+fn logging_steps() -> Spanned<u32> {
+    Spanned::nowhere(10)
+}
+
+fn save_steps() -> u32 {
+    200
+}
+
+trainer! {
+    /// `train-sl`: next-token loss on completions. `demonstrations | responses | revisions -> a model`.
+    pub struct TrainSl {
+        /// The rows trained on.
+        pub from: OneOrMany<Source>,
+        /// The weights to start from: a model, a node that trains one, or `{ scratch: … }`.
+        pub init: Init,
+        /// Greatest learning rate.
+        #[serde(default = "sl_rate")]
+        pub learning_rate: Spanned<f64>,
+        /// Times that the rows are gone through.
+        #[serde(default = "one")]
+        pub epochs: Spanned<f64>,
+        /// Rows in one optimiser step.
+        #[serde(default = "batch_size")]
+        pub batch_size: Spanned<u32>,
+        /// Parts into which a step's rows are cut to save memory.
+        #[serde(default = "accumulation")]
+        pub gradient_accumulation_steps: Spanned<u32>,
+        /// Tokens above which a row is cut, prompt first.
+        #[serde(default = "max_length")]
+        pub max_length: Spanned<u32>,
+        /// Whether several rows share a sequence. No row attends to another.
+        #[serde(default)]
+        pub packing: bool,
+        /// Share of the rows, by hash, that are not trained on and whose loss is logged, in [0, 1).
+        #[serde(default)]
+        pub held_out: Spanned<f64>,
+    }
+}
+
+impl TrainSl {
+    /// Raised when the same rows and settings would make other weights.
+    pub const VERSION: u32 = 1;
+}
+
+trainer! {
+    /// `train-pm`: Bradley-Terry with soft targets, `-[p·logσ(r_A-r_B) + (1-p)·logσ(r_B-r_A)]`. `comparisons -> a preference model`.
+    pub struct TrainPm {
+        /// The comparisons trained on, each with a weight.
+        pub from: OneOrMany<Source>,
+        /// The weights to start from; the head is new.
+        pub init: Init,
+        /// Greatest learning rate.
+        #[serde(default = "pm_rate")]
+        pub learning_rate: Spanned<f64>,
+        /// Whether sources weigh by their `weight` alone or also by their rows.
+        #[serde(default)]
+        pub balance: Balance,
+        /// Weight of the mean squared score in the loss, which centres scores on 0; 0 is off.
+        #[serde(default)]
+        pub center_rewards_coefficient: Spanned<f64>,
+        /// Times that the rows are gone through.
+        #[serde(default = "one")]
+        pub epochs: Spanned<f64>,
+        /// Comparisons in one optimiser step.
+        #[serde(default = "batch_size")]
+        pub batch_size: Spanned<u32>,
+        /// Parts into which a step's comparisons are cut to save memory.
+        #[serde(default = "accumulation")]
+        pub gradient_accumulation_steps: Spanned<u32>,
+        /// Tokens above which a response is cut, prompt first.
+        #[serde(default = "max_length")]
+        pub max_length: Spanned<u32>,
+        /// Share of the comparisons, by hash, that are not trained on and on which accuracy, margin and calibration
+        /// are measured, in [0, 1).
+        #[serde(default = "held_out_pm")]
+        pub held_out: Spanned<f64>,
+    }
+}
+
+fn held_out_pm() -> Spanned<f64> {
+    Spanned::nowhere(0.05)
+}
+
+impl TrainPm {
+    /// Raised when the same rows and settings would make other weights.
+    pub const VERSION: u32 = 1;
+}
+
+trainer! {
+    /// `ppo-update`: reinforcement learning against a preference model. `prompts -> a model`, and rollouts.
+    ///
+    /// The reward is the preference model's score at the end, less `kl_coef` times the KL divergence from `reference` per token.
+    pub struct PpoUpdate {
+        /// The prompts; red-team prompts alone teach refusal of everything, so mix in helpful ones.
+        pub prompts: OneOrMany<Source>,
+        /// The model trained.
+        pub policy: Name,
+        /// The preference model whose score is the reward.
+        pub reward: Name,
+        /// The model from which KL is measured. Without it, the policy's start.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub reference: Option<Name>,
+        /// A second preference model, logged and never trained on, that shows over-optimisation.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub test_reward: Option<Name>,
+        /// Greatest learning rate.
+        #[serde(default = "ppo_rate")]
+        pub learning_rate: Spanned<f64>,
+        /// Weight of the KL divergence in the reward; the paper's is 0.001.
+        #[serde(default = "kl_coef")]
+        pub kl_coef: Spanned<f64>,
+        /// Rollouts made in all.
+        pub total_episodes: Spanned<u64>,
+        /// Rollouts in one update.
+        #[serde(default = "ppo_batch_size")]
+        pub batch_size: Spanned<u32>,
+        /// Times that an update goes through its rollouts.
+        #[serde(default = "num_ppo_epochs")]
+        pub num_ppo_epochs: Spanned<u32>,
+        /// Optimiser steps in each of those times.
+        #[serde(default = "accumulation")]
+        pub num_mini_batches: Spanned<u32>,
+        /// Parts into which an optimiser step's rollouts are cut to save memory.
+        #[serde(default = "accumulation")]
+        pub gradient_accumulation_steps: Spanned<u32>,
+        /// Tokens after which a rollout is cut; the paper's is 128.
+        #[serde(default = "response_length")]
+        pub response_length: Spanned<u32>,
+        /// Range of the ratio of probabilities.
+        #[serde(default = "cliprange")]
+        pub cliprange: Spanned<f64>,
+        /// Range of the change of a value.
+        #[serde(default = "cliprange")]
+        pub cliprange_value: Spanned<f64>,
+        /// Weight of the value loss.
+        #[serde(default = "vf_coef")]
+        pub vf_coef: Spanned<f64>,
+        /// Discount per token.
+        #[serde(default = "one")]
+        pub gamma: Spanned<f64>,
+        /// GAE's lambda.
+        #[serde(default = "lam")]
+        pub lam: Spanned<f64>,
+        /// Whether rewards are whitened, besides advantages, which always are.
+        #[serde(default)]
+        pub whiten_rewards: bool,
+        /// Taken from the score of a rollout that did not end by itself; 0 is off.
+        #[serde(default = "one")]
+        pub missing_eos_penalty: Spanned<f64>,
+        /// KL divergence from the old policy above which an update's remaining steps are skipped. Without it, never.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub target_kl: Option<Spanned<f64>>,
+        /// Whether scores are normalised by the preference model's mean and deviation on held-out samples.
+        #[serde(default = "yes")]
+        pub normalize_reward: bool,
+        /// Updates between two checkpoints that are kept; 0 keeps the last alone.
+        #[serde(default)]
+        pub save_every: u32,
+        /// Which checkpoint is the node's model.
+        #[serde(default)]
+        pub keep: Keep,
+        /// Whether rollouts hold token ids, log-probabilities, values, advantages and returns.
+        #[serde(default)]
+        pub keep_tokens: bool,
+    }
+}
+
+impl PpoUpdate {
+    /// Raised when the same rows and settings would make other weights.
+    pub const VERSION: u32 = 1;
+}
+
+fn kl_coef() -> Spanned<f64> {
+    Spanned::nowhere(0.05)
+}
+
+fn ppo_batch_size() -> Spanned<u32> {
+    Spanned::nowhere(128)
+}
+
+fn num_ppo_epochs() -> Spanned<u32> {
+    Spanned::nowhere(4)
+}
+
+fn response_length() -> Spanned<u32> {
+    Spanned::nowhere(128)
+}
+
+fn cliprange() -> Spanned<f64> {
+    Spanned::nowhere(0.2)
+}
+
+fn vf_coef() -> Spanned<f64> {
+    Spanned::nowhere(0.1)
+}
+
+fn lam() -> Spanned<f64> {
+    Spanned::nowhere(0.95)
+}
+
+fn yes() -> bool {
+    true
+}
