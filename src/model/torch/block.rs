@@ -93,6 +93,9 @@ pub(super) enum View<'a> {
     /// The keys of the same sequences, under an additive mask (B or 1, 1, T, T). The keys and
     /// values are kept where a cache will begin with them.
     Sequence { mask: &'a Tensor, keep: Option<&'a mut Vec<(Tensor, Tensor)>> },
+    /// What comes before in the same sequences, by the fused kernel: for training, where its speed
+    /// and its memory count and the bits of a row may depend on its neighbours.
+    Fused,
     /// One token a row: its key and value are written to the cache, and it sees the first `count`.
     Cache(CacheView<'a>),
 }
@@ -154,11 +157,16 @@ impl Block {
         let query = rotation.apply(&projected[0].view([rows, tokens, heads, dim]));
         let key = rotation.apply(&projected[1].view([rows, tokens, key_heads, dim]));
         let value = projected[2].view([rows, tokens, key_heads, dim]);
+        if matches!(view, View::Fused) {
+            let context = self.weigh_fused(&query, &key, &value); // (B, H, T, D)
+            return self.output.forward(&context.transpose(1, 2).reshape([rows, tokens, heads * dim]));
+        }
         // Heads that share a key are rows of one product.
         let query =
             query.transpose(1, 2).reshape([rows * key_heads, heads / key_heads * tokens, dim]);
 
         let context = match view {
+            View::Fused => unreachable!("it was returned above"),
             View::Sequence { mask, keep } => {
                 let key = key.transpose(1, 2).reshape([rows * key_heads, tokens, dim]);
                 let value = value.transpose(1, 2).reshape([rows * key_heads, tokens, dim]);
@@ -179,6 +187,15 @@ impl Block {
         }; // (B, H, T, D)
         let context = context.transpose(1, 2).reshape([rows, tokens, heads * dim]);
         self.output.forward(&context)
+    }
+
+    /// The same over (B, T, H or KV, D), causal, by the fused kernel.
+    fn weigh_fused(&self, query: &Tensor, key: &Tensor, value: &Tensor) -> Tensor {
+        let HeadShape { heads, key_heads, .. } = self.shape;
+        let [query, key, value] = [query, key, value].map(|x| x.transpose(1, 2));
+        let mask = None::<&Tensor>;
+        let is_grouped = heads != key_heads;
+        Tensor::scaled_dot_product_attention(&query, &key, &value, mask, 0.0, true, None, is_grouped)
     }
 
     /// softmax(q kᵀ / √d + mask) v.

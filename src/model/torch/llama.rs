@@ -117,6 +117,14 @@ impl Llama {
         self.run(self.embed(ids), &self.rope.first(tokens), &mask, None) // (B, T, C)
     }
 
+    /// The same by the fused kernel of attention, for training: faster, and its memory grows with
+    /// T and not with T²; but a row's last bits depend on its neighbours.
+    pub fn hidden_fused(&self, ids: &Tensor) -> Tensor {
+        let rotation = self.rope.first(ids.size()[1]);
+        let run = |x: Tensor, block: &Block| block.forward(&x, &rotation, View::Fused);
+        self.finish(&self.blocks.iter().fold(self.embed(ids), run)) // (B, T, C)
+    }
+
     /// What the head sees, with positions (B, T) and an additive mask (B or 1, 1, T, T).
     pub fn hidden_at(&self, ids: &Tensor, positions: &Tensor, mask: &Tensor) -> Tensor {
         self.run(self.embed(ids), &self.rope.at(positions), mask, None) // (B, T, C)

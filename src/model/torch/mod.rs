@@ -14,6 +14,7 @@ pub mod generate;
 pub mod llama;
 pub mod score;
 pub mod tokenizer;
+pub mod train;
 pub mod weights;
 
 mod block;
@@ -33,6 +34,7 @@ pub use llama::Llama;
 pub use openmp::quiet_openmp;
 pub use score::{rewards, score};
 pub use tokenizer::{Continued, TextTokenizer};
+pub use train::TorchTrainer;
 pub use weights::Weights;
 
 /// The fewest rows of a matrix product: below it another kernel is chosen, with other bits.
