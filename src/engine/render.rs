@@ -105,7 +105,7 @@ impl<'s> Renderer<'s, '_> {
                 let asks = self.done[*of].asks.clone().expect("a chain goes on from a stage");
                 self.call(at, node, asks, Some(*stage), false, false)
             }
-            Kind::Train { of, models } => self.train(at, node, of, models),
+            Kind::Train { of, models } => self.train(at, node, *of, models),
         }
     }
 
@@ -342,21 +342,16 @@ impl<'s> Renderer<'s, '_> {
         &mut self,
         at: NodeIdx,
         node: &Node,
-        of: &[NodeIdx],
-        models: &[NodeIdx],
+        of: NodeIdx,
+        models: &[Option<NodeIdx>],
     ) -> Rendered<'s> {
-        let data = of.iter().enumerate().map(|(input, node)| {
-            let rows = self.done[*node].rows.clone();
-            rows.map(move |rec| (input as u64, rec.row, rec.content))
-        });
-        let data: Vec<_> = data.collect();
-        let data = differential_dataflow::collection::concatenate(self.scope, data);
+        let data = self.done[of].rows.clone().map(|rec| (rec.row, rec.content));
         // A training would start at every chunk otherwise: its data is the whole epoch's.
         let data =
             data.inner.map(|(row, time, diff)| (row, time::close(time), diff)).as_collection();
         let digest = data
             .clone()
-            .explode(|(input, row, content)| Some(((), Digest::of(input as usize, row, content))))
+            .explode(|(row, content)| Some(((), Digest::of(row, content))))
             .count()
             .map(|((), digest)| ((), (digest.id(), digest.rows())));
 
@@ -364,7 +359,8 @@ impl<'s> Renderer<'s, '_> {
         let (input, mut settings) = scope.new_collection::<Id, isize>();
         self.inputs.settings.insert(at, input);
         for (place, node) in models.iter().enumerate() {
-            let Some(model) = self.done[*node].model.clone() else { continue };
+            let Some(node) = node else { continue };
+            let model = self.done[*node].model.clone().expect("a model edge ends at a training");
             let name: Arc<str> = self.shape.nodes[*node].name.as_str().into();
             let shared = Arc::clone(self.shared);
             settings = settings.map(|settings| ((), settings)).join_map(

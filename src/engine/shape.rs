@@ -65,10 +65,11 @@ pub enum Kind {
     },
     /// A training.
     Train {
-        /// The datasets, in order.
-        of: Vec<NodeIdx>,
-        /// The nodes whose models it starts from or uses: init or policy, reward, test reward.
-        models: Vec<NodeIdx>,
+        /// The data set.
+        of: NodeIdx,
+        /// For each model it starts from or uses (init or policy, reward, test reward), the node
+        /// that trains it, if one does.
+        models: Vec<Option<NodeIdx>>,
     },
 }
 

@@ -22,9 +22,11 @@ use super::rows::{Rec, Slot};
 use super::shared::Shared;
 use super::time::{self, Time};
 use super::trained;
-use crate::model::Trained;
+use crate::model::train::Scratch;
+use crate::model::{TrainSettings, Trained};
 use crate::operators::ModelRef;
 use crate::record::{Id, KeyHasher};
+use crate::spec::Model;
 
 /// The settings of a training, as data: everything but the dataset and the models.
 #[derive(Clone)]
@@ -37,6 +39,8 @@ pub struct Training {
     pub settings: Id,
     /// The same settings as canonical JSON, for the table of checkpoints.
     pub settings_json: Arc<str>,
+    /// What the trainer is told.
+    pub setup: Arc<Setup>,
     /// The operator's version.
     pub version: u32,
     /// The models it starts from or uses, in the order of the shape: fixed ones are known now,
@@ -46,6 +50,19 @@ pub struct Training {
     pub policy: &'static str,
     /// The training whose checkpoint is kept, under `hold`.
     pub held: Option<Held>,
+}
+
+/// What a trainer is told of a node, besides its data and models.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// The settings.
+    pub settings: TrainSettings,
+    /// The shape of new weights, where it begins with those.
+    pub scratch: Option<Scratch>,
+    /// The entry of `models` that decides how rows are rendered; without one, as transcripts.
+    pub model: Option<Model>,
+    /// Whether sources weigh as wholes.
+    pub balanced: bool,
 }
 
 /// A finished training that is held.
@@ -100,8 +117,8 @@ pub struct Recipe {
     pub training: Arc<Training>,
     /// The dataset's digest.
     pub dataset: Id,
-    /// The rows: the input they came by, their id, the row.
-    pub rows: Vec<(usize, Id, Slot)>,
+    /// The rows of the data set: their id, the row.
+    pub rows: Vec<(Id, Slot)>,
 }
 
 /// Does trainings and remembers them.
@@ -123,8 +140,8 @@ pub(super) struct TrainAsk {
     pub(super) training: Id,
 }
 
-/// A row of a dataset: the input it came by, its id, its content.
-pub(super) type DataRow = (u64, Id, Id);
+/// A row of a dataset: its id, its content.
+pub(super) type DataRow = (Id, Id);
 
 /// What a training made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -344,9 +361,8 @@ impl Desk {
 
     fn start(&self, ask: TrainAsk) {
         let training = self.shared.contexts.training(ask.training);
-        let row = |(input, row, content): &DataRow| {
-            let slot = self.shared.rows.get(*content).expect("a row of a dataset is kept");
-            (*input as usize, *row, slot)
+        let row = |(row, content): &DataRow| {
+            (*row, self.shared.rows.get(*content).expect("a row of a dataset is kept"))
         };
         let recipe = Recipe {
             id: training.recipe(ask.dataset),

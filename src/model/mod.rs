@@ -5,6 +5,8 @@ pub mod answer;
 pub mod backend;
 pub mod openai;
 pub mod request;
+#[cfg(feature = "torch")]
+pub mod torch;
 pub mod train;
 
 pub use answer::{Answer, CallError, Finish};

@@ -90,6 +90,19 @@ pub enum Example {
     },
 }
 
+impl Example {
+    /// The example as that of another row that says the same.
+    #[must_use]
+    pub fn of_row(mut self, row: Id) -> Example {
+        match &mut self {
+            Example::Demonstration { row_id, .. }
+            | Example::Comparison { row_id, .. }
+            | Example::Prompt { row_id, .. } => *row_id = row,
+        }
+        self
+    }
+}
+
 /// Which training, with the settings that decide the weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -54,11 +54,13 @@ fn model(name: &Name, model: &Model, check: &mut Check<'_>) {
         let help = "such as `http://localhost:8000/v1`";
         check.says(endpoint.place, &format!("has the endpoint \"{endpoint}\", which is not a URL"), help);
     }
-    for (key, value) in [("max_in_flight", model.max_in_flight), ("votes", model.votes)] {
-        check.from_one(key, &Spanned { value, place: name.place });
+    check.from_one("max_in_flight", &model.max_in_flight);
+    check.from_one("votes", &model.votes);
+    if let Some(timeout_s) = &model.timeout_s {
+        check.above("timeout_s", timeout_s, 0.0);
     }
-    if let Some(timeout_s) = model.timeout_s {
-        check.above("timeout_s", &Spanned { value: timeout_s, place: name.place }, 0.0);
+    if let Some(threads) = &model.threads {
+        check.from_one("threads", threads);
     }
 }
 
@@ -76,10 +78,10 @@ impl Check<'_> {
         }
     }
 
-    /// `"key" of owner is …`.
+    /// `"key" of owner must be …`.
     fn wrong(&mut self, key: &str, place: Place, text: &str) {
         if place.is_somewhere() {
-            self.mistakes.add(place, format!("\"{key}\" of {} is {text}", self.owner), None);
+            self.mistakes.add(place, format!("\"{key}\" of {} must be {text}", self.owner), None);
         }
     }
 
@@ -138,7 +140,7 @@ impl Check<'_> {
         if let Err(error) = regex::Regex::new(pattern) {
             let reason = error.to_string();
             let reason = reason.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
-            self.wrong(key, pattern.place, &format!("not a regular expression: {reason}"));
+            self.wrong(key, pattern.place, &format!("a regular expression: {reason}"));
         }
     }
 }

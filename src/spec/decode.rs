@@ -246,7 +246,7 @@ impl<'de> Deserializer<'de> for Value<'_> {
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
         match &self.tree.kind {
-            _ if self.is_hole() => visitor.visit_none(),
+            _ if self.is_hole() => visitor.visit_some(self),
             Kind::Null => visitor.visit_none(),
             _ => visitor.visit_some(self),
         }
@@ -410,7 +410,7 @@ impl<'de> VariantAccess<'de> for Variant<'_> {
 
     fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, Fault> {
         let Some(payload) = self.payload else {
-            return Err(Fault::custom(format!("\"{}\" needs its settings", self.name)).at(self.of.tree));
+            return Err(Fault::alone(self.name, self.of.tree));
         };
         seed.deserialize(payload).map_err(|fault| match self.key {
             Some(key) => fault.under(self.name.to_owned(), Some((key, payload.tree))),

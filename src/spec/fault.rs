@@ -35,8 +35,8 @@ pub(super) enum What {
 /// How a message goes on after the name of the value.
 #[derive(Debug)]
 pub(super) enum Says {
-    /// `"n" of node "x" is …`.
-    Is(String),
+    /// `"n" of node "x" must be …`.
+    MustBe(String),
     /// `node "x": …`.
     Sentence(String),
 }
@@ -56,9 +56,10 @@ impl Fault {
             Kind::Int(_) | Kind::Float(_) | Kind::Bool(_) if wanted == "a text" => {
                 Some(format!("put it in quotes: \"{}\"", tree.scalar().unwrap_or_default()))
             }
+            Kind::Text { text, .. } if wanted == "a list" => Some(format!("put it in brackets: [\"{text}\"]")),
             _ => None,
         };
-        let says = Says::Is(format!("{wanted}, not {}", tree.described()));
+        let says = Says::MustBe(format!("{wanted}, not {}", tree.described()));
         Self::new(What::Wrong { says, help }).at(tree)
     }
 
@@ -70,7 +71,7 @@ impl Fault {
             let help = near.unwrap_or_else(|| format!("the verbs are {}", variants.join(" ")));
             Self::sentence(format!("\"{word}\" is not a verb"), Some(help))
         } else {
-            let says = Says::Is(format!("{}, not \"{word}\"", Self::choices(variants)));
+            let says = Says::MustBe(format!("{}, not \"{word}\"", Self::choices(variants)));
             Self::new(What::Wrong { says, help: near })
         };
         fault.id = tree.id;
@@ -92,6 +93,12 @@ impl Fault {
         fault.id = tree.id;
         fault.place = entries.get(1).map_or(tree.place, |(key, _)| key.place);
         fault
+    }
+
+    /// A word without the settings that it needs.
+    pub(super) fn alone(word: &str, tree: &Tree) -> Self {
+        let help = format!("write `{word}: {{ … }}`");
+        Self::sentence(format!("\"{word}\" needs its settings"), Some(help)).at(tree)
     }
 
     /// The words of an enum for a message: `"soft" or "hard"`.
@@ -157,8 +164,12 @@ impl Fault {
                 let of = if inner.is_empty() { owner } else { format!("\"{inner}\" of {owner}") };
                 (format!("{of} has no \"{field}\""), Some(format!("add `{field}: …`")))
             }
-            What::Wrong { says: Says::Is(is), help } if inner.is_empty() => (format!("{owner} is {is}"), help.clone()),
-            What::Wrong { says: Says::Is(is), help } => (format!("\"{inner}\" of {owner} is {is}"), help.clone()),
+            What::Wrong { says: Says::MustBe(what), help } if inner.is_empty() => {
+                (format!("{owner} must be {what}"), help.clone())
+            }
+            What::Wrong { says: Says::MustBe(what), help } => {
+                (format!("\"{inner}\" of {owner} must be {what}"), help.clone())
+            }
             What::Wrong { says: Says::Sentence(text), help } => (format!("{owner}: {text}"), help.clone()),
         };
         mistakes.add(self.place, message, help);
@@ -222,7 +233,7 @@ impl de::Error for Fault {
     }
 
     fn invalid_type(found: Unexpected<'_>, wanted: &dyn de::Expected) -> Self {
-        Self::new(What::Wrong { says: Says::Is(format!("{wanted}, not {found}")), help: None })
+        Self::new(What::Wrong { says: Says::MustBe(format!("{wanted}, not {found}")), help: None })
     }
 
     fn invalid_value(found: Unexpected<'_>, wanted: &dyn de::Expected) -> Self {

@@ -113,7 +113,17 @@ fn read_constitution(
     mistakes: &mut Mistakes,
 ) -> Option<Constitution> {
     let tree = read_tree(path, "the constitution", named_at, numbers, mistakes)?;
-    let (constitution, _) = decode::<Constitution>(&tree, "the constitution", mistakes);
+    checked_constitution(&tree, mistakes)
+}
+
+/// The constitution that a text says, which is file `file` of the mistakes.
+pub(super) fn constitution_of(text: &str, file: u32, mistakes: &mut Mistakes) -> Option<Constitution> {
+    let tree = parse(text, file, &mut Numbers::default(), mistakes)?;
+    checked_constitution(&tree, mistakes)
+}
+
+fn checked_constitution(tree: &Tree, mistakes: &mut Mistakes) -> Option<Constitution> {
+    let (constitution, _) = decode::<Constitution>(tree, "the constitution", mistakes);
     let constitution = constitution?;
     checks::constitution(&constitution, mistakes);
     Some(constitution)

@@ -12,9 +12,11 @@
 //! each mistake without what was wrong, so that nothing hides behind anything.
 
 pub mod constitution;
+pub mod import;
 pub mod model;
 pub mod op;
 pub mod pipeline;
+pub mod schema;
 
 mod checks;
 mod decode;
@@ -26,6 +28,8 @@ mod names;
 mod overrides;
 mod place;
 mod selector;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod variables;
 

@@ -56,16 +56,16 @@ pub struct Model {
     pub label_tokens: [String; 2],
     /// Samples taken per question by `scoring: votes`.
     #[serde(default = "votes")]
-    pub votes: u32,
+    pub votes: Spanned<u32>,
     /// Requests under way at once, over all nodes and workers. It bounds what a crash can lose.
     #[serde(default = "max_in_flight")]
-    pub max_in_flight: u32,
+    pub max_in_flight: Spanned<u32>,
     /// Times that a call is tried again, instead of `limits.retries`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retries: Option<u32>,
     /// Seconds that one attempt may take, instead of `limits.timeout_s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub timeout_s: Option<f64>,
+    pub timeout_s: Option<Spanned<f64>>,
     /// What tokens cost. Without it costs are not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub price: Option<Price>,
@@ -77,19 +77,19 @@ pub struct Model {
     pub device: Device,
     /// Threads inside one tensor operation of a checkpoint on CPU. Without it, all cores.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub threads: Option<u32>,
+    pub threads: Option<Spanned<u32>>,
 }
 
 fn label_tokens() -> [String; 2] {
     [" (A)".to_owned(), " (B)".to_owned()]
 }
 
-fn votes() -> u32 {
-    9
+fn votes() -> Spanned<u32> {
+    Spanned::nowhere(9)
 }
 
-fn max_in_flight() -> u32 {
-    16
+fn max_in_flight() -> Spanned<u32> {
+    Spanned::nowhere(16)
 }
 
 /// What stands behind a model.

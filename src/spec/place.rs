@@ -159,7 +159,7 @@ impl<T: JsonSchema> JsonSchema for Spanned<T> {
     }
 }
 
-/// A path as written, and as found: relative paths are relative to the file that names them.
+/// A path; relative ones are relative to the file that names them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(from = "String")]
 #[schemars(with = "String")]

@@ -79,7 +79,7 @@ impl Tree {
                 format!("the text \"{}…\"", text.chars().take(40).collect::<String>())
             }
             Kind::Text { text, .. } => format!("the text \"{text}\""),
-            Kind::List(_) => "a list".to_owned(),
+            Kind::List(items) => format!("a list of {}", items.len()),
             Kind::Map(_) => "a map".to_owned(),
         }
     }

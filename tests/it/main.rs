@@ -2,3 +2,5 @@
 
 mod setup;
 mod tidy;
+#[cfg(feature = "torch")]
+mod torch_conformance;

@@ -57,7 +57,7 @@ fn unique(constitution: &Constitution, mistakes: &mut Mistakes) {
 fn texts(principle: &Principle, check: &mut Check<'_>) {
     let id = &principle.id;
     if id.is_empty() && id.place.is_somewhere() {
-        check.wrong("id", id.place, "not empty");
+        check.wrong("id", id.place, "a text that is not empty");
     }
     let lacks = |purpose: Purpose| !principle.serves(purpose);
     match principle.stage {
@@ -76,7 +76,7 @@ fn texts(principle: &Principle, check: &mut Check<'_>) {
         if let Some(text) = text
             && text.trim().is_empty()
         {
-            check.wrong(key, text.place, "not empty");
+            check.wrong(key, text.place, "more than white space");
         }
     }
 }

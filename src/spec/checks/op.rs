@@ -2,7 +2,7 @@
 
 use super::Check;
 use crate::spec::op::{
-    Cot, Critiquing, Evaluate, FewShot, Filter, Flaw, Init, Keep, Mix, Op, PairwiseJudge, PpoUpdate, Read, Repeat,
+    Cot, Critiquing, Evaluate, FewShot, Filter, Init, Keep, Mix, Op, PairwiseJudge, PpoUpdate, Read, Repeat,
     Rounds, Scratch, Source, Split, TrainPm, TrainSl,
 };
 use crate::spec::place::{Place, Spanned};
@@ -46,10 +46,10 @@ fn read(op: &Read, check: &mut Check<'_>) {
 fn split(place: Place, op: &Split, check: &mut Check<'_>) {
     for (name, share) in &op.parts {
         check.word("parts", name);
-        check.share(&format!("parts.{name}"), &name.with(*share));
+        check.share(&format!("parts.{name}"), share);
     }
-    let sum: f64 = op.parts.values().sum();
-    if (sum - 1.0).abs() > 1e-6 && op.parts.values().all(|share| *share > 0.0 && *share <= 1.0) {
+    let sum: f64 = op.parts.values().map(|share| share.value).sum();
+    if (sum - 1.0).abs() > 1e-6 && op.parts.values().all(|share| share.value > 0.0 && share.value <= 1.0) {
         let at = op.parts.keys().next().map_or(place, |name| name.place);
         let help = "shares of all parts sum to 1: `{ train: 0.9, test: 0.1 }`";
         check.says(at, &format!("has parts that sum to {}", (sum * 1e6).round() / 1e6), help);
@@ -114,9 +114,9 @@ fn sources(key: &str, place: Place, sources: &[Source], check: &mut Check<'_>) {
     }
     for source in sources {
         let at = source.rows.place;
-        check.above("weight", &Spanned { value: source.weight, place: at }, 0.0);
-        if let Some(share) = source.share {
-            check.share("share", &Spanned { value: share, place: at });
+        check.above("weight", &source.weight, 0.0);
+        if let Some(share) = &source.share {
+            check.share("share", share);
         }
         if source.count.is_some() && source.share.is_some() {
             check.says(at, &format!("takes both a count and a share of \"{}\"", source.rows), "leave one of them out");
@@ -131,9 +131,7 @@ fn filter(place: Place, op: &Filter, check: &mut Check<'_>) {
     if op.condition.is_none() && op.drop.is_empty() && op.dedupe.is_none() {
         check.says(place, "filters nothing", "add `where: SQL`, `drop: […]` or `dedupe: { by: […] }`");
     }
-    if op.drop.contains(&Flaw::TooLong) && op.max_tokens == 0 {
-        check.wrong("max_tokens", op.from.place, "from 1, not 0");
-    }
+    check.from_one("max_tokens", &op.max_tokens);
 }
 
 fn evaluate(place: Place, op: &Evaluate, check: &mut Check<'_>) {

@@ -101,7 +101,7 @@ pub struct Split {
     /// The node whose rows are split.
     pub from: Name,
     /// Name and share of each part: `{ train: 0.9, test: 0.1 }`. Shares are above 0 and sum to 1.
-    pub parts: IndexMap<Name, f64>,
+    pub parts: IndexMap<Name, Spanned<f64>>,
     /// Seed of the assignment, instead of the pipeline's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
@@ -147,14 +147,14 @@ pub struct Filter {
     pub dedupe: Option<Dedupe>,
     /// Completion tokens above which a row is `too_long`.
     #[serde(default = "max_tokens")]
-    pub max_tokens: u32,
+    pub max_tokens: Spanned<u32>,
     /// What becomes of the rows left out.
     #[serde(default)]
     pub on_drop: OnDrop,
 }
 
-fn max_tokens() -> u32 {
-    1024
+fn max_tokens() -> Spanned<u32> {
+    Spanned::nowhere(1024)
 }
 
 impl Filter {

@@ -233,7 +233,7 @@ pub enum Critiquing {
     Asked(Critic),
 }
 
-/// A critique as written, told apart by its shape.
+/// `none`, or how each round critiques.
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename = "$by_shape")]
 #[schemars(untagged)]

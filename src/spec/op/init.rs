@@ -16,7 +16,7 @@ pub enum Init {
     Scratch(Scratch),
 }
 
-/// An init as written: `base`, or `{ scratch: … }`, told apart by its shape.
+/// An entry of `models` or a node that trains one, or `{ scratch: … }`.
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename = "$by_shape")]
 #[schemars(untagged)]

@@ -6,7 +6,7 @@ use std::ops::Deref;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::spec::place::Name;
+use crate::spec::place::{Name, Spanned};
 
 /// Rows of one node, and how many of them: `revisions`, or `{ rows: revisions, rounds: all, weight: 2.0 }`.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,11 +16,11 @@ pub struct Source {
     /// Which rounds of a `repeat` are taken.
     pub rounds: Rounds,
     /// Weight of each row in a loss, above 0.
-    pub weight: f64,
+    pub weight: Spanned<f64>,
     /// Rows taken, chosen by a hash of their id. At most one of `count` and `share`.
     pub count: Option<u64>,
     /// Share of the rows taken, in (0, 1], chosen by a hash of their id.
-    pub share: Option<f64>,
+    pub share: Option<Spanned<f64>>,
 }
 
 /// Which rounds of a `repeat` are taken: `all`, `last` or `{ up_to: 2 }`.
@@ -47,7 +47,7 @@ impl Rounds {
     }
 }
 
-/// A source written as a map.
+/// Rows of one node, and how many of them.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Fields {
@@ -58,20 +58,21 @@ struct Fields {
     rounds: Rounds,
     /// Weight of each row in a loss, above 0.
     #[serde(default = "one")]
-    weight: f64,
+    weight: Spanned<f64>,
     /// Rows taken, chosen by a hash of their id. At most one of `count` and `share`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     count: Option<u64>,
     /// Share of the rows taken, in (0, 1], chosen by a hash of their id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    share: Option<f64>,
+    share: Option<Spanned<f64>>,
 }
 
-fn one() -> f64 {
-    1.0
+fn one() -> Spanned<f64> {
+    Spanned::nowhere(1.0)
 }
 
-/// A source as written: told apart by its shape, which the decoder of this layer knows as `$by_shape`.
+/// A node's name, or a map that also says how many of its rows.
+// The decoder of this layer tells the variants of `$by_shape` apart by the value's shape.
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename = "$by_shape")]
 #[schemars(untagged)]
@@ -84,7 +85,7 @@ enum Written {
 
 impl From<Name> for Source {
     fn from(rows: Name) -> Self {
-        Self { rows, rounds: Rounds::All, weight: 1.0, count: None, share: None }
+        Self { rows, rounds: Rounds::All, weight: one(), count: None, share: None }
     }
 }
 

@@ -1,0 +1,5 @@
+//! `local`: the world of a run on this machine: its files, models, memo and trainer.
+
+pub mod memory;
+pub mod models;
+pub mod trainings;

@@ -1,0 +1,144 @@
+//! Models of a local run: entries of `models`, and checkpoints that nodes trained.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use indexmap::IndexMap;
+
+use crate::engine::dispatch::Models;
+use crate::model::Backend;
+use crate::model::openai::{OpenAi, OpenAiOptions, Secret};
+use crate::operators::ModelRef;
+use crate::plan::{ModelEdge, Plan, Step};
+use crate::record::{Id, KeyHasher};
+use crate::spec::{Backend as Behind, Limits, Model, Name};
+
+/// The models of a plan, opened when they are first asked.
+pub struct LocalModels {
+    limits: Limits,
+    /// By the name of the entry, or of the node that trains it.
+    entries: BTreeMap<String, Model>,
+    checkpoints: PathBuf,
+    open: Mutex<IndexMap<(Arc<str>, Id), Arc<dyn Backend>>>,
+    given: BTreeMap<String, Arc<dyn Backend>>,
+}
+
+impl LocalModels {
+    /// The models of a plan; `checkpoints` is where trained ones are.
+    pub fn new(plan: &Plan, checkpoints: &Path) -> LocalModels {
+        let written = plan.pipeline().models.iter();
+        let mut entries: BTreeMap<String, Model> =
+            written.map(|(name, model)| (name.value.clone(), model.clone())).collect();
+        for (at, node) in plan.nodes.iter().enumerate() {
+            if let Step::Train { .. } = node.step {
+                let entry = plan.entry(&ModelEdge::Node(at)).cloned();
+                entries.insert(node.name.clone(), entry.unwrap_or_else(Model::from_scratch));
+            }
+        }
+        LocalModels {
+            limits: plan.pipeline().limits.clone(),
+            entries,
+            checkpoints: checkpoints.to_owned(),
+            open: Mutex::default(),
+            given: BTreeMap::new(),
+        }
+    }
+
+    /// Puts another backend in place of an entry's: a test's fake.
+    #[must_use]
+    pub fn with(mut self, name: &str, backend: Arc<dyn Backend>) -> LocalModels {
+        self.given.insert(name.to_owned(), backend);
+        self
+    }
+
+    fn open(&self, model: &ModelRef) -> Result<Arc<dyn Backend>, String> {
+        let name: &str = &model.name;
+        if let Some(given) = self.given.get(name) {
+            return Ok(Arc::clone(given));
+        }
+        let entry = self.entries.get(name).ok_or_else(|| format!("there is no model \"{name}\""))?;
+        match entry.backend() {
+            Behind::Endpoint { url, name } => endpoint(entry, url, name, &self.limits),
+            Behind::Checkpoint(written) => {
+                let trained = self.checkpoints.join(model.fingerprint.to_string());
+                let dir = if trained.is_dir() { trained } else { written.path.clone() };
+                checkpoint(name, entry, &dir)
+            }
+        }
+    }
+}
+
+impl Models for LocalModels {
+    fn backend(&self, model: &ModelRef) -> Result<Arc<dyn Backend>, String> {
+        let key = (Arc::clone(&model.name), model.fingerprint);
+        let mut open = self.open.lock().expect("no holder panics");
+        if let Some(backend) = open.get(&key) {
+            return Ok(Arc::clone(backend));
+        }
+        let backend = self.open(model)?;
+        open.insert(key, Arc::clone(&backend));
+        Ok(backend)
+    }
+}
+
+fn endpoint(
+    entry: &Model,
+    url: &Name,
+    name: &Name,
+    limits: &Limits,
+) -> Result<Arc<dyn Backend>, String> {
+    let mut options = OpenAiOptions::new(url.value.clone(), name.value.clone());
+    options.api_key = entry.api_key.as_ref().and_then(|key| key.reveal()).map(Secret::new);
+    options.max_in_flight = entry.max_in_flight as usize;
+    options.retries = entry.retries.unwrap_or(limits.retries);
+    options.timeout = Duration::from_secs_f64(entry.timeout_s.unwrap_or(limits.timeout_s));
+    options.votes = entry.votes;
+    let open = OpenAi::new(options);
+    open.map(|open| Arc::new(open) as Arc<dyn Backend>).map_err(|error| error.to_string())
+}
+
+#[cfg(feature = "torch")]
+fn checkpoint(name: &str, entry: &Model, dir: &Path) -> Result<Arc<dyn Backend>, String> {
+    use crate::model::torch::{TorchBackend, TorchOptions};
+    let options = TorchOptions {
+        name: name.to_owned(),
+        threads: entry.threads.unwrap_or(1) as usize,
+        ..TorchOptions::default()
+    };
+    let open = TorchBackend::open(dir, options);
+    open.map(|open| Arc::new(open) as Arc<dyn Backend>).map_err(|error| error.to_string())
+}
+
+#[cfg(not(feature = "torch"))]
+fn checkpoint(name: &str, _entry: &Model, _dir: &Path) -> Result<Arc<dyn Backend>, String> {
+    Err(format!("model \"{name}\" is a checkpoint, and this amend was built without `torch`"))
+}
+
+/// The fingerprint of an entry of `models`: of an endpoint its declared name and revision, of a
+/// checkpoint its weights.
+pub fn fingerprint(entry: &Model) -> Result<Id, String> {
+    match entry.backend() {
+        Behind::Endpoint { name, .. } => {
+            let mut hasher = KeyHasher::new("amend/endpoint/1");
+            hasher.add_text(name);
+            hasher.add_text(entry.revision.as_deref().unwrap_or_default());
+            hasher.add_u64(u64::from(entry.votes));
+            Ok(hasher.id())
+        }
+        Behind::Checkpoint(path) => weights_id(&path.path),
+    }
+}
+
+/// The weights id of a checkpoint.
+#[cfg(feature = "torch")]
+pub fn weights_id(dir: &Path) -> Result<Id, String> {
+    crate::model::torch::checkpoint::weights_id(dir).map_err(|error| error.to_string())
+}
+
+/// The weights id of a checkpoint.
+#[cfg(not(feature = "torch"))]
+pub fn weights_id(dir: &Path) -> Result<Id, String> {
+    Err(format!("{} is a checkpoint, and this amend was built without `torch`", dir.display()))
+}

@@ -1,0 +1,44 @@
+//! `torch`: a checkpoint in Hugging Face layout, run in this process by libtorch.
+//!
+//! `config.json` and safetensors become a [`Checkpoint`], its weights a [`Llama`], which reads
+//! whole sequences (training, scoring) or one token a row with a cache (sampling).
+//!
+//! What a row gets is the same bits whatever its neighbours are, their number and their order:
+//! every matrix product has at least [`ROWS_MIN`] rows, attention is written as products and a
+//! softmax, and a row's draws are a function of its seed. Measured and tested with one thread.
+
+pub mod checkpoint;
+pub mod config;
+pub mod generate;
+pub mod llama;
+pub mod score;
+pub mod tokenizer;
+pub mod weights;
+
+mod block;
+mod cache;
+mod error;
+mod rope;
+mod sampling;
+
+pub use checkpoint::{Checkpoint, weights_id};
+pub use config::{Head, LlamaConfig};
+pub use error::TorchError;
+pub use generate::{Continuation, Generated, Generator, generate};
+pub use llama::Llama;
+pub use score::{rewards, score};
+pub use tokenizer::{Continued, TextTokenizer};
+pub use weights::Weights;
+
+/// The fewest rows of a matrix product: below it another kernel is chosen, with other bits.
+pub const ROWS_MIN: usize = 8;
+
+/// A count or an index as libtorch takes it.
+pub(crate) fn int(count: usize) -> i64 {
+    i64::try_from(count).expect("a count fits in 63 bits")
+}
+
+/// The least multiple of `step` that is not below `count`.
+pub(crate) fn round_up(count: usize, step: usize) -> usize {
+    count.div_ceil(step) * step
+}

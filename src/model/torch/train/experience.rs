@@ -1,0 +1,202 @@
+//! Experience: what a batch of episodes is worth, token by token, before anything is learnt.
+//!
+//! Numbers of tokens lie in one list an episode, end token included and nothing after it.
+
+use tch::{Tensor, no_grad_guard};
+
+use super::advantage::{KlEstimator, gae, whiten};
+use super::learner::Learner;
+use super::loss::{entropies, log_probs};
+use super::rollout::Episode;
+use super::rows::{MicroBatch, Row, buckets, floats, micro_batches};
+use crate::model::train::{PpoSettings, TrainError};
+
+/// A preference model as a judge: its scores can be normalised by the mean and the standard
+/// deviation that were stored with it.
+pub(super) struct Judge {
+    /// The model.
+    pub(super) model: Learner,
+    mean: f64,
+    std: f64,
+}
+
+impl Judge {
+    /// A judge whose scores are normalised, or not.
+    pub(super) fn new(model: Learner, normalize: bool) -> Judge {
+        let number = |key: &str| if normalize { model.number(key) } else { None };
+        let mean = number("mean").unwrap_or(0.0);
+        let std = number("std").filter(|&std| std > 0.0).unwrap_or(1.0);
+        Judge { model, mean, std }
+    }
+
+    /// The normalised score.
+    pub(super) fn normalized(&self, score: f64) -> f64 {
+        (score - self.mean) / self.std
+    }
+
+    /// The normalised scores of states: what the critic begins at.
+    pub(super) fn values(&self, hidden: &Tensor) -> Tensor {
+        (self.model.scores(hidden) - self.mean) / self.std // (N)
+    }
+
+    /// The scores of the episodes' texts, read anew in the judge's own tokens, up to its end token.
+    ///
+    /// A text longer than the judge can read is read from as far back as it can.
+    pub(super) fn scores(&self, prompts: &[&str], episodes: &[Episode]) -> Result<Vec<f64>, TrainError> {
+        let _guard = no_grad_guard();
+        let row = |episode: &Episode| -> Result<Row, TrainError> {
+            let mut row = self.model.text(prompts[episode.prompt], &episode.text)?;
+            let excess = row.tokens.len().saturating_sub(self.model.length_max());
+            row.tokens.drain(..excess);
+            Ok(row)
+        };
+        let rows = episodes.iter().map(row).collect::<Result<Vec<_>, _>>()?;
+        let all: Vec<usize> = (0..rows.len()).collect();
+        let mut scores = vec![0.0; rows.len()];
+        for bucket in buckets(&all, |row| rows[row].tokens.len()) {
+            let micro = MicroBatch::of_ends(&rows, &bucket, self.model.device());
+            let hidden = micro.predicting(&self.model.hidden(&micro.ids)); // (B, d)
+            for (&row, score) in bucket.iter().zip(floats(&self.model.scores(&hidden))) {
+                scores[row] = f64::from(score);
+            }
+        }
+        Ok(scores)
+    }
+}
+
+/// What a batch of episodes is worth.
+pub(super) struct Experience {
+    /// The episodes' tokens.
+    pub(super) rows: Vec<Row>,
+    /// The log-probabilities of the tokens under the policy that wrote them.
+    pub(super) old: Vec<Vec<f32>>,
+    /// The same under the reference.
+    pub(super) reference: Vec<Vec<f32>>,
+    /// The critic's values of the states before the tokens.
+    pub(super) values: Vec<Vec<f32>>,
+    /// The entropies of the policy at the tokens.
+    pub(super) entropies: Vec<Vec<f32>>,
+    /// The estimated KL to the reference at the tokens.
+    pub(super) kl: Vec<Vec<f32>>,
+    /// The advantages, whitened if the settings say so.
+    pub(super) advantages: Vec<Vec<f32>>,
+    /// The returns.
+    pub(super) returns: Vec<Vec<f32>>,
+    /// The preference model's scores.
+    pub(super) scores: Vec<f64>,
+    /// The scores as they are rewarded: normalised, clipped, without what an answer loses that
+    /// did not end.
+    pub(super) rewarded: Vec<f64>,
+}
+
+/// Who acts, who judges and who is asked what it would have done.
+pub(super) struct Actors<'a> {
+    /// The policy that wrote the episodes.
+    pub(super) policy: &'a Learner,
+    /// The policy at the beginning, frozen.
+    pub(super) reference: &'a Learner,
+    /// The critic, with the normalisation of the judge that it began at.
+    pub(super) critic: &'a Judge,
+    /// The judge.
+    pub(super) judge: &'a Judge,
+}
+
+impl Experience {
+    /// Measures a batch of episodes.
+    pub(super) fn of(
+        actors: &Actors<'_>,
+        prompts: &[&str],
+        episodes: &[Episode],
+        settings: &PpoSettings,
+    ) -> Result<Experience, TrainError> {
+        let scores = actors.judge.scores(prompts, episodes)?;
+        let rewarded = (scores.iter().zip(episodes))
+            .map(|(&score, episode)| reward(actors.judge.normalized(score), episode, settings))
+            .collect();
+        let mut experience = Experience::run(actors, episodes, settings.temperature);
+        experience.scores = scores;
+        experience.rewarded = rewarded;
+        experience.judge(settings)?;
+        Ok(experience)
+    }
+
+    /// The passes of policy, reference and critic over the episodes.
+    fn run(actors: &Actors<'_>, episodes: &[Episode], temperature: f64) -> Experience {
+        let _guard = no_grad_guard();
+        let rows: Vec<Row> = episodes.iter().map(|episode| episode.row.clone()).collect();
+        let all: Vec<usize> = (0..rows.len()).collect();
+        let empty = || vec![Vec::new(); rows.len()];
+        let (mut old, mut reference, mut values, mut entropy) = (empty(), empty(), empty(), empty());
+        for micro in micro_batches(&rows, &all, actors.policy.device()) {
+            let logits = logits(actors.policy, &micro); // (N, V)
+            micro.scatter(&log_probs(&logits, &micro.targets, temperature), &mut old);
+            micro.scatter(&entropies(&logits, temperature), &mut entropy);
+            let logits = self::logits(actors.reference, &micro); // (N, V)
+            micro.scatter(&log_probs(&logits, &micro.targets, temperature), &mut reference);
+            micro.scatter(&values_of(actors.critic, &micro), &mut values);
+        }
+        let (kl, advantages, returns) = (empty(), empty(), empty());
+        Experience {
+            rows,
+            old,
+            reference,
+            values,
+            entropies: entropy,
+            kl,
+            advantages,
+            returns,
+            scores: Vec::new(),
+            rewarded: Vec::new(),
+        }
+    }
+
+    /// Rewards, advantages and returns: the KL to the reference is paid at each token, the score
+    /// is had at the last.
+    fn judge(&mut self, settings: &PpoSettings) -> Result<(), TrainError> {
+        let estimator = KlEstimator::named(&settings.kl_estimator).ok_or_else(|| {
+            TrainError::Data(format!(
+                "kl_estimator \"{}\" is not one of k1, k2, k3",
+                settings.kl_estimator
+            ))
+        })?;
+        for row in 0..self.rows.len() {
+            self.kl[row] = (self.old[row].iter().zip(&self.reference[row]))
+                .map(|(&log_prob, &reference)| estimator.at(log_prob, reference))
+                .collect();
+            let paid = |kl: &f32| -(settings.kl_coef as f32) * kl;
+            let mut rewards: Vec<f32> = self.kl[row].iter().map(paid).collect();
+            if let Some(last) = rewards.last_mut() {
+                *last += self.rewarded[row] as f32;
+            }
+            (self.advantages[row], self.returns[row]) =
+                gae(&rewards, &self.values[row], settings.gamma, settings.lam);
+        }
+        if settings.whiten_advantages {
+            whiten(&mut self.advantages);
+        }
+        Ok(())
+    }
+
+    /// The sum of an episode's KL.
+    pub(super) fn kl_of(&self, row: usize) -> f64 {
+        self.kl[row].iter().map(|&kl| f64::from(kl)).sum()
+    }
+}
+
+/// The score as it is rewarded.
+fn reward(normalized: f64, episode: &Episode, settings: &PpoSettings) -> f64 {
+    let limit = settings.reward_clip;
+    let clipped = if limit > 0.0 { normalized.clamp(-limit, limit) } else { normalized };
+    // Whether the answer ended is what the sampler said, never read back from its tokens.
+    if episode.ended { clipped } else { clipped - settings.missing_eos_penalty }
+}
+
+/// The logits of the states that predict.
+pub(super) fn logits(model: &Learner, micro: &MicroBatch) -> Tensor {
+    model.logits(&micro.predicting(&model.hidden(&micro.ids))) // (N, V)
+}
+
+/// The critic's values of the states that predict.
+pub(super) fn values_of(critic: &Judge, micro: &MicroBatch) -> Tensor {
+    critic.values(&micro.predicting(&critic.model.hidden(&micro.ids))) // (N)
+}

@@ -1,0 +1,222 @@
+//! What PyTorch says of losses and trainings: `tests/fixtures/make_training_golden.py` wrote it.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::Value;
+use tch::Tensor;
+
+use super::advantage::{KlEstimator, gae, whiten};
+use super::learner::Learner;
+use super::optimizer::{AdamW, Schedule};
+use super::rows::{Row, floats};
+use super::{loss, pm, sl};
+use crate::model::torch::config::Head;
+use crate::model::train::Optim;
+use crate::record::Id;
+
+#[derive(Deserialize)]
+struct Golden {
+    losses: Value,
+    sft: Sft,
+    pm: Pm,
+}
+
+#[derive(Deserialize)]
+struct Sft {
+    rows: Vec<SftRow>,
+    batch_size: usize,
+    losses: Vec<f64>,
+    grad_norms: Vec<f64>,
+}
+
+#[derive(Deserialize)]
+struct SftRow {
+    prompt: Vec<i64>,
+    completion: Vec<i64>,
+    weight: f32,
+}
+
+#[derive(Deserialize)]
+struct Pm {
+    head: Vec<Vec<f32>>,
+    pairs: Vec<PmRow>,
+    batch_size: usize,
+    losses: Vec<f64>,
+    grad_norms: Vec<f64>,
+}
+
+#[derive(Deserialize)]
+struct PmRow {
+    prompt: Vec<i64>,
+    a: Vec<i64>,
+    b: Vec<i64>,
+    p: f32,
+    weight: f32,
+}
+
+fn fixture() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/training")
+}
+
+fn golden() -> Golden {
+    serde_json::from_slice(&std::fs::read(fixture().join("golden.json")).unwrap()).unwrap()
+}
+
+/// The numbers under a key, of any nesting.
+fn numbers(of: &Value, key: &str) -> Vec<f32> {
+    fn flatten(value: &Value, into: &mut Vec<f32>) {
+        match value {
+            Value::Array(values) => values.iter().for_each(|value| flatten(value, into)),
+            value => into.push(value.as_f64().unwrap() as f32),
+        }
+    }
+    let mut flat = Vec::new();
+    flatten(&of[key], &mut flat);
+    flat
+}
+
+fn tensor(of: &Value, key: &str) -> Tensor {
+    Tensor::from_slice(&numbers(of, key))
+}
+
+fn matrix(of: &Value, key: &str) -> Tensor {
+    tensor(of, key).view([of[key].as_array().unwrap().len() as i64, -1])
+}
+
+fn ids(of: &Value, key: &str) -> Tensor {
+    tensor(of, key).to_kind(tch::Kind::Int64)
+}
+
+fn check(name: &str, found: &[f32], expected: &[f32], tolerance: f32) {
+    assert_eq!(found.len(), expected.len(), "{name}");
+    for (found, expected) in found.iter().zip(expected) {
+        assert!((found - expected).abs() < tolerance, "{name}: {found} is not {expected}");
+    }
+}
+
+/// The loss and its gradient are those of the golden.
+fn check_loss(name: &str, of: &Value, loss: &Tensor, input: &Tensor) {
+    loss.backward();
+    check(name, &[loss.double_value(&[]) as f32], &numbers(of, "loss"), 1e-5);
+    check(&format!("gradient of {name}"), &floats(&input.grad()), &numbers(of, "grad"), 1e-5);
+}
+
+#[test]
+fn each_loss_and_its_gradient_are_those_of_pytorch() {
+    let golden = golden().losses;
+    let of = &golden["cross_entropy"];
+    let logits = matrix(of, "logits").set_requires_grad(true);
+    let sum = loss::cross_entropy(&logits, &ids(of, "targets"), &tensor(of, "weights"));
+    check_loss("cross_entropy", of, &sum, &logits);
+
+    let of = &golden["bradley_terry"];
+    let z = tensor(of, "z").set_requires_grad(true);
+    let sum = loss::bradley_terry(&z, &tensor(of, "p"), &tensor(of, "weights"));
+    check_loss("bradley_terry", of, &sum, &z);
+
+    let of = &golden["policy"];
+    let new = tensor(of, "new").set_requires_grad(true);
+    let policy = loss::clipped_policy(&new, &tensor(of, "old"), &tensor(of, "advantages"), 0.2);
+    check_loss("policy", of, &policy.sum, &new);
+    check("clipped", &[policy.n_clipped.double_value(&[]) as f32], &numbers(of, "n_clipped"), 0.1);
+
+    let of = &golden["value"];
+    let values = tensor(of, "values").set_requires_grad(true);
+    let (sum, n_clipped) = loss::clipped_value(&values, &tensor(of, "old"), &tensor(of, "returns"), 0.2);
+    check_loss("value", of, &sum, &values);
+    check("clipped", &[n_clipped.double_value(&[]) as f32], &numbers(of, "n_clipped"), 0.1);
+
+    let of = &golden["temperature"];
+    let logits = matrix(of, "logits");
+    check("log_probs", &floats(&loss::log_probs(&logits, &ids(of, "targets"), 0.7)), &numbers(of, "log_probs"), 1e-5);
+    check("entropies", &floats(&loss::entropies(&logits, 0.7)), &numbers(of, "entropies"), 1e-5);
+}
+
+#[test]
+fn advantages_and_kl_are_those_of_pytorch() {
+    let golden = golden().losses;
+    let of = &golden["gae"];
+    let (advantages, returns) = gae(&numbers(of, "rewards"), &numbers(of, "values"), 0.99, 0.95);
+    check("advantages", &advantages, &numbers(of, "advantages"), 1e-5);
+    check("returns", &returns, &numbers(of, "returns"), 1e-5);
+    let mut batch = [advantages[..3].to_vec(), advantages[3..].to_vec()];
+    whiten(&mut batch);
+    check("whitened", &batch.concat(), &numbers(of, "whitened"), 1e-5);
+
+    let of = &golden["kl"];
+    for name in ["k1", "k2", "k3"] {
+        let estimator = KlEstimator::named(name).unwrap();
+        let pairs = numbers(of, "log_probs").into_iter().zip(numbers(of, "reference"));
+        let found: Vec<f32> = pairs.map(|(lp, reference)| estimator.at(lp, reference)).collect();
+        check(name, &found, &numbers(of, name), 1e-6);
+    }
+}
+
+fn optim() -> Optim {
+    Optim {
+        learning_rate: 0.01,
+        lr_scheduler_type: "linear".to_owned(),
+        warmup_ratio: 0.2,
+        weight_decay: 0.05,
+        adam_beta1: 0.9,
+        adam_beta2: 0.98,
+        adam_epsilon: 1e-8,
+        max_grad_norm: 1.0,
+        seed: 0,
+        logging_steps: 1,
+    }
+}
+
+/// Ten steps over rows taken in turn; `accumulate` gives a batch's loss.
+fn check_ten_steps(
+    model: &Learner,
+    n_rows: usize,
+    batch_size: usize,
+    losses: &[f64],
+    norms: &[f64],
+    accumulate: impl Fn(&[usize]) -> f64,
+) {
+    let mut adamw = AdamW::new(model.weights(), &optim());
+    let schedule = Schedule::new(&optim(), 10).unwrap();
+    for step in 0..10 {
+        let batch: Vec<usize> = (0..batch_size).map(|i| (step * batch_size + i) % n_rows).collect();
+        let loss = accumulate(&batch);
+        let norm = adamw.step(schedule.rate(step as u64));
+        assert!((loss - losses[step]).abs() < 1e-4, "step {step}: {loss} is not {}", losses[step]);
+        assert!((norm - norms[step]).abs() < 1e-3, "step {step}: {norm} is not {}", norms[step]);
+    }
+}
+
+#[test]
+fn ten_steps_of_fine_tuning_are_those_of_pytorch() {
+    let golden = golden().sft;
+    let model = Learner::read(&fixture(), Head::Lm).unwrap();
+    let data = sl::Demonstrations {
+        ids: vec![Id::ZERO; golden.rows.len()],
+        rows: golden.rows.iter().map(|row| Row::new(&row.prompt, &row.completion)).collect(),
+        weights: golden.rows.iter().map(|row| row.weight).collect(),
+    };
+    check_ten_steps(&model, data.rows.len(), golden.batch_size, &golden.losses, &golden.grad_norms, |batch| {
+        let outcome = sl::accumulate(&model, &data, batch);
+        outcome.loss / outcome.n_predicted
+    });
+}
+
+#[test]
+fn ten_steps_of_a_preference_model_are_those_of_pytorch() {
+    let golden = golden().pm;
+    let model = Learner::scorer_with(&fixture(), &Tensor::from_slice(&golden.head[0]).view([1, -1]));
+    let row = |row: &PmRow| pm::Comparison {
+        id: Id::ZERO,
+        rows: [Row::new(&row.prompt, &row.a), Row::new(&row.prompt, &row.b)],
+        p: row.p,
+        weight: row.weight,
+        source: "ai".to_owned(),
+        category: None,
+    };
+    let data: Vec<pm::Comparison> = golden.pairs.iter().map(row).collect();
+    check_ten_steps(&model, data.len(), golden.batch_size, &golden.losses, &golden.grad_norms, |batch| {
+        pm::accumulate(&model, &data, batch, 0.01).0
+    });
+}

@@ -1,0 +1,257 @@
+//! A learner: a model with its tokenizer whose weights gather gradients.
+
+use std::path::Path;
+
+use serde_json::Value;
+use tch::{Device, Kind, Tensor};
+
+use super::rows::Row;
+use super::tokenizer::{EOS, PAD, train_tokenizer};
+use crate::model::torch::checkpoint::read_tokenizer_files;
+use crate::model::torch::{
+    Checkpoint, Head, Llama, LlamaConfig, TextTokenizer, TorchError, Weights, weights_id,
+};
+use crate::model::train::{Init, Scratch, TrainError};
+use crate::record::Id;
+
+/// The texts that a tokenizer is learnt from when a model begins from nothing.
+pub(super) struct Texts<'a>(pub(super) &'a [&'a str]);
+
+/// Why an example is left out: the reason and what was seen.
+pub(super) type Rejection = (String, String);
+
+/// A model under training, or frozen beside one.
+pub(super) struct Learner {
+    checkpoint: Checkpoint,
+    llama: Llama,
+    tokenizer: TextTokenizer,
+    eos: i64,
+    /// The kind that the weights are stored in; they learn in f32.
+    stored: Kind,
+}
+
+impl Learner {
+    /// The model that a training begins with, under the head that it is to have.
+    ///
+    /// From nothing, the tokenizer is learnt from the texts and written to `out` at once.
+    pub(super) fn begin(
+        init: &Init,
+        head: Head,
+        seed: u64,
+        texts: &Texts<'_>,
+        out: &Path,
+    ) -> Result<Learner, TrainError> {
+        let checkpoint = match init {
+            Init::Checkpoint(dir) => Checkpoint::read(dir).map_err(refused)?,
+            Init::Scratch(scratch) => from_nothing(scratch, seed, texts, out)?,
+        };
+        let checkpoint = match (head, checkpoint.config.head) {
+            (Head::Score, Head::Lm) => {
+                let pad = pad_of(&checkpoint)?;
+                checkpoint.into_scorer(pad, seed)
+            }
+            (Head::Lm, Head::Score) => {
+                return Err(TrainError::Data(
+                    "init is a preference model, which writes no text: begin at a language model"
+                        .to_owned(),
+                ));
+            }
+            _ => checkpoint,
+        };
+        Learner::of(checkpoint)
+    }
+
+    /// The model of a checkpoint's directory, which must have that head.
+    pub(super) fn read(dir: &Path, head: Head) -> Result<Learner, TrainError> {
+        let checkpoint = Checkpoint::read(dir).map_err(refused)?;
+        if checkpoint.config.head != head {
+            return Err(TrainError::Data(format!(
+                "{}: is {}",
+                dir.display(),
+                match head {
+                    Head::Lm => "a preference model, not a language model",
+                    Head::Score => "a language model, not a preference model",
+                }
+            )));
+        }
+        Learner::of(checkpoint)
+    }
+
+    fn of(mut checkpoint: Checkpoint) -> Result<Learner, TrainError> {
+        let stored = checkpoint.config.dtype;
+        let tokenizer = checkpoint.tokenizer().map_err(refused)?;
+        checkpoint.weights = checkpoint.weights.trainable();
+        let llama = Llama::new(&checkpoint.config, &checkpoint.weights, Kind::Float, Device::Cpu)
+            .map_err(refused)?;
+        let eos = *checkpoint.config.eos_token_ids.first().ok_or_else(|| {
+            TrainError::Data("config.json has no eos_token_id: nothing would end an answer".to_owned())
+        })?;
+        Ok(Learner { checkpoint, llama, tokenizer, eos, stored })
+    }
+
+    /// The weights, in order of their names.
+    pub(super) fn weights(&self) -> Vec<Tensor> {
+        self.checkpoint.weights.0.values().map(Tensor::shallow_clone).collect()
+    }
+
+    /// The model itself.
+    pub(super) fn llama(&self) -> &Llama {
+        &self.llama
+    }
+
+    /// Its tokenizer.
+    pub(super) fn tokenizer(&self) -> &TextTokenizer {
+        &self.tokenizer
+    }
+
+    /// Where it computes.
+    pub(super) fn device(&self) -> Device {
+        self.llama.device
+    }
+
+    /// The most tokens that it can read.
+    pub(super) fn length_max(&self) -> usize {
+        self.llama.config.max_position_embeddings
+    }
+
+    /// The states that the head sees.
+    pub(super) fn hidden(&self, ids: &Tensor) -> Tensor {
+        self.llama.hidden(ids) // (B, T) -> (B, T, d)
+    }
+
+    /// The logits of states.
+    pub(super) fn logits(&self, hidden: &Tensor) -> Tensor {
+        self.llama.logits(hidden) // (N, d) -> (N, V)
+    }
+
+    /// The scores of states.
+    pub(super) fn scores(&self, hidden: &Tensor) -> Tensor {
+        self.llama.scores(hidden) // (N, d) -> (N)
+    }
+
+    /// The tokens of a prompt.
+    pub(super) fn prompt(&self, text: &str) -> Result<Vec<i64>, TrainError> {
+        let tokens = self.tokenizer.encode(text).map_err(TrainError::Data)?;
+        Ok(self.without_second_bos(tokens))
+    }
+
+    /// The tokens of a prompt with its completion and the end token.
+    pub(super) fn text(&self, prompt: &str, completion: &str) -> Result<Row, TrainError> {
+        let mut continued =
+            self.tokenizer.encode_continued(prompt, &[completion]).map_err(TrainError::Data)?;
+        let tail = continued.tails.pop().unwrap_or_default();
+        let prompt = self.without_second_bos(continued.prefix);
+        Ok(Row::new(&prompt, &[tail.as_slice(), &[self.eos]].concat()))
+    }
+
+    /// A rendered chat brings its own first token, and the tokenizer puts another before it.
+    fn without_second_bos(&self, mut tokens: Vec<i64>) -> Vec<i64> {
+        let bos = self.llama.config.bos_token_id;
+        if tokens.len() >= 2 && Some(tokens[0]) == bos && tokens[0] == tokens[1] {
+            tokens.remove(0);
+        }
+        tokens
+    }
+
+    /// The same, or why the example is left out.
+    pub(super) fn row(
+        &self,
+        prompt: &str,
+        completion: &str,
+        length_max: usize,
+    ) -> Result<Result<Row, Rejection>, TrainError> {
+        if completion.trim().is_empty() {
+            return Ok(Err(("empty".to_owned(), "the completion is empty".to_owned())));
+        }
+        let row = self.text(prompt, completion)?;
+        if row.tokens.len() > length_max {
+            let detail = format!("{} tokens, of at most {length_max}", row.tokens.len());
+            return Ok(Err(("too_long".to_owned(), detail)));
+        }
+        Ok(Ok(row))
+    }
+
+    /// Whether both read the same tokens.
+    pub(super) fn has_tokenizer_of(&self, other: &Learner) -> bool {
+        let file = |learner: &Learner| learner.checkpoint.tokenizer_files.get("tokenizer.json").cloned();
+        file(self) == file(other)
+    }
+
+    /// A number in its config, such as `mean`.
+    pub(super) fn number(&self, key: &str) -> Option<f64> {
+        self.checkpoint.config.number(key)
+    }
+
+    /// Puts a number into its config.
+    pub(super) fn set_number(&mut self, key: &str, value: f64) {
+        self.checkpoint.config.set(key, Value::from(value));
+    }
+
+    /// Writes the checkpoint, in the kind that it was read in; gives its weights id.
+    pub(super) fn save(self, out: &Path, training: &str) -> Result<Id, TrainError> {
+        let Checkpoint { config, weights, tokenizer_files } = self.checkpoint;
+        let _guard = tch::no_grad_guard();
+        let stored = weights.0.into_iter().map(|(name, weight)| (name, weight.detach().to_kind(self.stored)));
+        let weights = Weights(stored.collect());
+        let card = card(&config, training);
+        Checkpoint { config, weights, tokenizer_files }.write(out, &card).map_err(refused)?;
+        weights_id(out).map_err(refused)
+    }
+}
+
+/// A random model with a tokenizer learnt from the texts.
+fn from_nothing(
+    scratch: &Scratch,
+    seed: u64,
+    texts: &Texts<'_>,
+    out: &Path,
+) -> Result<Checkpoint, TrainError> {
+    let length = scratch.max_position_embeddings;
+    let vocab_size = train_tokenizer(texts.0.iter().copied(), scratch.vocab_size, length, out)?;
+    let tokenizer = TextTokenizer::read(out).map_err(refused)?;
+    let id = |token| tokenizer.id_of(token).expect("the tokenizer was made with its special tokens");
+    let config = LlamaConfig::scratch(scratch, vocab_size, None, id(EOS), id(PAD));
+    let weights = Weights::random(&config, seed);
+    let tokenizer_files = read_tokenizer_files(out).map_err(refused)?;
+    Ok(Checkpoint { config, weights, tokenizer_files })
+}
+
+/// The token that fills rows of a preference model. Readers find the end of a row by it, so it
+/// must not be the token that rows end with.
+fn pad_of(checkpoint: &Checkpoint) -> Result<i64, TrainError> {
+    let config = &checkpoint.config;
+    let tokenizer = checkpoint.tokenizer().map_err(refused)?;
+    let named = ["<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<unk>"];
+    let candidates = config.pad_token_id.into_iter().chain(named.iter().filter_map(|token| tokenizer.id_of(token)));
+    let found = candidates.chain(config.bos_token_id).find(|id| !config.eos_token_ids.contains(id));
+    found.ok_or_else(|| {
+        TrainError::Data("the tokenizer has no token to pad with but its end token: set pad_token_id in config.json".to_owned())
+    })
+}
+
+fn card(config: &LlamaConfig, training: &str) -> String {
+    let kind = match config.head {
+        Head::Lm => "text-generation",
+        Head::Score => "text-classification",
+    };
+    format!("---\nlibrary_name: transformers\npipeline_tag: {kind}\ntags: [amend, constitutional-ai]\n---\n\nTrained by amend: `{training}`.\n")
+}
+
+/// The error of a training for that of the local model.
+pub(super) fn refused(error: TorchError) -> TrainError {
+    match error {
+        TorchError::File { path, source } => TrainError::File { path, source },
+        TorchError::Torch(error) => TrainError::Torch(error.to_string()),
+        other => TrainError::Data(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+impl Learner {
+    /// The language model of a directory as a preference model of the given head.
+    pub(super) fn scorer_with(dir: &Path, head: &Tensor) -> Learner {
+        let mut checkpoint = Checkpoint::read(dir).unwrap().into_scorer(0, 0);
+        checkpoint.weights.0.insert("score.weight".to_owned(), head.shallow_clone());
+        Learner::of(checkpoint).unwrap()
+    }
+}

@@ -1,0 +1,202 @@
+//! The optimizer: AdamW with gradients clipped by their global norm, and its learning rates.
+//!
+//! tch's own keeps its state where it cannot be saved, so it is written out here, in f32 and in
+//! the order of operations of `torch.optim.AdamW`.
+
+use std::f64::consts::PI;
+
+use tch::{Tensor, no_grad_guard};
+
+use crate::model::train::{Optim, TrainError};
+
+/// AdamW (arXiv 1711.05101, algorithm 2) over the given weights.
+pub(crate) struct AdamW {
+    slots: Vec<Slot>,
+    steps: i32,
+    weight_decay: f64,
+    betas: (f64, f64),
+    epsilon: f64,
+    max_grad_norm: f64,
+}
+
+/// One weight with its two moments.
+struct Slot {
+    weight: Tensor,
+    first: Tensor,
+    second: Tensor,
+    decays: bool,
+}
+
+impl AdamW {
+    /// Over the weights, which require gradients. Matrices decay; vectors (norms, biases) do not.
+    pub(crate) fn new(weights: impl IntoIterator<Item = Tensor>, optim: &Optim) -> AdamW {
+        let slot = |weight: Tensor| {
+            assert!(weight.requires_grad(), "a weight under training requires gradients");
+            let decays = weight.dim() >= 2;
+            Slot { first: weight.detach().zeros_like(), second: weight.detach().zeros_like(), decays, weight }
+        };
+        AdamW {
+            slots: weights.into_iter().map(slot).collect(),
+            steps: 0,
+            weight_decay: optim.weight_decay,
+            betas: (optim.adam_beta1, optim.adam_beta2),
+            epsilon: optim.adam_epsilon,
+            max_grad_norm: optim.max_grad_norm,
+        }
+    }
+
+    /// Clips, makes one step and forgets the gradients. Gives their norm before clipping.
+    pub(crate) fn step(&mut self, learning_rate: f64) -> f64 {
+        let _guard = no_grad_guard();
+        let norm = self.grad_norm();
+        let clip = if self.max_grad_norm > 0.0 { self.max_grad_norm / (norm + 1e-6) } else { 1.0 };
+        self.steps += 1;
+        let (beta1, beta2) = self.betas;
+        let step_size = learning_rate / (1.0 - beta1.powi(self.steps));
+        let second_scale = (1.0 - beta2.powi(self.steps)).sqrt();
+        for slot in &mut self.slots {
+            let mut grad = slot.weight.grad();
+            if !grad.defined() {
+                continue;
+            }
+            if clip < 1.0 {
+                let _ = grad.g_mul_scalar_(clip);
+            }
+            if slot.decays && self.weight_decay > 0.0 {
+                let _ = slot.weight.g_mul_scalar_(1.0 - learning_rate * self.weight_decay);
+            }
+            let _ = slot.first.lerp_(&grad, 1.0 - beta1);
+            let _ = slot.second.g_mul_scalar_(beta2).addcmul_(&grad, &(&grad * (1.0 - beta2)));
+            let mut scale = slot.second.sqrt();
+            let _ = scale.g_div_scalar_(second_scale).g_add_scalar_(self.epsilon);
+            let _ = slot.weight.addcdiv_(&(&slot.first * -step_size), &scale);
+            let _ = grad.zero_();
+        }
+        norm
+    }
+
+    /// The global norm of the gradients.
+    fn grad_norm(&self) -> f64 {
+        let squares = |slot: &Slot| {
+            let grad = slot.weight.grad();
+            if grad.defined() { grad.norm().double_value(&[]).powi(2) } else { 0.0 }
+        };
+        self.slots.iter().map(squares).sum::<f64>().sqrt()
+    }
+}
+
+/// How the learning rate goes after the warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shape {
+    Constant,
+    Linear,
+    Cosine,
+}
+
+/// The learning rate of each step, as Transformers' schedulers have it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Schedule {
+    shape: Shape,
+    peak: f64,
+    steps_warmup: u64,
+    steps_total: u64,
+}
+
+impl Schedule {
+    /// The schedule of a training of so many steps.
+    pub(crate) fn new(optim: &Optim, steps_total: u64) -> Result<Schedule, TrainError> {
+        let shape = match optim.lr_scheduler_type.as_str() {
+            "constant" | "constant_with_warmup" => Shape::Constant,
+            "linear" => Shape::Linear,
+            "cosine" => Shape::Cosine,
+            other => {
+                return Err(TrainError::Data(format!(
+                    "lr_scheduler_type \"{other}\" is not one of constant, linear, cosine"
+                )));
+            }
+        };
+        let steps_warmup = (optim.warmup_ratio * steps_total as f64).ceil() as u64;
+        Ok(Schedule { shape, peak: optim.learning_rate, steps_warmup, steps_total })
+    }
+
+    /// The learning rate of a step, counted from 0.
+    pub(crate) fn rate(&self, step: u64) -> f64 {
+        if step < self.steps_warmup {
+            return self.peak * step as f64 / self.steps_warmup as f64;
+        }
+        let after = (self.steps_total - self.steps_warmup).max(1) as f64;
+        let progress = ((step - self.steps_warmup) as f64 / after).min(1.0);
+        self.peak
+            * match self.shape {
+                Shape::Constant => 1.0,
+                Shape::Linear => 1.0 - progress,
+                Shape::Cosine => 0.5 * (1.0 + libm::cos(PI * progress)),
+            }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    fn optim() -> Optim {
+        Optim {
+            learning_rate: 0.1,
+            lr_scheduler_type: "linear".to_owned(),
+            warmup_ratio: 0.2,
+            weight_decay: 0.0,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            max_grad_norm: 1.0,
+            seed: 0,
+            logging_steps: 1,
+        }
+    }
+
+    fn weight(shape: &[i64]) -> Tensor {
+        Tensor::ones(shape, (Kind::Float, Device::Cpu)).set_requires_grad(true)
+    }
+
+    #[test]
+    fn the_first_step_moves_each_weight_by_the_learning_rate() {
+        let w = weight(&[2, 2]);
+        let mut adamw = AdamW::new([w.shallow_clone()], &optim());
+        (&w * 3.0).sum(Kind::Float).backward();
+        let norm = adamw.step(0.1);
+        assert!((norm - 6.0).abs() < 1e-6, "the norm before clipping");
+        assert!((w.double_value(&[0, 0]) - 0.9).abs() < 1e-6);
+        assert!(w.grad().abs().max().double_value(&[]).abs() < 1e-12, "gradients are forgotten");
+    }
+
+    #[test]
+    fn only_matrices_decay_and_a_learning_rate_of_zero_changes_nothing() {
+        let (matrix, vector) = (weight(&[2, 2]), weight(&[2]));
+        let weights = [matrix.shallow_clone(), vector.shallow_clone()];
+        let mut adamw = AdamW::new(weights, &Optim { weight_decay: 0.5, ..optim() });
+        let mut step = |rate: f64| {
+            ((&matrix * 0.0).sum(Kind::Float) + (&vector * 0.0).sum(Kind::Float)).backward();
+            adamw.step(rate);
+            (matrix.double_value(&[0, 0]), vector.double_value(&[0]))
+        };
+        let still = step(0.0);
+        assert!((still.0 - 1.0).abs() < 1e-9 && (still.1 - 1.0).abs() < 1e-9);
+        let moved = step(0.1);
+        assert!((moved.0 - 0.95).abs() < 1e-6 && (moved.1 - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn the_rate_warms_up_and_goes_down_to_zero() {
+        let rates = |kind: &str| -> Vec<f64> {
+            let optim = Optim { lr_scheduler_type: kind.to_owned(), ..optim() };
+            let schedule = Schedule::new(&optim, 10).unwrap();
+            (0..=10).map(|step| (schedule.rate(step) * 1e4).round() / 1e4).collect()
+        };
+        assert_eq!(rates("constant")[..4], [0.0, 0.05, 0.1, 0.1]);
+        assert_eq!(rates("linear")[1..], [0.05, 0.1, 0.0875, 0.075, 0.0625, 0.05, 0.0375, 0.025, 0.0125, 0.0]);
+        assert_eq!(rates("cosine")[6], 0.05);
+        assert!(Schedule::new(&Optim { lr_scheduler_type: "step".to_owned(), ..optim() }, 1).is_err());
+    }
+}

@@ -1,0 +1,182 @@
+//! `train-sl`: fine-tuning on demonstrations, with the loss on the completions alone.
+
+use tch::{Kind, Tensor, no_grad_guard};
+
+use super::learner::{Learner, Texts};
+use super::log::Log;
+use super::loss::cross_entropy;
+use super::optimizer::{AdamW, Schedule};
+use super::order::{Steps, is_held_out};
+use super::rows::{MicroBatch, Row, micro_batches};
+use crate::model::torch::config::Head;
+use crate::model::train::{Example, SlSettings, TrainError, TrainJob, Trained};
+use crate::record::Id;
+
+/// A demonstration in tokens.
+pub(super) struct Demonstrations {
+    /// The rows' ids.
+    pub(super) ids: Vec<Id>,
+    /// Their tokens, end token included.
+    pub(super) rows: Vec<Row>,
+    /// The weights of their losses.
+    pub(super) weights: Vec<f32>,
+}
+
+/// What a batch came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Outcome {
+    /// The weighted loss, summed over tokens.
+    pub(super) loss: f64,
+    /// Tokens that were predicted.
+    pub(super) n_predicted: f64,
+    /// Tokens that were predicted and likeliest.
+    pub(super) n_correct: f64,
+    /// Tokens that were read.
+    pub(super) n_tokens: f64,
+}
+
+impl Outcome {
+    fn log(&self, log: &mut Log) {
+        log.add("loss", self.loss / self.n_predicted, self.n_predicted);
+        log.add("mean_token_accuracy", self.n_correct / self.n_predicted, self.n_predicted);
+    }
+}
+
+/// Does the training.
+pub(super) fn train(job: &TrainJob, settings: &SlSettings) -> Result<Trained, TrainError> {
+    let mut trained = Trained { kind: "lm".to_owned(), ..Trained::default() };
+    let texts = job.examples.iter().map(texts_of).collect::<Result<Vec<_>, _>>()?;
+    let model = Learner::begin(&job.init, Head::Lm, settings.optim.seed, &Texts(&texts.concat()), &job.out)?;
+    let (held_out, learnt) = read(&model, &job.examples, settings, &mut trained)?;
+    let data = Demonstrations::of(learnt);
+
+    let optim = &settings.optim;
+    let steps = Steps::new(optim.seed, &data.ids, settings.batch_size, settings.epochs);
+    let schedule = Schedule::new(optim, steps.total())?;
+    let mut adamw = AdamW::new(model.weights(), optim);
+    let mut log = Log::default();
+    let mut n_tokens = 0.0;
+    for (step, batch) in (0..).zip(steps.batches()) {
+        let outcome = accumulate(&model, &data, &batch);
+        let (rate, done) = (schedule.rate(step), step + 1);
+        if !outcome.loss.is_finite() {
+            return Err(TrainError::Diverged { step: done, loss: outcome.loss });
+        }
+        let grad_norm = adamw.step(rate);
+        n_tokens += outcome.n_tokens;
+        outcome.log(&mut log);
+        log.add("grad_norm", grad_norm, 1.0);
+        if done % optim.logging_steps.max(1) == 0 || done == steps.total() {
+            let epoch = steps.epoch_after(done);
+            let means = log.flush(done, epoch, "train");
+            log.push(done, epoch, "train", "learning_rate", rate);
+            log.push(done, epoch, "train", "num_tokens", n_tokens);
+            log.push(done, epoch, "train", "epoch", epoch);
+            let line = format!("step {done}/{} loss {:.3}", steps.total(), means["loss"]);
+            (job.progress)(&line, done, steps.total());
+        }
+    }
+    if !held_out.is_empty() {
+        evaluate(&model, &Demonstrations::of(held_out)).log(&mut log);
+        log.flush(steps.total(), steps.epoch_after(steps.total()), "heldout");
+    }
+    trained.steps = steps.total();
+    trained.metrics = log.into_metrics();
+    trained.weights = model.save(&job.out, "train-sl")?;
+    Ok(trained)
+}
+
+fn texts_of(example: &Example) -> Result<[&str; 2], TrainError> {
+    match example {
+        Example::Demonstration { prompt, completion, .. } => Ok([prompt, completion]),
+        _ => Err(TrainError::Data("train-sl learns from demonstrations only".to_owned())),
+    }
+}
+
+type Demonstration = (Id, Row, f32);
+
+/// The examples in tokens: those held out and those learnt. What is empty or too long is rejected.
+fn read(
+    model: &Learner,
+    examples: &[Example],
+    settings: &SlSettings,
+    trained: &mut Trained,
+) -> Result<(Vec<Demonstration>, Vec<Demonstration>), TrainError> {
+    let (mut held_out, mut learnt) = (Vec::new(), Vec::new());
+    let length_max = settings.max_length.min(model.length_max());
+    for example in examples {
+        let Example::Demonstration { row_id, prompt, completion, weight } = example else {
+            unreachable!("the texts were taken of demonstrations");
+        };
+        match model.row(prompt, completion, length_max)? {
+            Err((reason, detail)) => trained.rejected.push((*row_id, reason, detail)),
+            Ok(row) => {
+                let held = is_held_out(settings.optim.seed, *row_id, settings.held_out);
+                let into = if held { &mut held_out } else { &mut learnt };
+                into.push((*row_id, row, *weight as f32));
+            }
+        }
+    }
+    if learnt.is_empty() {
+        return Err(TrainError::Data(format!(
+            "no demonstration is left to train on: {} of {} are empty or longer than {length_max} \
+             tokens, {} are held out",
+            trained.rejected.len(),
+            examples.len(),
+            held_out.len(),
+        )));
+    }
+    Ok((held_out, learnt))
+}
+
+impl Demonstrations {
+    fn of(rows: Vec<Demonstration>) -> Demonstrations {
+        let mut data = Demonstrations { ids: Vec::new(), rows: Vec::new(), weights: Vec::new() };
+        for (id, row, weight) in rows {
+            data.ids.push(id);
+            data.rows.push(row);
+            data.weights.push(weight);
+        }
+        data
+    }
+}
+
+/// Adds the gradients of a batch's mean loss per token of the completions.
+pub(super) fn accumulate(model: &Learner, data: &Demonstrations, batch: &[usize]) -> Outcome {
+    let n_predicted: usize = batch.iter().map(|&row| data.rows[row].predicted().len()).sum();
+    let mut outcome = Outcome::default();
+    for micro in micro_batches(&data.rows, batch, model.device()) {
+        let loss = run(model, data, &micro, &mut outcome);
+        (loss / n_predicted as f64).backward();
+    }
+    outcome
+}
+
+/// The loss of rows, without learning from them.
+fn evaluate(model: &Learner, data: &Demonstrations) -> Outcome {
+    let _guard = no_grad_guard();
+    let rows: Vec<usize> = (0..data.rows.len()).collect();
+    let mut outcome = Outcome::default();
+    for micro in micro_batches(&data.rows, &rows, model.device()) {
+        let _ = run(model, data, &micro, &mut outcome);
+    }
+    outcome
+}
+
+fn run(
+    model: &Learner,
+    data: &Demonstrations,
+    micro: &MicroBatch,
+    outcome: &mut Outcome,
+) -> Tensor {
+    let hidden = micro.predicting(&model.hidden(&micro.ids)); // (N, d)
+    let logits = model.logits(&hidden); // (N, V)
+    let weights = micro.per_token(|row| data.weights[row]); // (N)
+    let loss = cross_entropy(&logits, &micro.targets, &weights); // ()
+    let correct = logits.detach().argmax(-1, false).eq_tensor(&micro.targets); // (N)
+    outcome.loss += loss.double_value(&[]);
+    outcome.n_correct += correct.sum(Kind::Float).double_value(&[]);
+    outcome.n_predicted += micro.targets.size()[0] as f64;
+    outcome.n_tokens += micro.rows.iter().map(|&row| data.rows[row].tokens.len()).sum::<usize>() as f64;
+    loss
+}

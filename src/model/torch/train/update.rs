@@ -1,0 +1,186 @@
+//! The update of PPO: what policy and critic learn from one batch of episodes.
+
+use super::experience::{Experience, Judge, logits, values_of};
+use super::learner::Learner;
+use super::loss::{clipped_policy, clipped_value, log_probs};
+use super::optimizer::{AdamW, Schedule};
+use super::order::epoch_order;
+use super::rows::{MicroBatch, micro_batches};
+use crate::model::train::{PpoSettings, TrainError};
+use crate::record::{Id, KeyHasher};
+
+/// The largest difference between a token's log-probability before the update and in its first
+/// pass: the two are one function of the same weights.
+const FIRST_PASS_TOLERANCE: f64 = 1e-5;
+
+/// What is learnt, with its optimizers.
+pub(super) struct Students<'a> {
+    /// The policy.
+    pub(super) policy: &'a Learner,
+    /// The critic.
+    pub(super) critic: &'a Judge,
+    /// The policy's optimizer.
+    pub(super) policy_optimizer: AdamW,
+    /// The critic's optimizer.
+    pub(super) critic_optimizer: AdamW,
+    /// The learning rate of each optimizer step.
+    pub(super) schedule: Schedule,
+}
+
+/// Sums over the tokens of minibatches, and over minibatches.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Sums {
+    /// Tokens.
+    pub(super) n: f64,
+    /// The policy's loss.
+    pub(super) policy: f64,
+    /// The critic's loss.
+    pub(super) value: f64,
+    /// `(lp − lp_old)²`.
+    pub(super) squares: f64,
+    /// Tokens whose policy loss is clipped.
+    pub(super) policy_clipped: f64,
+    /// Tokens whose value loss is clipped.
+    pub(super) value_clipped: f64,
+    /// Ratios.
+    pub(super) ratio: f64,
+    /// Squares of the ratios.
+    pub(super) ratio_squared: f64,
+    /// The norms of the policy's gradients, and of the critic's, a minibatch each.
+    pub(super) norms: (f64, f64),
+    /// Minibatches.
+    pub(super) n_minibatches: f64,
+    /// The largest |lp − lp_old| of the first minibatch.
+    pub(super) first_difference: f64,
+}
+
+impl Sums {
+    /// The approximate KL of the update, `½ mean (lp − lp_old)²`.
+    pub(super) fn approx_kl(&self) -> f64 {
+        0.5 * self.squares / self.n
+    }
+
+    fn add(&mut self, other: &Sums) {
+        self.n += other.n;
+        self.policy += other.policy;
+        self.value += other.value;
+        self.squares += other.squares;
+        self.policy_clipped += other.policy_clipped;
+        self.value_clipped += other.value_clipped;
+        self.ratio += other.ratio;
+        self.ratio_squared += other.ratio_squared;
+        self.norms.0 += other.norms.0;
+        self.norms.1 += other.norms.1;
+        self.n_minibatches += other.n_minibatches;
+        self.first_difference = self.first_difference.max(other.first_difference);
+    }
+}
+
+/// Learns from a batch of episodes. `step` counts the batches from 0.
+pub(super) fn update(
+    students: &mut Students<'_>,
+    experience: &Experience,
+    settings: &PpoSettings,
+    step: u64,
+) -> Result<Sums, TrainError> {
+    let n_rows = experience.rows.len();
+    let n_minibatches = settings.num_mini_batches.clamp(1, n_rows);
+    let n_epochs = settings.num_ppo_epochs.max(1) as u64;
+    let mut sums = Sums::default();
+    for epoch in 0..n_epochs {
+        let mut in_epoch = Sums::default();
+        let order = shuffled(settings.optim.seed, step * n_epochs + epoch, n_rows);
+        for (index, minibatch) in order.chunks(n_rows.div_ceil(n_minibatches)).enumerate() {
+            let first = epoch == 0 && index == 0;
+            let mut own = accumulate(students, experience, settings, minibatch, first);
+            let loss = own.policy / own.n + settings.vf_coef * own.value / own.n;
+            if !loss.is_finite() {
+                return Err(TrainError::Diverged { step: step + 1, loss });
+            }
+            let done = (step * n_epochs + epoch) * n_minibatches as u64 + index as u64;
+            let rate = students.schedule.rate(done);
+            own.norms.0 = students.policy_optimizer.step(rate);
+            own.norms.1 = students.critic_optimizer.step(rate);
+            own.n_minibatches = 1.0;
+            in_epoch.add(&own);
+        }
+        sums.add(&in_epoch);
+        if settings.target_kl > 0.0 && in_epoch.approx_kl() > settings.target_kl {
+            break;
+        }
+    }
+    Ok(sums)
+}
+
+/// The rows in an order that is a function of seed and pass alone.
+fn shuffled(seed: u64, pass: u64, n_rows: usize) -> Vec<usize> {
+    let places: Vec<Id> = (0..n_rows as u64)
+        .map(|row| KeyHasher::new("amend/minibatch/1").u64(row).id())
+        .collect();
+    epoch_order(seed, pass + 1, &places)
+}
+
+/// Adds the gradients of a minibatch; both losses are means over all its tokens.
+pub(super) fn accumulate(
+    students: &Students<'_>,
+    experience: &Experience,
+    settings: &PpoSettings,
+    minibatch: &[usize],
+    first: bool,
+) -> Sums {
+    // Sorted, so that a minibatch of the whole batch is cut as it was when it was measured.
+    let mut minibatch = minibatch.to_vec();
+    minibatch.sort_unstable();
+    let n: usize = minibatch.iter().map(|&row| experience.old[row].len()).sum();
+    let mut sums = Sums { n: n as f64, ..Sums::default() };
+    for micro in micro_batches(&experience.rows, &minibatch, students.policy.device()) {
+        learn_policy(students.policy, experience, settings, &micro, first, &mut sums);
+        learn_values(students.critic, experience, settings, &micro, &mut sums);
+    }
+    sums
+}
+
+fn learn_policy(
+    policy: &Learner,
+    experience: &Experience,
+    settings: &PpoSettings,
+    micro: &MicroBatch,
+    first: bool,
+    sums: &mut Sums,
+) {
+    let old = micro.gathered(&experience.old); // (N)
+    let advantages = micro.gathered(&experience.advantages); // (N)
+    let new = log_probs(&logits(policy, micro), &micro.targets, settings.temperature); // (N)
+    if first {
+        let difference = (new.detach() - &old).abs().max().double_value(&[]);
+        assert!(
+            difference < FIRST_PASS_TOLERANCE || difference.is_nan(),
+            "before the first step the policy is the one that was measured, yet a log-probability \
+             differs by {difference:e}"
+        );
+        sums.first_difference = sums.first_difference.max(difference);
+    }
+    let loss = clipped_policy(&new, &old, &advantages, settings.cliprange);
+    (&loss.sum / sums.n).backward();
+    sums.policy += loss.sum.double_value(&[]);
+    sums.squares += loss.squares.double_value(&[]);
+    sums.policy_clipped += loss.n_clipped.double_value(&[]);
+    sums.ratio += loss.ratio.sum(tch::Kind::Float).double_value(&[]);
+    sums.ratio_squared += loss.ratio.square().sum(tch::Kind::Float).double_value(&[]);
+}
+
+fn learn_values(
+    critic: &Judge,
+    experience: &Experience,
+    settings: &PpoSettings,
+    micro: &MicroBatch,
+    sums: &mut Sums,
+) {
+    let old = micro.gathered(&experience.values); // (N)
+    let returns = micro.gathered(&experience.returns); // (N)
+    let values = values_of(critic, micro); // (N)
+    let (loss, n_clipped) = clipped_value(&values, &old, &returns, settings.cliprange_value);
+    (&loss * (settings.vf_coef / sums.n)).backward();
+    sums.value += loss.double_value(&[]);
+    sums.value_clipped += n_clipped.double_value(&[]);
+}

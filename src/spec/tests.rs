@@ -1,0 +1,178 @@
+//! The language as a whole: what good files say, and what is said about bad ones.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::op::{Critiquing, Init, Keep, Op, Rounds};
+use super::*;
+
+/// An environment with two variables.
+fn environment(name: &str) -> Option<String> {
+    match name {
+        "SEED" => Some("17".to_owned()),
+        "OPENAI_API_KEY" => Some("sk-secret".to_owned()),
+        _ => None,
+    }
+}
+
+/// Loads a pipeline from text, with flags.
+fn read(text: &str, sets: &[&str]) -> Result<Loaded, Mistakes> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pipeline.yaml");
+    #[expect(clippy::disallowed_methods, reason = "a test makes its own input")]
+    fs::write(&path, text).unwrap();
+    let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+    load(&path, &sets, &environment)
+}
+
+/// A small pipeline that is right.
+const GOOD: &str = r#"
+name: good
+seed: "${SEED}"
+models:
+  assistant: { endpoint: "${URL:-http://localhost/v1}", name: m, api_key: "${OPENAI_API_KEY}" }
+nodes:
+  prompts: { read: { path: data/prompts.jsonl } }
+  drafts: { sample: { from: prompts, model: assistant } }
+  sl: { train-sl: { from: drafts, init: { scratch: { architecture:
+    { hidden_size: 64, num_hidden_layers: 2, num_attention_heads: 4 } } } } }
+"#;
+
+/// `path:line:column`, message and help of every mistake, one a line.
+fn brief(mistakes: &Mistakes) -> String {
+    let mut out = String::new();
+    for mistake in mistakes.iter() {
+        let at = mistakes.at(mistake.place);
+        let at = at.rsplit_once('/').map_or(at.as_str(), |(_, name)| name);
+        writeln!(out, "{at}: {} | {}", mistake.message, mistake.help.as_deref().unwrap_or("-")).unwrap();
+    }
+    out
+}
+
+/// Compares with a snapshot in `tests/bad/snapshots`.
+fn shown(name: &str, text: &str) {
+    let mut settings = insta::Settings::clone_current();
+    settings.set_snapshot_path(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bad/snapshots"));
+    settings.set_prepend_module_to_snapshot(false);
+    settings.set_omit_expression(true);
+    settings.bind(|| insta::assert_snapshot!(name, text));
+}
+
+#[test]
+fn every_bad_file_is_shown_with_all_its_mistakes() {
+    let mut files: Vec<PathBuf> = fs::read_dir("tests/bad").unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.extension().is_some_and(|ending| ending == "yaml"));
+    files.sort();
+    assert!(files.len() > 5);
+    for path in files {
+        let mistakes = load(&path, &[], &environment).unwrap_err();
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        shown(&name, &mistakes.render(false));
+    }
+}
+
+#[test]
+fn ten_mistakes_are_ten_diagnostics_each_at_its_line_and_column() {
+    let mistakes = load(Path::new("tests/bad/ten_mistakes.yaml"), &[], &environment).unwrap_err();
+    shown("ten_mistakes_brief", &brief(&mistakes));
+    assert_eq!(mistakes.len(), 10);
+}
+
+#[test]
+fn the_pipeline_of_the_design_page_is_read_as_it_stands() {
+    let text = include_str!("../../tests/fixtures/design.yaml");
+    let text = text.replace("${OPENAI_BASE_URL}", "http://localhost:8000/v1");
+    let loaded = read(&text.replace("constitution:", "# constitution:"), &[]).unwrap();
+    let nodes = &loaded.pipeline.nodes;
+    assert_eq!(nodes.len(), 13);
+    let Op::Repeat(revisions) = &nodes["revisions"] else { panic!("revisions is a repeat") };
+    assert!(matches!(&revisions.critique, Critiquing::Asked(critic) if critic.model.value == "assistant"));
+    assert_eq!(revisions.selector().stage, Some(Stage::Sl));
+    let Op::PpoUpdate(rl) = &nodes["rl"] else { panic!("rl is a ppo-update") };
+    assert_eq!((rl.keep.clone(), rl.total_episodes.value), (Keep::Last, 25_600));
+    let Op::Mix(mix) = &nodes["sl_data"] else { panic!("sl_data is a mix") };
+    assert_eq!(mix.from[0].rounds, Rounds::All);
+    let Op::TrainSl(sl) = &nodes["sl"] else { panic!("sl is a train-sl") };
+    assert_eq!(sl.init, Init::Model("base".into()));
+}
+
+#[test]
+fn what_the_types_write_reads_back_equal() {
+    let text = include_str!("../../tests/fixtures/design.yaml").replace("constitution:", "# constitution:");
+    let text = text.replace("${OPENAI_BASE_URL}", "http://localhost:8000/v1");
+    let once = read(&text, &[]).unwrap().pipeline;
+    let again = read(&serde_yaml::to_string(&once).unwrap(), &[]).unwrap().pipeline;
+    assert_eq!(serde_json::to_value(&once).unwrap(), serde_json::to_value(&again).unwrap());
+}
+
+#[test]
+fn names_keep_their_place() {
+    let loaded = read(GOOD, &[]).unwrap();
+    let (key, op) = loaded.pipeline.nodes.get_key_value("drafts").unwrap();
+    assert_eq!((key.place.line, key.place.column), (8, 3));
+    let references = op.references();
+    let model = references.iter().find(|reference| reference.key == "model").unwrap();
+    let Place { start, len, line, column, .. } = model.name.place;
+    assert_eq!((line, column), (8, 45));
+    assert_eq!(&loaded.pipeline_file().text[start as usize..][..len as usize], "assistant");
+}
+
+#[test]
+fn variables_are_typed_by_what_is_wanted_and_secrets_are_not_reported() {
+    let loaded = read(GOOD, &[]).unwrap();
+    assert_eq!(loaded.pipeline.seed, 17);
+    let names: Vec<_> = loaded.variables.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    assert_eq!(names, ["SEED=17", "URL=http://localhost/v1"]);
+    let model = &loaded.pipeline.models["assistant"];
+    assert_eq!(model.api_key.as_ref().unwrap().reveal(), Some("sk-secret"));
+    let shown = format!("{loaded:?}{}", serde_json::to_string(&loaded.pipeline).unwrap());
+    assert!(!shown.contains("sk-secret"));
+}
+
+#[test]
+fn a_secret_is_not_shown_by_a_mistake_about_it() {
+    let text = GOOD.replace("\"${OPENAI_API_KEY}\"", "[\"${OPENAI_API_KEY}\"]");
+    let mistakes = read(&text, &[]).unwrap_err();
+    assert!(!mistakes.render(false).contains("sk-secret"), "{mistakes}");
+}
+
+#[test]
+fn a_set_changes_what_the_file_says_and_adds_what_it_leaves_out() {
+    let sets = ["nodes.sl.train-sl.epochs=2.5", "budget.calls=10", "nodes.drafts.sample.stop=['a', 'b']"];
+    let loaded = read(GOOD, &sets).unwrap();
+    let Op::TrainSl(sl) = &loaded.pipeline.nodes["sl"] else { panic!("sl is a train-sl") };
+    assert_eq!(sl.epochs.value.to_bits(), 2.5_f64.to_bits());
+    assert_eq!(loaded.pipeline.budget.calls, Some(10));
+    let Op::Sample(drafts) = &loaded.pipeline.nodes["drafts"] else { panic!("drafts is a sample") };
+    assert_eq!(drafts.stop, ["a", "b"]);
+}
+
+#[test]
+fn a_mistake_in_a_set_names_the_flag() {
+    let sets = ["nodes.sll.train-sl.epochs=2", "nodes.sl.train-sl.epochs=two", "seed", "name.x=1", "models=[1"];
+    shown("sets", &brief(&read(GOOD, &sets).unwrap_err()));
+}
+
+#[test]
+fn paths_are_relative_to_the_file_that_names_them() {
+    let loaded = load(Path::new("tests/fixtures/relative.yaml"), &[], &environment).unwrap();
+    let Op::Read(prompts) = &loaded.pipeline.nodes["prompts"] else { panic!("prompts is a read") };
+    assert_eq!(prompts.path.path, Path::new("tests/fixtures/data/prompts.jsonl"));
+    assert_eq!(prompts.path.written, "data/prompts.jsonl");
+    assert_eq!(loaded.constitution.unwrap().principles.len(), 1);
+}
+
+#[test]
+fn what_could_be_read_is_given_beside_the_mistakes() {
+    let text = GOOD.replace("init: {", "inti: {");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pipeline.yaml");
+    #[expect(clippy::disallowed_methods, reason = "a test makes its own input")]
+    fs::write(&path, text).unwrap();
+    let (loaded, mistakes) = load_partly(&path, &[], &environment);
+    let loaded = loaded.unwrap();
+    assert_eq!(mistakes.len(), 1, "{mistakes}");
+    assert_eq!(loaded.broken.iter().collect::<Vec<_>>(), ["sl"]);
+    assert_eq!(loaded.pipeline.nodes.keys().map(|name| name.as_str()).collect::<Vec<_>>(), ["prompts", "drafts"]);
+}

@@ -1,0 +1,219 @@
+//! A compacted segment of the memo: a Parquet file of calls in the order in which they were made.
+//!
+//! The order is that of the log and not that of the keys, because a rerun asks for calls in nearly
+//! the order in which they were made: by a key's order each look-up would decode another row group.
+//! Row groups are small and carry a checksum each in the file's metadata, which Parquet lacks.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use arrow::array::{RecordBatch, RecordBatchReader};
+use arrow::compute::concat_batches;
+use crc32c::{crc32c, crc32c_append};
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
+use parquet::arrow::arrow_writer::ArrowWriter;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::WriterProperties;
+
+use super::columns::{self, calls_schema};
+use crate::record::CallKey;
+use crate::store::disk::Output;
+use crate::store::error::{At, Result, StoreError};
+
+/// Rows of a row group: what one look-up decodes at most.
+pub(super) const GROUP_ROWS: usize = 2048;
+
+/// The key of the metadata under which the checksums of the row groups stand.
+const CHECKSUMS: &str = "amend.crc32c";
+
+/// One compacted segment, open for reading. The file stays readable when its name is gone.
+pub(super) struct Archive {
+    path: PathBuf,
+    /// Held while a group is decoded, so that threads that want the same one decode it once.
+    file: Mutex<File>,
+    metadata: ArrowReaderMetadata,
+    groups: Vec<Extent>,
+    bytes: u64,
+}
+
+/// Where a row group stands, and the checksum of its bytes.
+struct Extent {
+    start: u64,
+    end: u64,
+    crc: u32,
+}
+
+impl Archive {
+    /// Opens a file; reads its metadata only.
+    pub(super) fn open(path: &Path) -> Result<Archive> {
+        let file = File::open(path).at("open", path)?;
+        let bytes = file.metadata().at("read", path)?.len();
+        let metadata = ArrowReaderMetadata::load(&file, ArrowReaderOptions::new())
+            .map_err(|error| damage(path, &error.to_string()))?;
+        let entries = metadata.metadata().file_metadata().key_value_metadata();
+        let checksums = entries
+            .and_then(|entries| entries.iter().find(|entry| entry.key == CHECKSUMS))
+            .and_then(|entry| entry.value.as_deref())
+            .and_then(parse_checksums)
+            .filter(|groups| groups.len() == metadata.metadata().num_row_groups())
+            .ok_or_else(|| damage(path, "it has no checksums"))?;
+        let file = Mutex::new(file);
+        Ok(Archive { path: path.to_owned(), file, metadata, groups: checksums, bytes })
+    }
+
+    /// The file.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its size.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// How many row groups it has.
+    pub(super) fn groups(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// The keys of a group, and whether the calls failed.
+    pub(super) fn keys(&self, group: usize) -> Result<Vec<(CallKey, bool)>> {
+        let rows = self.decode(group, |column| ["key", "error"].contains(&column))?;
+        columns::keys(&rows).ok_or_else(|| damage(&self.path, "it has no column of keys"))
+    }
+
+    /// The rows of a group and about how many bytes they take. Without requests, theirs are empty.
+    pub(super) fn read(&self, group: usize, requests: bool) -> Result<(RecordBatch, usize)> {
+        let rows = self.decode(group, |column| requests || column != "request")?;
+        let rows = columns::adapt(&rows).map_err(|error| damage(&self.path, &error.to_string()))?;
+        let bytes = rows.get_array_memory_size();
+        Ok((rows, bytes))
+    }
+
+    fn decode(&self, group: usize, wanted: impl Fn(&str) -> bool) -> Result<RecordBatch> {
+        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let extent = &self.groups[group];
+        let mut bytes = vec![0; (extent.end - extent.start) as usize];
+        file.read_exact_at(&mut bytes, extent.start).at("read", &self.path)?;
+        if crc32c(&bytes) != extent.crc {
+            return Err(damage(&self.path, &format!("row group {group} has another checksum")));
+        }
+        let broken = |error: ParquetError| damage(&self.path, &error.to_string());
+        let (clone, metadata) = (file.try_clone().at("read", &self.path)?, self.metadata.clone());
+        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(clone, metadata);
+        let fields = builder.schema().fields().iter().enumerate();
+        let columns: Vec<usize> =
+            fields.filter(|(_, field)| wanted(field.name())).map(|(at, _)| at).collect();
+        let mask = ProjectionMask::roots(builder.parquet_schema(), columns);
+        let builder = builder.with_row_groups(vec![group]).with_projection(mask);
+        let batches = builder.with_batch_size(GROUP_ROWS).build().map_err(broken)?;
+        let schema = batches.schema();
+        let batches = batches.collect::<std::result::Result<Vec<_>, _>>();
+        let rows = batches.and_then(|batches| concat_batches(&schema, &batches));
+        rows.map_err(|error| damage(&self.path, &error.to_string()))
+    }
+}
+
+/// Writes a compacted segment.
+pub(super) struct ArchiveWriter {
+    path: PathBuf,
+    writer: ArrowWriter<Summed>,
+    groups: Vec<Extent>,
+    start: u64,
+}
+
+impl ArchiveWriter {
+    /// A new file.
+    pub(super) fn create(path: &Path, output: Box<dyn Output>) -> Result<ArchiveWriter> {
+        let properties = WriterProperties::builder()
+            .set_created_by("amend".to_owned())
+            .set_compression(Compression::ZSTD(ZstdLevel::default()))
+            .set_max_row_group_row_count(Some(GROUP_ROWS))
+            .set_column_dictionary_enabled("key".into(), false)
+            .set_column_compression("key".into(), Compression::UNCOMPRESSED)
+            .build();
+        let output = Summed { output, len: 0, crc: 0 };
+        let writer = ArrowWriter::try_new(output, calls_schema(), Some(properties))
+            .map_err(|error| write_error(path, error))?;
+        Ok(ArchiveWriter { path: path.to_owned(), writer, groups: Vec::new(), start: 0 })
+    }
+
+    /// Adds a row group.
+    pub(super) fn group(&mut self, rows: &RecordBatch) -> Result<()> {
+        assert!(rows.num_rows() <= GROUP_ROWS, "a group has at most {GROUP_ROWS} rows");
+        self.writer.inner_mut().crc = 0;
+        let written = self.writer.write(rows);
+        let written =
+            written.and_then(|()| self.writer.flush()).and_then(|()| Ok(self.writer.sync()?));
+        written.map_err(|error| write_error(&self.path, error))?;
+        let (end, crc) = (self.writer.inner().len, self.writer.inner().crc);
+        self.groups.push(Extent { start: self.start, end, crc });
+        self.start = end;
+        Ok(())
+    }
+
+    /// Ends the file, whose bytes are safe when this returns.
+    pub(super) fn close(mut self) -> Result<()> {
+        let extents = self.groups.iter();
+        let extents =
+            extents.map(|group| format!("{}-{}:{:08x}", group.start, group.end, group.crc));
+        let checksums = extents.collect::<Vec<String>>().join(" ");
+        self.writer.append_key_value_metadata(KeyValue::new(CHECKSUMS.to_owned(), checksums));
+        let output = self.writer.into_inner().map_err(|error| write_error(&self.path, error));
+        output?.output.sync().at("sync", &self.path)
+    }
+}
+
+/// An output that sums what goes through it.
+struct Summed {
+    output: Box<dyn Output>,
+    len: u64,
+    crc: u32,
+}
+
+impl Write for Summed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.output.append(bytes)?;
+        self.len += bytes.len() as u64;
+        self.crc = crc32c_append(self.crc, bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn parse_checksums(text: &str) -> Option<Vec<Extent>> {
+    let extent = |text: &str| {
+        let (range, crc) = text.split_once(':')?;
+        let (start, end) = range.split_once('-')?;
+        let (start, end) = (start.parse().ok()?, end.parse().ok()?);
+        let crc = u32::from_str_radix(crc, 16).ok()?;
+        (start <= end).then_some(Extent { start, end, crc })
+    };
+    text.split_whitespace().map(extent).collect()
+}
+
+fn write_error(path: &Path, error: ParquetError) -> StoreError {
+    let error = match error {
+        ParquetError::External(source) => match source.downcast::<io::Error>() {
+            Ok(error) => *error,
+            Err(source) => io::Error::other(source),
+        },
+        error => io::Error::other(error),
+    };
+    StoreError::io("write", path, error)
+}
+
+fn damage(path: &Path, what: &str) -> StoreError {
+    let help = "move it out of calls/ to go on: its calls will be asked again";
+    StoreError::corrupt(path, what, help)
+}

@@ -1,0 +1,220 @@
+//! What the memo promises, tried on real files.
+
+use std::fs;
+use std::sync::mpsc;
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+use crate::model::{Answer, Finish};
+use crate::record::{Id, KeyHasher};
+
+fn key(n: u64) -> CallKey {
+    KeyHasher::new("amend/test/1").u64(n).call_key()
+}
+
+fn entry(n: u64) -> Entry {
+    Entry {
+        key: key(n),
+        kind: CallKind::Generate,
+        model: "assistant".to_owned(),
+        model_fingerprint: Id::from_bits(7),
+        request_json: format!("{{\"prompt\":\"question {n}\"}}"),
+        outcome: Ok(Answer {
+            text: format!("answer {n}"),
+            finish: Finish::Length,
+            token_logprobs: (n % 2 == 0).then(|| vec![-0.5, -1.5]),
+            choice_logprobs: (n % 3 == 0).then(|| vec![-0.25, f64::NEG_INFINITY]),
+            votes: (n % 3 == 1).then_some(5),
+            prompt_tokens: 10,
+            cached_tokens: 4,
+            completion_tokens: 2,
+            attempts: 1,
+            started_at_us: 1_700_000_000_000_000 + n as i64,
+            latency_ms: 12.5,
+            served_model: Some("m".to_owned()),
+            system_fingerprint: None,
+            device: Some("cpu".to_owned()),
+        }),
+        seed: Some(n as i64),
+        cost_usd: Some(0.001),
+    }
+}
+
+fn failure(n: u64) -> Entry {
+    let failure =
+        Failure { status: Some(400), message: format!("refused {n}"), too_long: n % 2 == 0 };
+    Entry { outcome: Err(failure), ..entry(n) }
+}
+
+/// Appends entries and waits until all are safe.
+fn append(memo: &Memo, entries: impl IntoIterator<Item = Entry>) {
+    let (told, results) = mpsc::channel();
+    for entry in entries {
+        let told = told.clone();
+        memo.append(entry, Box::new(move |result| told.send(result).unwrap()));
+    }
+    drop(told);
+    results.iter().for_each(|result| result.unwrap());
+}
+
+fn files(dir: &Path) -> Vec<String> {
+    let names = fs::read_dir(dir).unwrap().map(|file| file.unwrap().file_name());
+    let mut names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn an_entry_reads_back_as_it_was_before_and_after_a_restart_and_compaction() {
+    let dir = TempDir::new().unwrap();
+    let entries: Vec<Entry> = (0..100).map(entry).chain((100..110).map(failure)).collect();
+    let check = |memo: &Memo| {
+        assert_eq!(memo.len(), 110);
+        for entry in &entries {
+            assert_eq!(*memo.get(&entry.key).unwrap().unwrap(), *entry);
+            assert_eq!(memo.get_outcome(&entry.key).unwrap().unwrap(), entry.outcome);
+            assert_eq!(memo.failed(&entry.key), entry.outcome.is_err());
+        }
+        assert_eq!(memo.get(&key(999)).unwrap(), None);
+    };
+    let memo = Memo::open(dir.path()).unwrap();
+    append(&memo, entries.clone());
+    check(&memo);
+    check(&Memo::open_read_only(dir.path()).unwrap());
+    memo.close().unwrap();
+    check(&memo);
+    drop(memo);
+    let options = MemoOptions { compact_logs: 1, ..MemoOptions::default() };
+    let memo = Memo::open_with(dir.path(), options).unwrap();
+    check(&memo);
+    memo.close().unwrap();
+    assert_eq!(files(dir.path()), ["000001-000001.parquet"]);
+    check(&memo);
+    check(&Memo::open(dir.path()).unwrap());
+}
+
+#[test]
+fn a_run_that_appends_nothing_leaves_no_segment() {
+    let dir = TempDir::new().unwrap();
+    Memo::open(dir.path()).unwrap().close().unwrap();
+    assert!(files(dir.path()).is_empty());
+}
+
+#[test]
+fn the_later_entry_of_a_key_wins_in_look_ups_scans_and_archives() {
+    let dir = TempDir::new().unwrap();
+    let options = MemoOptions { compact_logs: 3, ..MemoOptions::default() };
+    for round in 0..5 {
+        let memo = Memo::open_with(dir.path(), options.clone()).unwrap();
+        append(&memo, (0..10).map(|n| Entry { cost_usd: Some(f64::from(round)), ..entry(n) }));
+        let costs: Vec<RecordBatch> = memo.scan(Some(&["cost_usd"])).map(Result::unwrap).collect();
+        assert_eq!(costs.iter().map(RecordBatch::num_rows).sum::<usize>(), 10);
+        memo.close().unwrap();
+    }
+    assert_eq!(files(dir.path()), ["000001-000003.parquet", "000004.log", "000005.log"]);
+    let memo = Memo::open(dir.path()).unwrap();
+    assert_eq!((memo.len(), memo.get(&key(3)).unwrap().unwrap().cost_usd), (10, Some(4.0)));
+}
+
+#[test]
+fn a_forgotten_failure_is_asked_again_and_its_answer_stays() {
+    let dir = TempDir::new().unwrap();
+    let memo = Memo::open(dir.path()).unwrap();
+    append(&memo, [failure(1), failure(2), entry(3)]);
+    assert_eq!(memo.forget_failures(Some(&[key(1), key(3)])), 1);
+    assert!(!memo.contains(&key(1)) && memo.contains(&key(2)) && memo.contains(&key(3)));
+    append(&memo, [entry(1)]);
+    assert_eq!(memo.forget_failures(None), 1);
+    drop(memo);
+    let memo = Memo::open(dir.path()).unwrap();
+    assert!(!memo.failed(&key(1)) && memo.failed(&key(2)));
+}
+
+#[test]
+fn a_torn_tail_is_cut_wherever_it_is_torn() {
+    let whole = TempDir::new().unwrap();
+    let memo = Memo::open(whole.path()).unwrap();
+    append(&memo, (0..3).map(entry));
+    append(&memo, (3..6).map(entry));
+    let bytes = fs::read(whole.path().join("000001.log")).unwrap();
+    drop(memo);
+    let mut held = Vec::new();
+    for len in (0..bytes.len()).step_by(101) {
+        let dir = TempDir::new().unwrap();
+        fs::File::create(dir.path().join("000001.log")).unwrap();
+        let torn = fs::OpenOptions::new().append(true).open(dir.path().join("000001.log"));
+        std::io::Write::write_all(&mut torn.unwrap(), &bytes[..len]).unwrap();
+        let read_only = Memo::open_read_only(dir.path()).unwrap().len();
+        let memo = Memo::open(dir.path()).unwrap();
+        assert_eq!(memo.len(), read_only);
+        append(&memo, [entry(9)]);
+        drop(memo);
+        let memo = Memo::open(dir.path()).unwrap();
+        assert_eq!(memo.len(), read_only + 1, "torn at {len}");
+        (0..read_only as u64)
+            .for_each(|n| assert_eq!(*memo.get(&key(n)).unwrap().unwrap(), entry(n)));
+        held.push(read_only);
+    }
+    assert!(held.is_sorted() && held[0] == 0, "more bytes hold no fewer entries");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn a_changed_byte_is_never_read_as_data(at in 0.0..1.0f64, flip in 1..=255u8, archive: bool) {
+        let dir = TempDir::new().unwrap();
+        let compact_logs = if archive { 1 } else { 99 };
+        let options = MemoOptions { compact_logs, ..MemoOptions::default() };
+        let memo = Memo::open_with(dir.path(), options).unwrap();
+        append(&memo, (0..20).map(entry));
+        append(&memo, (20..40).map(entry));
+        memo.close().unwrap();
+        let path = dir.path().join(&files(dir.path())[0]);
+        let mut bytes = fs::read(&path).unwrap();
+        let at = (at * bytes.len() as f64) as usize;
+        bytes[at] ^= flip;
+        fs::remove_file(&path).unwrap();
+        LocalDisk.create(&path).unwrap().append(&bytes).unwrap();
+        match Memo::open(dir.path()) {
+            Err(error) => prop_assert!(error.to_string().contains(path.to_str().unwrap())),
+            Ok(memo) => for n in 0..40 {
+                match memo.get(&key(n)) {
+                    Ok(found) => prop_assert!(found.is_none_or(|found| *found == entry(n))),
+                    Err(error) => prop_assert!(error.to_string().contains(path.to_str().unwrap())),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_small_cache_gives_the_same_answers_to_all_threads() {
+    let dir = TempDir::new().unwrap();
+    let options = MemoOptions { cache_bytes: 1, compact_logs: 1, ..MemoOptions::default() };
+    let memo = Memo::open_with(dir.path(), options.clone()).unwrap();
+    append(&memo, (0..50).map(entry));
+    memo.close().unwrap();
+    let memo = Memo::open_with(dir.path(), options).unwrap();
+    append(&memo, (50..100).map(entry));
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let memo = &memo;
+            scope.spawn(move || {
+                for n in (0..100).map(|n| (n * 7 + thread) % 100) {
+                    assert_eq!(*memo.get(&key(n)).unwrap().unwrap(), entry(n));
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_memo_for_reading_refuses_calls_and_says_so() {
+    let dir = TempDir::new().unwrap();
+    let memo = Memo::open_read_only(&dir.path().join("calls")).unwrap();
+    let (told, results) = mpsc::channel();
+    memo.append(entry(1), Box::new(move |result| told.send(result).unwrap()));
+    assert!(matches!(results.recv().unwrap(), Err(StoreError::ReadOnly { .. })));
+}
