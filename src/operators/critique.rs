@@ -176,7 +176,13 @@ mod tests {
         let read = |model: &str| {
             Bench::new(&few_shot, model).run(&rows, |request| request.text().to_owned()).0
         };
-        insta::assert_snapshot!(read(&transcript()).show(&columns), @r#""#);
-        insta::assert_snapshot!(read(&chat()).show(&columns), @r#""#);
+        insta::assert_snapshot!(read(&transcript()).show(&columns), @r"
+        | critique                                                                                                                                                                          | few_shot_ids        |
+        | Human: q\n\nAssistant: a\n\nCritiqueRequest: c?\n\nCritique: c.\n\nRevisionRequest: r?\n\nRevision: r.\n\nHuman: hi\n\nAssistant: no\n\nCritiqueRequest: Is it rude?\n\nCritique: | [critique_revise/1] |
+        ");
+        insta::assert_snapshot!(read(&chat()).show(&columns), @r"
+        | critique                                                                                                            | few_shot_ids        |
+        | user: q\nassistant: a\nuser: c?\nassistant: c.\nuser: r?\nassistant: r.\nuser: hi\nassistant: no\nuser: Is it rude? | [critique_revise/1] |
+        ");
     }
 }

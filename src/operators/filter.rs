@@ -74,7 +74,7 @@ impl Filter {
         Ok(Filter {
             reads: build.reads,
             flaws: op.drop.clone(),
-            max_tokens: i64::from(op.max_tokens),
+            max_tokens: i64::from(op.max_tokens.value),
             predicate: build.predicate.clone(),
             dedupe: op.dedupe.clone(),
             on_drop: op.on_drop,

@@ -607,7 +607,7 @@ mod tests {
                 H: q
 
 
-                Which is kinder? Options:
+                Which is truer? Options:
                  (A) [[[x]]]
                  (B) [[[y]]]
 

@@ -33,8 +33,8 @@ impl Mix {
             ordinal: build.ordinal as u64,
             rounds: source.rounds,
             rounds_of_source: build.rounds,
-            weight: source.weight,
-            share: source.share,
+            weight: source.weight.value,
+            share: source.share.map(|share| share.value),
             count: source.count,
             seed: seed.unwrap_or(build.seed),
         }

@@ -25,7 +25,7 @@ impl Split {
     pub fn new(op: &Spec, build: &Build<'_>) -> Result<Split, BuildError> {
         let (mut below, count) = (0.0, op.parts.len());
         for (at, (name, share)) in op.parts.iter().enumerate() {
-            let above = if at + 1 == count { 1.0 } else { below + share };
+            let above = if at + 1 == count { 1.0 } else { below + share.value };
             if name.value == build.part {
                 let (part, seed) = (name.value.clone(), op.seed.unwrap_or(build.seed));
                 return Ok(Split { reads: build.reads, part, stretch: (below, above), seed });

@@ -420,7 +420,6 @@ mod tests {
         "packing":false,
         "rendering":{"format":"transcript",
         "system":null,
-        "stop":["\n\nHuman:"],
         "chat_template":null,
         "template_args":{}},
         "seed":17,
