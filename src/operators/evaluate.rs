@@ -9,7 +9,7 @@
 use regex::Regex;
 
 use crate::model::{Answer, Estimator, Prompt, Request, Task};
-use crate::record::{Cell, Id, KeyHasher, Kind, Relation, Row};
+use crate::record::{Cell, Id, KeyHasher, Kind, Part, Relation, Row};
 use crate::spec::model::Format;
 use crate::spec::op;
 
@@ -152,9 +152,15 @@ fn question(style: &Style, format: Format, row: Row<'_>) -> Prompt {
 }
 
 /// The value of a column by its name in the row, in the row at the head, or in their `extra`.
+///
+/// A row that a model is asked about stands for all that say the same: how it came to be is not
+/// read.
 fn find(input: Input<'_>, name: &str) -> Option<String> {
+    let asked = !input.turns.is_empty();
     [input.row, input.head].into_iter().find_map(|row| {
-        let column = row.relation().columns().iter().find(|column| column.name == name);
+        let mut columns = row.relation().columns().iter();
+        let column = columns.find(|column| column.name == name);
+        let column = column.filter(|column| !asked || column.part == Part::Content);
         let own = column.and_then(|column| match column.kind {
             Kind::Text | Kind::Id => row.text(name).map(str::to_owned),
             Kind::Int32 | Kind::Int64 => {

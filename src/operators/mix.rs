@@ -40,11 +40,11 @@ impl Mix {
         }
     }
 
-    fn takes(&self, row: Row<'_>) -> bool {
+    fn takes(&self, row_id: Id, row: Row<'_>) -> bool {
         let round = row.has("round").then(|| row.int("round")).flatten();
         let rounds = self.rounds_of_source;
         round.is_none_or(|round| self.rounds.take(u32::try_from(round).unwrap_or(0), rounds))
-            && self.share.is_none_or(|share| share_of(self.rank(row.row_id())) < share)
+            && self.share.is_none_or(|share| share_of(self.rank(row_id)) < share)
     }
 
     fn demonstration(&self, row: Row<'_>, out: &mut dyn Out) {
@@ -93,7 +93,7 @@ impl Operator for Mix {
 
     fn step(&self, input: Input<'_>, out: &mut dyn Out) -> Step {
         let row = input.row;
-        if !self.takes(row) {
+        if !self.takes(input.row_id, row) {
             return Step::Drop;
         }
         match self.reads {

@@ -11,6 +11,7 @@ pub mod evaluate;
 pub mod filter;
 pub mod judge;
 pub mod mix;
+pub mod read;
 pub mod revise;
 pub mod sample;
 pub mod split;

@@ -3,6 +3,7 @@
 pub mod batch;
 pub mod key;
 pub mod message;
+pub mod read;
 pub mod relation;
 pub mod transcript;
 
