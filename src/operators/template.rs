@@ -62,7 +62,8 @@ impl Template {
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
         environment.set_keep_trailing_newline(false);
         environment.set_fuel(Some(FUEL));
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_template_owned(NAME, source.value.clone()).map_err(|error| {
             let line = error.line().map_or(String::new(), |line| format!(", line {line} of it"));
             let detail = error.detail().unwrap_or("it is no Jinja template");

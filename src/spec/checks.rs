@@ -34,7 +34,11 @@ pub(super) fn pipeline(pipeline: &Pipeline, mistakes: &mut Mistakes) {
 fn model(name: &Name, model: &Model, check: &mut Check<'_>) {
     match (&model.checkpoint, &model.endpoint, &model.name) {
         (Some(_), Some(endpoint), _) => {
-            check.says(endpoint.place, "has both a checkpoint and an endpoint", "leave one of them out");
+            check.says(
+                endpoint.place,
+                "has both a checkpoint and an endpoint",
+                "leave one of them out",
+            );
         }
         (None, None, _) => {
             let help = "add `checkpoint: DIRECTORY` or `endpoint: URL`";
@@ -52,7 +56,11 @@ fn model(name: &Name, model: &Model, check: &mut Check<'_>) {
         && !endpoint.starts_with("https://")
     {
         let help = "such as `http://localhost:8000/v1`";
-        check.says(endpoint.place, &format!("has the endpoint \"{endpoint}\", which is not a URL"), help);
+        check.says(
+            endpoint.place,
+            &format!("has the endpoint \"{endpoint}\", which is not a URL"),
+            help,
+        );
     }
     check.from_one("max_in_flight", &model.max_in_flight);
     check.from_one("votes", &model.votes);
@@ -139,7 +147,8 @@ impl Check<'_> {
     fn pattern(&mut self, key: &str, pattern: &Name) {
         if let Err(error) = regex::Regex::new(pattern) {
             let reason = error.to_string();
-            let reason = reason.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
+            let reason =
+                reason.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
             self.wrong(key, pattern.place, &format!("a regular expression: {reason}"));
         }
     }

@@ -46,7 +46,11 @@ impl Loaded {
 /// Reads a pipeline and its constitution, or says everything that is wrong with them.
 ///
 /// `sets` are the values of `--set`; `environment` gives the values of `${NAME}`.
-pub fn load(path: &Path, sets: &[String], environment: Environment<'_>) -> Result<Loaded, Mistakes> {
+pub fn load(
+    path: &Path,
+    sets: &[String],
+    environment: Environment<'_>,
+) -> Result<Loaded, Mistakes> {
     match load_partly(path, sets, environment) {
         (Some(loaded), mistakes) => mistakes.into_result(loaded),
         (None, mistakes) => Err(mistakes),
@@ -56,7 +60,11 @@ pub fn load(path: &Path, sets: &[String], environment: Environment<'_>) -> Resul
 /// As [`load`], but gives what could be read beside the mistakes, so that a later layer can add its own to them.
 ///
 /// `None` only with mistakes.
-pub fn load_partly(path: &Path, sets: &[String], environment: Environment<'_>) -> (Option<Loaded>, Mistakes) {
+pub fn load_partly(
+    path: &Path,
+    sets: &[String],
+    environment: Environment<'_>,
+) -> (Option<Loaded>, Mistakes) {
     let mut mistakes = Mistakes::default();
     let loaded = read_all(path, sets, environment, &mut mistakes);
     let loaded = loaded.map(|loaded| Loaded { files: mistakes.files().to_vec(), ..loaded });
@@ -117,7 +125,11 @@ fn read_constitution(
 }
 
 /// The constitution that a text says, which is file `file` of the mistakes.
-pub(super) fn constitution_of(text: &str, file: u32, mistakes: &mut Mistakes) -> Option<Constitution> {
+pub(super) fn constitution_of(
+    text: &str,
+    file: u32,
+    mistakes: &mut Mistakes,
+) -> Option<Constitution> {
     let tree = parse(text, file, &mut Numbers::default(), mistakes)?;
     checked_constitution(&tree, mistakes)
 }
@@ -149,7 +161,11 @@ fn read_tree(
             let help = (error.kind() == std::io::ErrorKind::NotFound)
                 .then(|| "relative paths are relative to the file that names them".to_owned())
                 .filter(|_| named_at.is_some());
-            mistakes.add(place, format!("{whole} \"{}\" cannot be read: {error}", path.display()), help);
+            mistakes.add(
+                place,
+                format!("{whole} \"{}\" cannot be read: {error}", path.display()),
+                help,
+            );
             None
         }
     }

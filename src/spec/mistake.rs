@@ -3,7 +3,9 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceSpan};
+use miette::{
+    Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceSpan,
+};
 
 use super::place::Place;
 
@@ -99,11 +101,14 @@ impl Mistakes {
 
     /// All of them for a reader, each with its excerpt; in colour if wanted.
     pub fn render(&self, color: bool) -> String {
-        let theme = if color { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
+        let theme =
+            if color { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
         let handler = GraphicalReportHandler::new_themed(theme).with_width(100);
         let mut out = String::new();
         for mistake in self.iter() {
-            handler.render_report(&mut out, &self.report(mistake)).expect("writing to a string does not fail");
+            handler
+                .render_report(&mut out, &self.report(mistake))
+                .expect("writing to a string does not fail");
         }
         out
     }
@@ -121,7 +126,8 @@ impl Mistakes {
         Report {
             message,
             help: mistake.help.clone(),
-            source: source.map(|file| NamedSource::new(file.path.display().to_string(), file.text.clone())),
+            source: source
+                .map(|file| NamedSource::new(file.path.display().to_string(), file.text.clone())),
             span: (place.start as usize, place.len.max(1) as usize).into(),
         }
     }
@@ -173,7 +179,10 @@ pub fn did_you_mean<'a>(wanted: &str, names: impl IntoIterator<Item = &'a str>) 
 }
 
 /// The name that differs least, if it differs little.
-pub(super) fn nearest<'a>(wanted: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(super) fn nearest<'a>(
+    wanted: &str,
+    names: impl IntoIterator<Item = &'a str>,
+) -> Option<&'a str> {
     names
         .into_iter()
         .map(|name| (strsim::damerau_levenshtein(wanted, name), name))

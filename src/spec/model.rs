@@ -109,7 +109,10 @@ pub enum Backend<'a> {
 impl Model {
     /// Whether it is one of the two that it may be.
     pub(super) fn is_complete(&self) -> bool {
-        matches!((&self.checkpoint, &self.endpoint, &self.name), (Some(_), None, _) | (None, Some(_), Some(_)))
+        matches!(
+            (&self.checkpoint, &self.endpoint, &self.name),
+            (Some(_), None, _) | (None, Some(_), Some(_))
+        )
     }
 
     /// The checkpoint or the endpoint.

@@ -33,14 +33,16 @@ use serde::{Deserialize, Serialize};
 use super::place::Name;
 use crate::record::Relation;
 
-pub use data::{Columns, Dedupe, FileFormat, Filter, Flaw, KeepRow, Mix, OnDrop, Read, Readable, Split};
+pub use data::{
+    Columns, Dedupe, FileFormat, Filter, Flaw, KeepRow, Mix, OnDrop, Read, Readable, Split,
+};
 pub use evaluate::Evaluate;
 pub use feedback::{
     Critic, Critique, Critiquing, FewShot, Repeat, Revise, Reviser, Sample, Sampling, Shots,
 };
-pub use judge::{Cot, Labels, Order, PairwiseJudge, Pairs};
-pub use source::{OneOrMany, Rounds, Source};
 pub use init::{Architecture, Balance, Init, Keep, OnChange, Schedule, Scratch, Tokenizer};
+pub use judge::{Cot, Labels, Order, Pairs, PairwiseJudge};
+pub use source::{OneOrMany, Rounds, Source};
 pub use train::{Optimiser, PpoUpdate, TrainPm, TrainSl};
 
 /// A node: one verb with its settings.

@@ -25,7 +25,8 @@ pub(super) fn apply(tree: &mut Tree, set: &str, numbers: &mut Numbers, mistakes:
     let mut at = Step { tree, place: whole, numbers, mistakes };
     let mut start = 0;
     for key in path.split('.') {
-        let place = Place { column: 1 + start as u32, start: start as u32, len: key.len() as u32, ..whole };
+        let place =
+            Place { column: 1 + start as u32, start: start as u32, len: key.len() as u32, ..whole };
         match at.down(key, place) {
             Some(next) => at = next,
             None => return,
@@ -52,12 +53,13 @@ impl<'a> Step<'a> {
         let described = tree.described();
         match &mut tree.kind {
             Kind::Map(entries) => {
-                let index = entries.iter().position(|(name, _)| name.is_text(key)).unwrap_or_else(|| {
-                    let text = Kind::Text { text: key.to_owned(), resolved: false };
-                    let name = Tree { id: numbers.next(), place, kind: text };
-                    entries.push((name, Tree { id: numbers.next(), place, kind: Kind::Null }));
-                    entries.len() - 1
-                });
+                let index =
+                    entries.iter().position(|(name, _)| name.is_text(key)).unwrap_or_else(|| {
+                        let text = Kind::Text { text: key.to_owned(), resolved: false };
+                        let name = Tree { id: numbers.next(), place, kind: text };
+                        entries.push((name, Tree { id: numbers.next(), place, kind: Kind::Null }));
+                        entries.len() - 1
+                    });
                 Some(Self { tree: &mut entries[index].1, place, numbers, mistakes })
             }
             Kind::List(items) => {
@@ -83,7 +85,9 @@ impl<'a> Step<'a> {
 /// What to say when a path names a node or a model that the file does not have: almost surely a slip.
 fn names_nothing(tree: &Tree, path: &str, whole: Place) -> Option<(Place, String, Option<String>)> {
     let mut keys = path.split('.');
-    let (Some(section @ ("nodes" | "models")), Some(name), Some(_)) = (keys.next(), keys.next(), keys.next()) else {
+    let (Some(section @ ("nodes" | "models")), Some(name), Some(_)) =
+        (keys.next(), keys.next(), keys.next())
+    else {
         return None;
     };
     let Some(Kind::Map(entries)) = tree.get(section).map(|map| &map.kind) else { return None };

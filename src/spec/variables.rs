@@ -25,7 +25,11 @@ impl Variables {
 }
 
 /// Puts values into every text of the tree. `$${` stands for `${` itself.
-pub(super) fn resolve(tree: &mut Tree, environment: Environment<'_>, mistakes: &mut Mistakes) -> Variables {
+pub(super) fn resolve(
+    tree: &mut Tree,
+    environment: Environment<'_>,
+    mistakes: &mut Mistakes,
+) -> Variables {
     let mut variables = Variables::default();
     Resolver { environment, variables: &mut variables, mistakes }.tree(tree, false);
     variables
@@ -72,7 +76,11 @@ impl Resolver<'_> {
             }
             out.push_str(&rest[..at]);
             let Some(end) = rest[at..].find('}') else {
-                self.mistakes.push(place, "a \"${\" is not closed", "write `${NAME}`, or `$${` for the characters themselves");
+                self.mistakes.push(
+                    place,
+                    "a \"${\" is not closed",
+                    "write `${NAME}`, or `$${` for the characters themselves",
+                );
                 return None;
             };
             out.push_str(&self.variable(&rest[at + 2..at + end], place, secret)?);
@@ -87,7 +95,8 @@ impl Resolver<'_> {
             Some((name, default)) => (name, Some(default)),
             None => (inside, None),
         };
-        if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
+        if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        {
             let help = "a variable is `${NAME}` or `${NAME:-default}`; write `$${` for the characters themselves";
             self.mistakes.push(place, format!("\"{name}\" is not the name of a variable"), help);
             return None;

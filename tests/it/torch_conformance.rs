@@ -3,8 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use amend::model::torch::{Checkpoint, Continuation, Head, Llama, generate};
 use amend::model::Sampling;
+use amend::model::torch::{Checkpoint, Continuation, Head, Llama, generate};
 use safetensors::SafeTensors;
 use tch::{Device, Kind, Tensor};
 

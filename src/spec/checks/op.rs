@@ -2,8 +2,8 @@
 
 use super::Check;
 use crate::spec::op::{
-    Cot, Critiquing, Evaluate, FewShot, Filter, Init, Keep, Mix, Op, PairwiseJudge, PpoUpdate, Read, Repeat,
-    Rounds, Scratch, Source, Split, TrainPm, TrainSl,
+    Cot, Critiquing, Evaluate, FewShot, Filter, Init, Keep, Mix, Op, PairwiseJudge, PpoUpdate,
+    Read, Repeat, Rounds, Scratch, Source, Split, TrainPm, TrainSl,
 };
 use crate::spec::place::{Place, Spanned};
 
@@ -39,7 +39,11 @@ pub(super) fn op(place: Place, op: &Op, check: &mut Check<'_>) {
 fn read(op: &Read, check: &mut Check<'_>) {
     if op.format.is_none() && op.format().is_none() && !op.path.written.is_empty() {
         let help = "add `format: jsonl`, `parquet`, `csv` or `hh-rlhf`";
-        check.says(op.path.place, &format!("reads \"{}\", whose ending says no format", op.path.written), help);
+        check.says(
+            op.path.place,
+            &format!("reads \"{}\", whose ending says no format", op.path.written),
+            help,
+        );
     }
 }
 
@@ -49,7 +53,9 @@ fn split(place: Place, op: &Split, check: &mut Check<'_>) {
         check.share(&format!("parts.{name}"), share);
     }
     let sum: f64 = op.parts.values().map(|share| share.value).sum();
-    if (sum - 1.0).abs() > 1e-6 && op.parts.values().all(|share| share.value > 0.0 && share.value <= 1.0) {
+    if (sum - 1.0).abs() > 1e-6
+        && op.parts.values().all(|share| share.value > 0.0 && share.value <= 1.0)
+    {
         let at = op.parts.keys().next().map_or(place, |name| name.place);
         let help = "shares of all parts sum to 1: `{ train: 0.9, test: 0.1 }`";
         check.says(at, &format!("has parts that sum to {}", (sum * 1e6).round() / 1e6), help);
@@ -83,11 +89,21 @@ fn repeat(op: &Repeat, check: &mut Check<'_>) {
         sampling(&critic.temperature, &critic.top_p, &critic.min_p, &critic.max_tokens, check);
     }
     few_shot(op.revise.few_shot.as_ref(), check);
-    sampling(&op.revise.temperature, &op.revise.top_p, &op.revise.min_p, &op.revise.max_tokens, check);
+    sampling(
+        &op.revise.temperature,
+        &op.revise.top_p,
+        &op.revise.min_p,
+        &op.revise.max_tokens,
+        check,
+    );
     if let Some(pattern) = &op.skip_if {
         check.pattern("skip_if", pattern);
         if op.critique == Critiquing::None {
-            check.says(pattern.place, "skips by a critique and has none", "leave `skip_if` out, or ask for a critique");
+            check.says(
+                pattern.place,
+                "skips by a critique and has none",
+                "leave `skip_if` out, or ask for a critique",
+            );
         }
     }
 }
@@ -104,7 +120,11 @@ fn judge(op: &PairwiseJudge, check: &mut Check<'_>) {
     if let Some(Spanned { value: [low, high], place }) = clamp
         && !(0.0 <= *low && low <= high && *high <= 1.0)
     {
-        check.wrong("cot.clamp", *place, &format!("two probabilities in order, not [{low}, {high}]"));
+        check.wrong(
+            "cot.clamp",
+            *place,
+            &format!("two probabilities in order, not [{low}, {high}]"),
+        );
     }
 }
 
@@ -119,7 +139,11 @@ fn sources(key: &str, place: Place, sources: &[Source], check: &mut Check<'_>) {
             check.share("share", share);
         }
         if source.count.is_some() && source.share.is_some() {
-            check.says(at, &format!("takes both a count and a share of \"{}\"", source.rows), "leave one of them out");
+            check.says(
+                at,
+                &format!("takes both a count and a share of \"{}\"", source.rows),
+                "leave one of them out",
+            );
         }
         if source.rounds == Rounds::UpTo(0) {
             check.wrong("up_to", at, "from 1, not 0");
@@ -129,7 +153,11 @@ fn sources(key: &str, place: Place, sources: &[Source], check: &mut Check<'_>) {
 
 fn filter(place: Place, op: &Filter, check: &mut Check<'_>) {
     if op.condition.is_none() && op.drop.is_empty() && op.dedupe.is_none() {
-        check.says(place, "filters nothing", "add `where: SQL`, `drop: […]` or `dedupe: { by: […] }`");
+        check.says(
+            place,
+            "filters nothing",
+            "add `where: SQL`, `drop: […]` or `dedupe: { by: […] }`",
+        );
     }
     check.from_one("max_tokens", &op.max_tokens);
 }
@@ -150,9 +178,15 @@ fn evaluate(place: Place, op: &Evaluate, check: &mut Check<'_>) {
             let help = "labels are for responses, choices for multiple-choice prompts: leave one of them out";
             check.says(place, "has both \"labels\" and \"choices\"", help);
         }
-        (true, Some(_), None) => check.says(place, "has \"choices\" and no \"model\"", "add `model: …`, which chooses"),
+        (true, Some(_), None) => {
+            check.says(place, "has \"choices\" and no \"model\"", "add `model: …`, which chooses")
+        }
         (false, None, Some(model)) => {
-            check.says(model.place, "has a \"model\" and no \"choices\"", "add `choices: [\" (A)\", \" (B)\"]`");
+            check.says(
+                model.place,
+                "has a \"model\" and no \"choices\"",
+                "add `choices: [\" (A)\", \" (B)\"]`",
+            );
         }
         _ => {}
     }
@@ -173,7 +207,8 @@ fn init(init: &Init, check: &mut Check<'_>) {
         check.from_one(key, &value);
     }
     if heads.value > 0 && !architecture.hidden_size.value.is_multiple_of(2 * heads.value) {
-        let text = format!("a multiple of twice the {heads} heads, not {}", architecture.hidden_size);
+        let text =
+            format!("a multiple of twice the {heads} heads, not {}", architecture.hidden_size);
         check.wrong("hidden_size", architecture.hidden_size.place, &text);
     }
     if let Some(shared) = architecture.num_key_value_heads
@@ -195,7 +230,12 @@ fn train_sl(place: Place, op: &TrainSl, check: &mut Check<'_>) {
     check.above("epochs", &op.epochs, 0.0);
     check.from_one("max_length", &op.max_length);
     check.part("held_out", &op.held_out);
-    check.divides("gradient_accumulation_steps", &op.gradient_accumulation_steps, "batch_size", &op.batch_size);
+    check.divides(
+        "gradient_accumulation_steps",
+        &op.gradient_accumulation_steps,
+        "batch_size",
+        &op.batch_size,
+    );
     check.above("learning_rate", &op.learning_rate, 0.0);
     check.within("warmup_ratio", &op.warmup_ratio, 0.0, 1.0);
     check.from_one("logging_steps", &op.logging_steps);
@@ -208,7 +248,12 @@ fn train_pm(place: Place, op: &TrainPm, check: &mut Check<'_>) {
     check.from_one("max_length", &op.max_length);
     check.part("held_out", &op.held_out);
     check.least("center_rewards_coefficient", &op.center_rewards_coefficient, 0.0);
-    check.divides("gradient_accumulation_steps", &op.gradient_accumulation_steps, "batch_size", &op.batch_size);
+    check.divides(
+        "gradient_accumulation_steps",
+        &op.gradient_accumulation_steps,
+        "batch_size",
+        &op.batch_size,
+    );
     check.above("learning_rate", &op.learning_rate, 0.0);
     check.within("warmup_ratio", &op.warmup_ratio, 0.0, 1.0);
     check.from_one("logging_steps", &op.logging_steps);
@@ -247,7 +292,11 @@ impl Check<'_> {
         self.from_one(of, whole);
         if count.value == 0 || !whole.value.is_multiple_of(count.value) {
             let place = if count.place.is_somewhere() { count.place } else { whole.place };
-            self.wrong(key, place, &format!("a divisor of \"{of}\", which is {whole}, not {count}"));
+            self.wrong(
+                key,
+                place,
+                &format!("a divisor of \"{of}\", which is {whole}, not {count}"),
+            );
         }
     }
 }
