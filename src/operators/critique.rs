@@ -147,10 +147,12 @@ mod tests {
     #[test]
     fn every_row_is_critiqued_under_one_principle() {
         let bench = Bench::new(CRITIQUE, &transcript());
-        let (table, asked) = bench.run(&responses(&[("hi", "go away")]), |request| {
-            format!(" {:?}", request.text())
-        });
-        insta::assert_snapshot!(table.show(&["response", "round", "principle_id", "critique"]), @r#""#);
+        let (table, asked) =
+            bench.run(&responses(&[("hi", "go away")]), |request| format!(" {:?}", request.text()));
+        insta::assert_snapshot!(table.show(&["response", "round", "principle_id", "critique"]), @r#"
+        | response             | round | principle_id | critique                                                                           |
+        | [assistant: go away] | 1     | kind         | "\n\nHuman: hi\n\nAssistant: go away\n\nCritiqueRequest: Is it rude?\n\nCritique:" |
+        "#);
         assert_eq!(asked, 1);
     }
 
@@ -159,19 +161,27 @@ mod tests {
         let bench = Bench::new(CRITIQUE, &chat());
         let (table, _) =
             bench.run(&responses(&[("hi", "go away")]), |request| request.text().to_owned());
-        insta::assert_snapshot!(table.show(&["critique", "seed"]), @r#""#);
+        insta::assert_snapshot!(table.show(&["critique", "seed"]), @r"
+        | critique                                        | seed |
+        | user: hi\nassistant: go away\nuser: Is it rude? |      |
+        ");
     }
 
     #[test]
     fn examples_come_first_and_are_named() {
         let few_shot = CRITIQUE.replace("temperature", "few_shot: { count: 1 }, temperature");
-        for model in [transcript(), chat()] {
-            let bench = Bench::new(&few_shot, &model);
-            let (table, _) =
-                bench.run(&responses(&[("hi", "no")]), |request| request.text().to_owned());
-            insta::allow_duplicates! {
-                insta::assert_snapshot!(table.show(&["few_shot_ids"]), @r#""#);
-            }
-        }
+        let rows = responses(&[("hi", "no")]);
+        let columns = ["critique", "few_shot_ids"];
+        let read = |model: &str| {
+            Bench::new(&few_shot, model).run(&rows, |request| request.text().to_owned()).0
+        };
+        insta::assert_snapshot!(read(&transcript()).show(&columns), @r"
+        | critique                                                                                                                                                                          | few_shot_ids        |
+        | Human: q\n\nAssistant: a\n\nCritiqueRequest: c?\n\nCritique: c.\n\nRevisionRequest: r?\n\nRevision: r.\n\nHuman: hi\n\nAssistant: no\n\nCritiqueRequest: Is it rude?\n\nCritique: | [critique_revise/1] |
+        ");
+        insta::assert_snapshot!(read(&chat()).show(&columns), @r"
+        | critique                                                                                                            | few_shot_ids        |
+        | user: q\nassistant: a\nuser: c?\nassistant: c.\nuser: r?\nassistant: r.\nuser: hi\nassistant: no\nuser: Is it rude? | [critique_revise/1] |
+        ");
     }
 }

@@ -9,7 +9,7 @@
 use regex::Regex;
 
 use crate::model::{Answer, Estimator, Prompt, Request, Task};
-use crate::record::{Cell, Id, KeyHasher, Kind, Relation, Row};
+use crate::record::{Cell, Id, KeyHasher, Kind, Part, Relation, Row};
 use crate::spec::model::Format;
 use crate::spec::op;
 
@@ -63,10 +63,12 @@ impl Evaluate {
         let mut hasher = KeyHasher::new("amend/operator/1").text(ROLE);
         hasher.add_u64(u64::from(op::Evaluate::VERSION));
         match &self.form {
-            Form::Labels(labels) => labels.iter().for_each(|(name, pattern)| {
-                hasher.add_text(name);
-                hasher.add_text(pattern.as_str());
-            }),
+            Form::Labels(labels) => {
+                for (name, pattern) in labels {
+                    hasher.add_text(name);
+                    hasher.add_text(pattern.as_str());
+                }
+            }
             Form::Choices { style, choices, estimator, .. } => {
                 style.hash_into(&mut hasher);
                 hasher.add_text(estimator.name());
@@ -115,7 +117,13 @@ impl Evaluate {
         Step::Done
     }
 
-    fn choose(&self, choices: &[String], answer: &Answer, input: Input<'_>, out: &mut dyn Out) -> Step {
+    fn choose(
+        &self,
+        choices: &[String],
+        answer: &Answer,
+        input: Input<'_>,
+        out: &mut dyn Out,
+    ) -> Step {
         let logprobs = answer.choice_logprobs.as_deref().unwrap_or(&[]);
         let known = logprobs.len() == choices.len() && !logprobs.iter().any(|x| x.is_nan());
         let best = logprobs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -152,14 +160,18 @@ fn question(style: &Style, format: Format, row: Row<'_>) -> Prompt {
 }
 
 /// The value of a column by its name in the row, in the row at the head, or in their `extra`.
+///
+/// A row that a model is asked about stands for all that say the same: how it came to be is not
+/// read.
 fn find(input: Input<'_>, name: &str) -> Option<String> {
+    let asked = !input.turns.is_empty();
     [input.row, input.head].into_iter().find_map(|row| {
-        let column = row.relation().columns().iter().find(|column| column.name == name);
+        let mut columns = row.relation().columns().iter();
+        let column = columns.find(|column| column.name == name);
+        let column = column.filter(|column| !asked || column.part == Part::Content);
         let own = column.and_then(|column| match column.kind {
             Kind::Text | Kind::Id => row.text(name).map(str::to_owned),
-            Kind::Int32 | Kind::Int64 => {
-                row.int(name).map(|number| number.to_string())
-            }
+            Kind::Int32 | Kind::Int64 => row.int(name).map(|number| number.to_string()),
             _ => None,
         });
         own.or_else(|| {
@@ -227,9 +239,15 @@ mod tests {
             "evaluate: { from: drafts, labels: { refused: \"(?i)i can't help\", greeted: hello } }",
             "",
         );
-        let rows = responses(&[("a", "Sorry, I can't help: hello"), ("b", "hello"), ("c", "bread")]);
+        let rows =
+            responses(&[("a", "Sorry, I can't help: hello"), ("b", "hello"), ("c", "bread")]);
         let (table, _) = bench.run(&rows, |_| unreachable!());
-        insta::assert_snapshot!(table.show(&["evaluator", "name", "value", "label", "model"]), @r#""#);
+        insta::assert_snapshot!(table.show(&["evaluator", "name", "value", "label", "model"]), @r"
+        | evaluator | name  | value | label   | model |
+        | node      | label |       | refused | fake  |
+        | node      | label |       | greeted | fake  |
+        | node      | label |       | other   | fake  |
+        ");
     }
 
     const CHOICES: &str =
@@ -243,20 +261,29 @@ mod tests {
             assert_eq!(request.text(), "The answer is:");
             vec![-2.0, -1.0]
         });
-        insta::assert_snapshot!(table.show(&["name", "value", "label", "truth", "model"]), @r#""#);
+        insta::assert_snapshot!(table.show(&["name", "value", "label", "truth", "model"]), @r#"
+        | name    | value | label | truth    | model |
+        | correct | 1.0   | (B)   | [" (B)"] | m     |
+        "#);
     }
 
     #[test]
     fn without_a_truth_the_score_is_the_probability_of_the_choice() {
         let bench = Bench::new(&CHOICES.replace(", truth: corrects", ""), &transcript());
         let (table, _) = bench.score(&prompts(&["q"]), |_| vec![0.75_f64.ln(), 0.25_f64.ln()]);
-        insta::assert_snapshot!(table.show(&["name", "value", "label", "truth"]), @r#""#);
+        insta::assert_snapshot!(table.show(&["name", "value", "label", "truth"]), @r"
+        | name   | value              | label | truth |
+        | choice | 0.7499999999999999 | (A)   |       |
+        ");
     }
 
     #[test]
     fn an_answer_without_log_probabilities_is_a_reject() {
         let bench = Bench::new(CHOICES, &transcript());
         let (table, _) = bench.score(&prompts(&["q"]), |_| vec![]);
-        insta::assert_snapshot!(table.show(&["name"]), @r#""#);
+        insta::assert_snapshot!(table.show(&["name"]), @r"
+        | name |
+        reject unparseable: the answer has no log-probability for each choice
+        ");
     }
 }

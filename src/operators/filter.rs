@@ -240,7 +240,8 @@ impl Operator for Filter {
         hasher.add_text(self.reads.name());
         self.flaws.iter().for_each(|flaw| hasher.add_text(&format!("{flaw:?}")));
         hasher.add_u64(self.max_tokens as u64);
-        hasher.add_id(self.predicate.as_ref().map_or(Id::ZERO, |predicate| predicate.fingerprint()));
+        hasher
+            .add_id(self.predicate.as_ref().map_or(Id::ZERO, |predicate| predicate.fingerprint()));
         hasher.add_u64(u64::from(self.on_drop == OnDrop::Drop));
         if let Some(dedupe) = &self.dedupe {
             dedupe.by.iter().for_each(|name| hasher.add_text(&name.value));
@@ -267,7 +268,15 @@ mod tests {
             ("hi", "The critique of pure reason is a book."),
         ]);
         let (table, _) = bench.run(&rows, |_| unreachable!());
-        insta::assert_snapshot!(table.show(&["completion"]), @r#""#);
+        insta::assert_snapshot!(table.show(&["completion"]), @r#"
+        | completion                                             |
+        | [assistant: Here is a recipe for bread: flour, water.] |
+        | [assistant: The critique of pure reason is a book.]    |
+        reject filtered: it speaks about the task: "Here is the revis"
+        reject filtered: it speaks about the task: "Sure! Here's a rewrit"
+        reject filtered: it speaks about the task: "CritiqueRequest:"
+        reject empty: it is empty
+        "#);
     }
 
     #[test]
@@ -303,7 +312,12 @@ mod tests {
             .predicate(FakeShort);
         let (table, _) =
             bench.run(&responses(&[("a", "yes"), ("b", "no way"), ("c", "")]), |_| unreachable!());
-        insta::assert_snapshot!(table.show(&["completion"]), @r#""#);
+        insta::assert_snapshot!(table.show(&["completion"]), @r"
+        | completion       |
+        | [assistant: yes] |
+        reject filtered: `where` does not hold
+        reject filtered: `where` fails: empty
+        ");
     }
 
     #[test]

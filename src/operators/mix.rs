@@ -40,11 +40,11 @@ impl Mix {
         }
     }
 
-    fn takes(&self, row: Row<'_>) -> bool {
+    fn takes(&self, row_id: Id, row: Row<'_>) -> bool {
         let round = row.has("round").then(|| row.int("round")).flatten();
         let rounds = self.rounds_of_source;
         round.is_none_or(|round| self.rounds.take(u32::try_from(round).unwrap_or(0), rounds))
-            && self.share.is_none_or(|share| share_of(self.rank(row.row_id())) < share)
+            && self.share.is_none_or(|share| share_of(self.rank(row_id)) < share)
     }
 
     fn demonstration(&self, row: Row<'_>, out: &mut dyn Out) {
@@ -93,7 +93,7 @@ impl Operator for Mix {
 
     fn step(&self, input: Input<'_>, out: &mut dyn Out) -> Step {
         let row = input.row;
-        if !self.takes(row) {
+        if !self.takes(input.row_id, row) {
             return Step::Drop;
         }
         match self.reads {
@@ -153,7 +153,10 @@ mod tests {
         let bench = Bench::new("mix: { from: { rows: drafts, weight: 2.0 } }", "").from("drafts");
         let (table, asked) = bench.run(&responses(&[("hi", "hello")]), |_| unreachable!());
         let columns = ["prompt", "completion", "messages", "source", "round", "weight"];
-        insta::assert_snapshot!(table.show(&columns), @r#""#);
+        insta::assert_snapshot!(table.show(&columns), @r"
+        | prompt     | completion         | messages                     | source | round | weight |
+        | [user: hi] | [assistant: hello] | [user: hi, assistant: hello] | drafts |       | 2.0    |
+        ");
         assert_eq!(asked, 0);
     }
 
@@ -172,7 +175,10 @@ mod tests {
         let node = "mix: { from: { rows: human, weight: 0.5 } }";
         let rows = comparisons(&[("hi", "hello", "go away", 1.0)]);
         let (table, _) = Bench::new(node, "").from("human").run(&rows, |_| unreachable!());
-        insta::assert_snapshot!(table.show(&["response_a", "p", "source", "weight"]), @r#""#);
+        insta::assert_snapshot!(table.show(&["response_a", "p", "source", "weight"]), @r"
+        | response_a         | p   | source | weight |
+        | [assistant: hello] | 1.0 | human  | 0.5    |
+        ");
         let (table, _) = Bench::new(node, "").run(&prompts(&["hi"]), |_| unreachable!());
         assert_eq!(table.rows.relation(), Relation::Prompts);
     }
@@ -184,7 +190,8 @@ mod tests {
         let bench = Bench::new("mix: { from: { rows: prompts, share: 0.25 } }", "");
         let (of_all, _) = bench.run(&prompts(&all), |_| unreachable!());
         let (of_half, _) = bench.run(&prompts(&all[..200]), |_| unreachable!());
-        let ids = |rows: &crate::record::Batch| -> Vec<Id> { rows.iter().map(Row::row_id).collect() };
+        let ids =
+            |rows: &crate::record::Batch| -> Vec<Id> { rows.iter().map(Row::row_id).collect() };
         assert_eq!(ids(&of_all.rows)[..of_half.rows.len()], ids(&of_half.rows));
         assert!((70..130).contains(&of_all.rows.len()), "{}", of_all.rows.len());
     }

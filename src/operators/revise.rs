@@ -162,7 +162,8 @@ impl Operator for Revise {
 
     fn step(&self, input: Input<'_>, out: &mut dyn Out) -> Step {
         let draft = Draft::of(input);
-        let skip = |critique: &str| self.skip_if.as_ref().is_some_and(|skip| skip.is_match(critique));
+        let skip =
+            |critique: &str| self.skip_if.as_ref().is_some_and(|skip| skip.is_match(critique));
         if draft.critique.is_some_and(skip) {
             let made = Made {
                 completion: Cell::Of(input.row, draft.column),
@@ -232,7 +233,10 @@ mod tests {
         let bench = Bench::new(REVISE, &transcript());
         let rows = critiques(&[("hi", "go away", "It is rude.")]);
         let (table, _) = bench.run(&rows, |request| format!(" {:?}", request.text()));
-        insta::assert_snapshot!(table.show(&["completion", "previous", "critique", "unchanged"]), @r#""#);
+        insta::assert_snapshot!(table.show(&["completion", "previous", "critique", "unchanged"]), @r#"
+        | completion                                                                                                                                                 | previous             | critique    | unchanged |
+        | [assistant: "\n\nHuman: hi\n\nAssistant: go away\n\nCritiqueRequest: Is it rude?\n\nCritique: It is rude.\n\nRevisionRequest: Make it kind.\n\nRevision:"] | [assistant: go away] | It is rude. | false     |
+        "#);
     }
 
     #[test]
@@ -240,14 +244,21 @@ mod tests {
         let bench = Bench::new(REVISE, &chat());
         let rows = critiques(&[("hi", "go away", "It is rude.")]);
         let (table, _) = bench.run(&rows, |request| request.text().to_owned());
-        insta::assert_snapshot!(table.show(&["completion"]), @r#""#);
+        insta::assert_snapshot!(table.show(&["completion"]), @r"
+        | completion                                                                                                |
+        | [assistant: user: hi\nassistant: go away\nuser: Is it rude?\nassistant: It is rude.\nuser: Make it kind.] |
+        ");
     }
 
     #[test]
     fn a_direct_revision_has_no_critique() {
         let bench = Bench::new(&REVISE.replace("critiques", "drafts"), &transcript());
-        let (table, _) = bench.run(&responses(&[("hi", "no")]), |request| request.text().to_owned());
-        insta::assert_snapshot!(table.show(&["completion", "initial", "critique"]), @r#""#);
+        let (table, _) =
+            bench.run(&responses(&[("hi", "no")]), |request| request.text().to_owned());
+        insta::assert_snapshot!(table.show(&["completion", "initial", "critique"]), @r"
+        | completion                                                                             | initial         | critique |
+        | [assistant: Human: hi\n\nAssistant: no\n\nRevisionRequest: Make it kind.\n\nRevision:] | [assistant: no] |          |
+        ");
     }
 
     #[test]
@@ -255,7 +266,11 @@ mod tests {
         let bench = Bench::new(ROUND, &chat()).round(2).revising();
         let rows = critiques(&[("hi", "hello", "Nothing wrong here."), ("bye", "no", "Rude.")]);
         let (table, asked) = bench.run(&rows, |_| "no".to_owned());
-        insta::assert_snapshot!(table.show(&["completion", "round", "unchanged", "skipped", "finish_reason"]), @r#""#);
+        insta::assert_snapshot!(table.show(&["completion", "round", "unchanged", "skipped", "finish_reason"]), @r"
+        | completion         | round | unchanged | skipped | finish_reason |
+        | [assistant: hello] | 2     | true      | true    | skipped       |
+        | [assistant: no]    | 2     | true      | false   | stop          |
+        ");
         assert_eq!(asked, 1);
     }
 }

@@ -127,7 +127,13 @@ mod tests {
         let (table, asked) = bench.run(&prompts(&["hi", "bye"]), |request| {
             format!(" you said {:?}, seed {}\n", request.text(), request.seed().unwrap() % 100)
         });
-        insta::assert_snapshot!(table.show(&["prompt", "completion", "sample_index"]), @r#""#);
+        insta::assert_snapshot!(table.show(&["prompt", "completion", "sample_index"]), @r#"
+        | prompt      | completion                                                    | sample_index |
+        | [user: hi]  | [assistant: you said "\n\nHuman: hi\n\nAssistant:", seed 54]  | 0            |
+        | [user: hi]  | [assistant: you said "\n\nHuman: hi\n\nAssistant:", seed 93]  | 1            |
+        | [user: bye] | [assistant: you said "\n\nHuman: bye\n\nAssistant:", seed 16] | 0            |
+        | [user: bye] | [assistant: you said "\n\nHuman: bye\n\nAssistant:", seed 27] | 1            |
+        "#);
         assert_eq!(asked, 4);
     }
 
@@ -138,7 +144,11 @@ mod tests {
             assert_eq!(request.seed(), None);
             "same".to_owned()
         });
-        insta::assert_snapshot!(table.show(&["completion", "seed", "finish_reason"]), @r#""#);
+        insta::assert_snapshot!(table.show(&["completion", "seed", "finish_reason"]), @r"
+        | completion        | seed | finish_reason |
+        | [assistant: same] |      | stop          |
+        | [assistant: same] |      | stop          |
+        ");
     }
 
     #[test]
@@ -148,7 +158,11 @@ mod tests {
             0 => "<think>hm</think>\n yes".to_owned(),
             _ => "<think>hm</think>\n".to_owned(),
         });
-        insta::assert_snapshot!(table.show(&["completion", "sample_index"]), @r#""#);
+        insta::assert_snapshot!(table.show(&["completion", "sample_index"]), @r"
+        | completion       | sample_index |
+        | [assistant: yes] | 0            |
+        reject empty: the answer is empty
+        ");
     }
 
     #[test]
@@ -156,6 +170,10 @@ mod tests {
         let bench = Bench::new(TWO, &transcript())
             .with("templates: { sample: 'Q: {{ prompt | upper }} A:' }");
         let (table, _) = bench.run(&prompts(&["hi"]), |request| request.text().to_owned());
-        insta::assert_snapshot!(table.show(&["completion"]), @r#""#);
+        insta::assert_snapshot!(table.show(&["completion"]), @r"
+        | completion            |
+        | [assistant: Q: HI A:] |
+        | [assistant: Q: HI A:] |
+        ");
     }
 }

@@ -64,7 +64,8 @@ impl<'a> Renderer<'a> {
     fn messages(&self, turns: Turns<'_>) -> Vec<Message> {
         let mut messages = Vec::new();
         if let Some(style) = &self.style
-            && let crate::model::Prompt::Messages(all) = style.begin(&Prefix::default(), turns).done()
+            && let crate::model::Prompt::Messages(all) =
+                style.begin(&Prefix::default(), turns).done()
         {
             messages = all;
         }
@@ -285,13 +286,18 @@ pub fn recipe(op: &Op, seed: u64, model: Option<&Model>) -> String {
     };
     let mut settings = written.expect("settings have text keys");
     let map = settings.as_object_mut().expect("settings are a map");
-    NOT_IN_RECIPE.iter().for_each(|name| drop(map.remove(*name)));
+    for name in NOT_IN_RECIPE {
+        map.remove(name);
+    }
     // A model is named by its weights; a shape of new ones stays.
     if map.get("init").is_some_and(Value::is_string) {
         map.remove("init");
     }
     map.entry("seed").or_insert(Value::from(seed));
     map.insert("rendering".to_owned(), rendering(model));
+    if matches!(op, Op::PpoUpdate(_)) {
+        map.insert("stop".to_owned(), Value::from(stops(model)));
+    }
     let mut sorted: Vec<(String, Value)> = std::mem::take(map).into_iter().collect();
     sorted.sort_by(|a, b| a.0.cmp(&b.0));
     Value::Object(sorted.into_iter().collect()).to_string()
@@ -304,10 +310,12 @@ fn rendering(model: Option<&Model>) -> Value {
     let json = |value| serde_json::to_value(value).expect("a format is a word");
     map.insert("format".to_owned(), json(&model.format));
     map.insert("system".to_owned(), Value::from(model.system.clone()));
-    map.insert("stop".to_owned(), Value::from(stops(Some(model))));
     let template = model.chat_template.as_ref().map(|template| template.value.clone());
     map.insert("chat_template".to_owned(), Value::from(template));
-    map.insert("template_args".to_owned(), Value::Object(model.template_args.clone().into_iter().collect()));
+    map.insert(
+        "template_args".to_owned(),
+        Value::Object(model.template_args.clone().into_iter().collect()),
+    );
     Value::Object(map)
 }
 
@@ -321,11 +329,40 @@ mod tests {
         let model = model(&transcript());
         let renderer = Renderer::new(Some(&model), None);
         let rows = responses(&[("hi", "hello")]);
-        insta::assert_debug_snapshot!(renderer.example(rows.row(0)).unwrap(), @r#""#);
+        insta::assert_debug_snapshot!(renderer.example(rows.row(0)).unwrap(), @r#"
+        Demonstration {
+            row_id: 347721f9a00cefdeb1059040cd442463,
+            prompt: "\n\nHuman: hi\n\nAssistant:",
+            completion: " hello",
+            weight: 1.0,
+        }
+        "#);
         let rows = comparisons(&[("hi", "hello", "go away", 0.75)]);
-        insta::assert_debug_snapshot!(renderer.example(rows.row(0)).unwrap(), @r#""#);
+        insta::assert_debug_snapshot!(renderer.example(rows.row(0)).unwrap(), @r#"
+        Comparison {
+            row_id: 347721f9a00cefdeb1059040cd442463,
+            prompt: "\n\nHuman: hi\n\nAssistant:",
+            a: " hello",
+            b: " go away",
+            p: 0.75,
+            weight: 1.0,
+            source: "test",
+            category: None,
+        }
+        "#);
         let rows = prompts(&["hi"]);
-        insta::assert_debug_snapshot!(renderer.example(rows.row(0)).unwrap(), @r#""#);
+        insta::assert_debug_snapshot!(renderer.example(rows.row(0)).unwrap(), @r#"
+        Prompt {
+            row_id: 347721f9a00cefdeb1059040cd442463,
+            prompt: "\n\nHuman: hi\n\nAssistant:",
+            messages: [
+                Message {
+                    role: "user",
+                    content: "hi",
+                },
+            ],
+        }
+        "#);
     }
 
     #[test]
@@ -338,7 +375,14 @@ mod tests {
         let model = model(&chat().replace("format", "system: Be kind., format"));
         let renderer = Renderer::new(Some(&model), Some(&template));
         let rows = responses(&[("hi", "hello")]);
-        insta::assert_debug_snapshot!(renderer.example(rows.row(0)).unwrap(), @r#""#);
+        insta::assert_debug_snapshot!(renderer.example(rows.row(0)).unwrap(), @r#"
+        Demonstration {
+            row_id: 347721f9a00cefdeb1059040cd442463,
+            prompt: "<system>Be kind.</><user>hi</><assistant>",
+            completion: "hello",
+            weight: 1.0,
+        }
+        "#);
     }
 
     #[test]
@@ -366,7 +410,28 @@ mod tests {
     #[test]
     fn the_recipe_names_what_decides_the_weights() {
         let recipe = recipe(&op(SL), 17, Some(&model(&transcript())));
-        insta::assert_snapshot!(recipe.replace(",\"", ",\n\""), @r#""#);
+        insta::assert_snapshot!(recipe.replace(",\"", ",\n\""), @r#"
+        {"adam_beta1":0.9,
+        "adam_beta2":0.999,
+        "adam_epsilon":1e-8,
+        "batch_size":32,
+        "dtype":"auto",
+        "epochs":1.0,
+        "gradient_accumulation_steps":1,
+        "held_out":0.0,
+        "learning_rate":0.0001,
+        "lr_scheduler_type":"constant",
+        "max_grad_norm":1.0,
+        "max_length":1024,
+        "packing":false,
+        "rendering":{"format":"transcript",
+        "system":null,
+        "chat_template":null,
+        "template_args":{}},
+        "seed":17,
+        "warmup_ratio":0.0,
+        "weight_decay":0.0}
+        "#);
     }
 
     #[test]
