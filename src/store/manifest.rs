@@ -188,6 +188,13 @@ impl Manifest {
     }
 }
 
+impl Part {
+    /// Whether another part has the same rows, and so the same bytes.
+    pub fn is_same(&self, other: &Part) -> bool {
+        (self.digest, self.rows) == (other.digest, other.rows)
+    }
+}
+
 /// An id as 32 hex digits.
 mod hex {
     use crate::record::Id;

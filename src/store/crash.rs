@@ -1,0 +1,558 @@
+//! A disk under test from which the power can be taken: what was not synced may be gone.
+//!
+//! It changes real files, so that readers see what a running process sees, and keeps a record of
+//! the changes. [`CrashDisk::crash`] makes another directory of what could be left if the power had
+//! gone after any of them: of each directory the names when it was last synced and some of the first
+//! changes since, of each file the bytes when it was last synced and some of those added since, or
+//! zeros in their place.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use super::disk::{Disk, LocalDisk, Output};
+use crate::record::KeyHasher;
+
+/// A change, or the word that something is safe.
+#[derive(Clone, Debug)]
+enum Event {
+    CreateDir(PathBuf),
+    Create(PathBuf),
+    Append(PathBuf, Vec<u8>),
+    Cut(PathBuf, usize),
+    /// The bytes of a file are these and safe, whoever wrote it.
+    SyncFile(PathBuf, Vec<u8>),
+    Rename(PathBuf, PathBuf),
+    Link(PathBuf, PathBuf),
+    Symlink(PathBuf, PathBuf),
+    Remove(PathBuf),
+    SyncDir(PathBuf),
+    Acknowledge(u64),
+}
+
+/// The disk; clones are the same disk.
+#[derive(Clone, Debug)]
+pub(super) struct CrashDisk {
+    root: PathBuf,
+    events: Arc<Mutex<Vec<Event>>>,
+}
+
+impl CrashDisk {
+    /// A disk of a directory; what is in it is safe.
+    pub(super) fn new(root: &Path) -> CrashDisk {
+        let disk = CrashDisk { root: root.to_owned(), events: Arc::default() };
+        disk.load(root);
+        disk
+    }
+
+    fn load(&self, dir: &Path) {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            let kind = fs::symlink_metadata(&path).unwrap().file_type();
+            if kind.is_symlink() {
+                self.record(Event::Symlink(fs::read_link(&path).unwrap(), path));
+            } else if kind.is_dir() {
+                self.record(Event::CreateDir(path.clone()));
+                self.load(&path);
+            } else {
+                self.record(Event::SyncFile(path.clone(), fs::read(path).unwrap()));
+            }
+        }
+        self.record(Event::SyncDir(dir.to_owned()));
+    }
+
+    fn record(&self, event: Event) {
+        self.events.lock().unwrap().push(event);
+    }
+
+    /// Says that the caller was told that this is safe.
+    pub(super) fn acknowledge(&self, what: u64) {
+        self.record(Event::Acknowledge(what));
+    }
+
+    /// How many events there were.
+    pub(super) fn len(&self) -> usize {
+        self.events.lock().unwrap().len()
+    }
+
+    /// Writes to an empty directory what is left if the power goes after so many events; the seed
+    /// chooses what of the unsynced is. Gives what was acknowledged by then.
+    pub(super) fn crash(&self, after: usize, seed: u64, to: &Path) -> Vec<u64> {
+        let mut model = Model::new(&self.root);
+        let mut acknowledged = Vec::new();
+        for event in &self.events.lock().unwrap()[..after] {
+            match event {
+                Event::Acknowledge(what) => acknowledged.push(*what),
+                event => model.apply(event),
+            }
+        }
+        model.survive(0, to, &mut Chance { seed, drawn: 0 });
+        acknowledged
+    }
+}
+
+impl Disk for CrashDisk {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        if !path.is_dir() {
+            LocalDisk.create_dir(path)?;
+            self.record(Event::CreateDir(path.to_owned()));
+        }
+        Ok(())
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn Output>> {
+        let output = LocalDisk.create(path)?;
+        self.record(Event::Create(path.to_owned()));
+        Ok(Box::new(CrashOutput { disk: self.clone(), path: path.to_owned(), output }))
+    }
+
+    fn reopen(&self, path: &Path, len: u64) -> io::Result<Box<dyn Output>> {
+        let output = LocalDisk.reopen(path, len)?;
+        self.record(Event::Cut(path.to_owned(), len as usize));
+        Ok(Box::new(CrashOutput { disk: self.clone(), path: path.to_owned(), output }))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        LocalDisk.rename(from, to)?;
+        self.record(Event::Rename(from.to_owned(), to.to_owned()));
+        Ok(())
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        LocalDisk.link(from, to)?;
+        self.record(Event::Link(from.to_owned(), to.to_owned()));
+        Ok(())
+    }
+
+    fn symlink(&self, target: &Path, link: &Path) -> io::Result<()> {
+        LocalDisk.symlink(target, link)?;
+        self.record(Event::Symlink(target.to_owned(), link.to_owned()));
+        Ok(())
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        LocalDisk.remove(path)?;
+        self.record(Event::Remove(path.to_owned()));
+        Ok(())
+    }
+
+    fn protect(&self, path: &Path) -> io::Result<()> {
+        LocalDisk.protect(path)
+    }
+
+    fn sync_file(&self, path: &Path) -> io::Result<()> {
+        self.record(Event::SyncFile(path.to_owned(), fs::read(path)?));
+        Ok(())
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.record(Event::SyncDir(path.to_owned()));
+        Ok(())
+    }
+}
+
+struct CrashOutput {
+    disk: CrashDisk,
+    path: PathBuf,
+    output: Box<dyn Output>,
+}
+
+impl Output for CrashOutput {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.output.append(bytes)?;
+        self.disk.record(Event::Append(self.path.clone(), bytes.to_vec()));
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.disk.sync_file(&self.path)
+    }
+}
+
+/// Choices that a seed makes.
+struct Chance {
+    seed: u64,
+    drawn: u64,
+}
+
+impl Chance {
+    /// A number up to `most`.
+    fn up_to(&mut self, most: usize) -> usize {
+        self.drawn += 1;
+        let hash = KeyHasher::new("amend/test/1").u64(self.seed).u64(self.drawn).id();
+        (hash.low() % (most as u64 + 1)) as usize
+    }
+}
+
+/// The file system as the events made it, with what of it is safe.
+struct Model {
+    root: PathBuf,
+    nodes: Vec<Node>,
+}
+
+enum Node {
+    File { bytes: Vec<u8>, synced: Vec<u8> },
+    Symlink(PathBuf),
+    Dir(Dir),
+}
+
+#[derive(Default)]
+struct Dir {
+    names: BTreeMap<String, usize>,
+    synced: BTreeMap<String, usize>,
+    /// The names after each change since the last sync.
+    since: Vec<BTreeMap<String, usize>>,
+}
+
+impl Model {
+    fn new(root: &Path) -> Model {
+        Model { root: root.to_owned(), nodes: vec![Node::Dir(Dir::default())] }
+    }
+
+    fn apply(&mut self, event: &Event) {
+        match event {
+            Event::CreateDir(path) => self.add(path, Node::Dir(Dir::default())),
+            Event::Create(path) => {
+                self.add(path, Node::File { bytes: Vec::new(), synced: Vec::new() });
+            }
+            Event::Append(path, more) => self.file(path).0.extend(more),
+            Event::Cut(path, len) => self.file(path).0.truncate(*len),
+            Event::SyncFile(path, all) => match self.find(path) {
+                Some(_) => {
+                    let (bytes, synced) = self.file(path);
+                    assert_eq!(bytes, all, "the file is as the disk wrote it");
+                    synced.clone_from(all);
+                }
+                None => self.add(path, Node::File { bytes: all.clone(), synced: all.clone() }),
+            },
+            Event::Rename(from, to) => {
+                assert_eq!(from.parent(), to.parent(), "renamed within a directory");
+                let node = self.find(from).expect("what is renamed is there");
+                let name = name(from);
+                self.change(to, |names, to| {
+                    names.remove(&name);
+                    names.insert(to, node);
+                });
+            }
+            Event::Link(from, to) => {
+                let node = self.find(from).expect("what is linked is there");
+                self.change(to, |names, to| drop(names.insert(to, node)));
+            }
+            Event::Symlink(target, link) => self.add(link, Node::Symlink(target.clone())),
+            Event::Remove(path) => self.change(path, |names, name| drop(names.remove(&name))),
+            Event::SyncDir(path) => {
+                let dir = self.find(path).expect("a directory that is synced is there");
+                let Node::Dir(dir) = &mut self.nodes[dir] else { panic!("{path:?} is a file") };
+                dir.synced = dir.names.clone();
+                dir.since.clear();
+            }
+            Event::Acknowledge(_) => {}
+        }
+    }
+
+    fn find(&self, path: &Path) -> Option<usize> {
+        let path = path.strip_prefix(&self.root).expect("a path of the store");
+        let mut at = 0;
+        for name in path {
+            let Node::Dir(dir) = &self.nodes[at] else { return None };
+            at = *dir.names.get(name.to_str().unwrap())?;
+        }
+        Some(at)
+    }
+
+    fn file(&mut self, path: &Path) -> (&mut Vec<u8>, &mut Vec<u8>) {
+        let at = self.find(path).expect("a file that is written is there");
+        match &mut self.nodes[at] {
+            Node::File { bytes, synced } => (bytes, synced),
+            _ => panic!("{path:?} is no file"),
+        }
+    }
+
+    fn add(&mut self, path: &Path, node: Node) {
+        self.nodes.push(node);
+        let at = self.nodes.len() - 1;
+        self.change(path, |names, name| drop(names.insert(name, at)));
+    }
+
+    fn change(&mut self, path: &Path, change: impl FnOnce(&mut BTreeMap<String, usize>, String)) {
+        let parent = self.find(path.parent().unwrap()).expect("its directory is there");
+        let Node::Dir(dir) = &mut self.nodes[parent] else { panic!("{path:?} is in a file") };
+        change(&mut dir.names, name(path));
+        dir.since.push(dir.names.clone());
+    }
+
+    /// Writes what survives of a node.
+    fn survive(&self, node: usize, to: &Path, chance: &mut Chance) {
+        match &self.nodes[node] {
+            Node::Symlink(target) => LocalDisk.symlink(target, to).unwrap(),
+            Node::File { bytes, synced } => {
+                let survived = if bytes.starts_with(synced) {
+                    let mut survived =
+                        bytes[..synced.len() + chance.up_to(bytes.len() - synced.len())].to_vec();
+                    if chance.up_to(3) == 0 {
+                        survived[synced.len()..].fill(0);
+                    }
+                    survived
+                } else if chance.up_to(1) == 0 {
+                    bytes.clone()
+                } else {
+                    synced.clone()
+                };
+                LocalDisk.create(to).unwrap().append(&survived).unwrap();
+            }
+            Node::Dir(dir) => {
+                LocalDisk.create_dir(to).unwrap();
+                let names = match chance.up_to(dir.since.len()) {
+                    0 => &dir.synced,
+                    survived => &dir.since[survived - 1],
+                };
+                for (name, node) in names {
+                    self.survive(*node, &to.join(name), chance);
+                }
+            }
+        }
+    }
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().unwrap().to_str().unwrap().to_owned()
+}
+
+mod tests {
+    use super::*;
+    use crate::model::Answer;
+    use crate::record::{Batch, BatchBuilder, Cell, Id, Origin, Relation};
+    use crate::store::{
+        CallKind, Entry, Inputs, Memo, MemoOptions, NodeAbout, Snapshot, Store, Table, TableRow,
+    };
+    use std::collections::BTreeSet;
+    use std::sync::mpsc;
+    use tempfile::TempDir;
+
+    fn entry(n: u64) -> Entry {
+        Entry {
+            key: KeyHasher::new("amend/test/1").u64(n).call_key(),
+            kind: CallKind::Generate,
+            model: "m".to_owned(),
+            model_fingerprint: Id::ZERO,
+            request_json: format!("request {n}"),
+            outcome: Ok(Answer { text: format!("answer {n}"), ..Answer::default() }),
+            seed: None,
+            cost_usd: None,
+        }
+    }
+
+    fn open(calls: &Path, disk: &CrashDisk) -> Memo {
+        let disk = Arc::new(disk.clone());
+        let options = MemoOptions { disk, compact_logs: 2, ..MemoOptions::default() };
+        Memo::open_with(calls, options).unwrap()
+    }
+
+    /// Appends entries and acknowledges each as the memo does.
+    fn append(memo: &Memo, disk: &CrashDisk, numbers: std::ops::Range<u64>) {
+        let (told, results) = mpsc::channel();
+        for n in numbers {
+            let (told, disk) = (told.clone(), disk.clone());
+            let durable = move |result: crate::store::Result<()>| {
+                result.unwrap();
+                disk.acknowledge(n);
+                told.send(()).unwrap();
+            };
+            memo.append(entry(n), Box::new(durable));
+        }
+        drop(told);
+        results.iter().for_each(drop);
+    }
+
+    /// Every entry that was acknowledged is there, and what is there is what was appended.
+    fn check(memo: &Memo, acknowledged: &[u64], appended: u64) {
+        for n in 0..appended {
+            match memo.get(&entry(n).key).unwrap() {
+                Some(found) => assert_eq!(*found, entry(n)),
+                None => assert!(!acknowledged.contains(&n), "{n} was acknowledged"),
+            }
+        }
+    }
+
+    #[test]
+    fn an_acknowledged_call_survives_a_crash_after_any_change() {
+        let dir = TempDir::new().unwrap();
+        let (root, crashes) = (dir.path().join("store"), dir.path().join("crashed"));
+        fs::create_dir(&root).unwrap();
+        fs::create_dir(&crashes).unwrap();
+        let disk = CrashDisk::new(&root);
+        let calls = root.join("calls");
+        for session in 0..5 {
+            let memo = open(&calls, &disk);
+            append(&memo, &disk, session * 8..session * 8 + 3);
+            append(&memo, &disk, session * 8 + 3..session * 8 + 8);
+            memo.close().unwrap();
+        }
+        for after in 0..=disk.len() {
+            for seed in 0..3 {
+                let crashed = crashes.join(format!("{after}-{seed}"));
+                let acknowledged = disk.crash(after, seed, &crashed);
+                let calls = crashed.join("calls");
+                check(&Memo::open_read_only(&calls).unwrap(), &acknowledged, 40);
+                let disk = CrashDisk::new(&crashed);
+                let memo = open(&calls, &disk);
+                check(&memo, &acknowledged, 40);
+                append(&memo, &disk, 100..101);
+                memo.close().unwrap();
+                check(&open(&calls, &disk), &acknowledged, 40);
+                fs::remove_dir_all(&crashed).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn an_acknowledged_call_survives_crashes_one_after_another() {
+        for seed in 0..60 {
+            let dir = TempDir::new().unwrap();
+            let mut chance = Chance { seed, drawn: 0 };
+            let (mut root, mut acknowledged, mut appended) = (dir.path().join("0"), vec![], 0);
+            fs::create_dir(&root).unwrap();
+            for crash in 1..=4 {
+                let disk = CrashDisk::new(&root);
+                let begun = disk.len();
+                for _ in 0..3 {
+                    let memo = open(&root.join("calls"), &disk);
+                    check(&memo, &acknowledged, appended);
+                    append(&memo, &disk, appended..appended + 3);
+                    appended += 3;
+                    memo.close().unwrap();
+                }
+                let after = begun + chance.up_to(disk.len() - begun);
+                root = dir.path().join(crash.to_string());
+                acknowledged.extend(disk.crash(after, seed, &root));
+            }
+            check(&open(&root.join("calls"), &CrashDisk::new(&root)), &acknowledged, appended);
+        }
+    }
+
+    /// The table that snapshot `number` has: `number` rows that say it.
+    fn table(number: u64) -> Table {
+        let mut batch = BatchBuilder::new(Relation::Metrics);
+        for row in 0..number {
+            let id = KeyHasher::new("amend/test/1").u64(row).id();
+            let origin = Origin { row_id: id, root_id: id, parents: vec![], call_keys: vec![] };
+            let cells = [
+                ("node", Cell::text("n")),
+                ("run", Cell::id(Id::ZERO)),
+                ("step", Cell::Int(number as i64)),
+                ("epoch", Cell::Float(0.0)),
+                ("split", Cell::text("train")),
+                ("name", Cell::text("loss")),
+                ("value", Cell::Float(0.0)),
+            ];
+            batch.push(&origin, &cells);
+        }
+        let batch = Arc::new(batch.finish().0);
+        let rows = (0..batch.len()).map(|index| TableRow::of(&batch, index)).collect();
+        Table::new(Relation::Metrics, rows)
+    }
+
+    fn commit(store: &Store, number: u64) -> Snapshot {
+        let about = || NodeAbout {
+            op: "read".to_owned(),
+            fingerprint: Id::ZERO,
+            inputs: Vec::new(),
+            rejects: 0,
+            dropped: 0,
+            checkpoint: None,
+            marks: BTreeSet::new(),
+        };
+        let mut draft = store.snapshots("cai").begin().unwrap();
+        draft.add("changes", about(), &table(number)).unwrap();
+        draft.add("stays", about(), &table(3)).unwrap();
+        draft.commit(0, Inputs::default()).unwrap().snapshot
+    }
+
+    fn check_snapshot(snapshot: &Snapshot, number: u64) {
+        for (node, rows) in [("changes", number), ("stays", 3)] {
+            let batches = snapshot.read_batches(node).unwrap();
+            assert_eq!(batches.iter().map(Batch::len).sum::<usize>() as u64, rows);
+            let says = |row: crate::record::Row<'_>| row.int("step") == Some(rows as i64);
+            assert!(batches.iter().flat_map(Batch::iter).all(says));
+        }
+    }
+
+    #[test]
+    fn a_crash_after_any_change_leaves_the_old_snapshot_or_the_new() {
+        let dir = TempDir::new().unwrap();
+        let (root, crashes) = (dir.path().join("store"), dir.path().join("crashed"));
+        fs::create_dir(&root).unwrap();
+        fs::create_dir(&crashes).unwrap();
+        let disk = CrashDisk::new(&root);
+        let store = Store::on(&root, Arc::new(disk.clone()));
+        for number in 1..=3 {
+            commit(&store, number);
+            disk.acknowledge(number);
+        }
+        for after in 0..=disk.len() {
+            for seed in 0..3 {
+                let crashed = crashes.join(format!("{after}-{seed}"));
+                let committed = disk.crash(after, seed, &crashed).len() as u64;
+                let store = Store::on(&crashed, Arc::new(CrashDisk::new(&crashed)));
+                let found = store.snapshots("cai").latest().unwrap();
+                let number = found.as_ref().map_or(0, |found| found.manifest().number);
+                assert!(number == committed || number == committed + 1, "{number} of {committed}");
+                found.iter().for_each(|found| check_snapshot(found, number));
+                let link = crashed.join("cai/tables");
+                let dangling = fs::read_link(&link).is_ok() && !link.join("stays").exists();
+                assert!(!dangling, "the link leads to a whole snapshot, old or new");
+                if seed > 0 {
+                    fs::remove_dir_all(&crashed).unwrap();
+                    continue;
+                }
+                check_snapshot(&commit(&store, number + 1), number + 1);
+                let tables = link.canonicalize().unwrap();
+                let tables = tables.strip_prefix(crashed.canonicalize().unwrap()).unwrap();
+                assert_eq!(tables, Path::new(&format!("cai/snapshots/{:06}/tables", number + 1)));
+                assert_eq!(
+                    fs::read_dir(crashed.join("cai/snapshots")).unwrap().count() as u64,
+                    number + 1
+                );
+                fs::remove_dir_all(&crashed).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_is_there_as_a_whole_or_not_at_all() {
+        let dir = TempDir::new().unwrap();
+        let (root, crashes) = (dir.path().join("store"), dir.path().join("crashed"));
+        fs::create_dir(&root).unwrap();
+        fs::create_dir(&crashes).unwrap();
+        let disk = CrashDisk::new(&root);
+        let recipe = entry(1).key;
+        let checkpoints = Store::on(&root, Arc::new(disk.clone())).checkpoints();
+        let staged = checkpoints.stage(&recipe, false).unwrap();
+        for file in ["config.json", "model.safetensors"] {
+            // A trainer writes past the disk.
+            LocalDisk.create(&staged.join(file)).unwrap().append(b"weights").unwrap();
+        }
+        checkpoints.publish(&staged, Id::ZERO).unwrap();
+        checkpoints.put_training(&recipe, &"what was trained").unwrap();
+        disk.acknowledge(1);
+        for after in 0..=disk.len() {
+            for seed in 0..8 {
+                let crashed = crashes.join(format!("{after}-{seed}"));
+                let acknowledged = disk.crash(after, seed, &crashed);
+                let checkpoints = Store::new(&crashed).checkpoints();
+                let trained = checkpoints.get_training::<String>(&recipe).unwrap();
+                assert!(acknowledged.is_empty() || trained.is_some());
+                assert!(trained.is_none() || checkpoints.exists(Id::ZERO));
+                if checkpoints.exists(Id::ZERO) {
+                    for file in ["config.json", "model.safetensors"] {
+                        let bytes = fs::read(checkpoints.dir(Id::ZERO).join(file)).unwrap();
+                        assert_eq!(bytes, b"weights");
+                    }
+                }
+                fs::remove_dir_all(&crashed).unwrap();
+            }
+        }
+    }
+}
