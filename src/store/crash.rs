@@ -2,8 +2,8 @@
 //!
 //! It changes real files, so that readers see what a running process sees, and keeps a record of
 //! the changes. [`CrashDisk::crash`] makes another directory of what could be left if the power had
-//! gone after any of them: of each directory the names when it was last synced and some of the first
-//! changes since, of each file the bytes when it was last synced and some of those added since, or
+//! gone after any of them: of each directory the names when it was last synced and some of the changes
+//! since, in order or not, of each file the bytes when it was last synced and some of those added since, or
 //! zeros in their place.
 
 use std::collections::BTreeMap;
@@ -202,8 +202,33 @@ enum Node {
 struct Dir {
     names: BTreeMap<String, usize>,
     synced: BTreeMap<String, usize>,
-    /// The names after each change since the last sync.
-    since: Vec<BTreeMap<String, usize>>,
+    /// The changes since the last sync: names that got another node, or none.
+    since: Vec<Change>,
+}
+
+type Change = Vec<(String, Option<usize>)>;
+
+impl Dir {
+    fn apply(names: &mut BTreeMap<String, usize>, change: &Change) {
+        for (name, node) in change {
+            match node {
+                Some(node) => names.insert(name.clone(), *node),
+                None => names.remove(name),
+            };
+        }
+    }
+
+    /// The names that survive: the first changes, or any.
+    fn survive(&self, chance: &mut Chance) -> BTreeMap<String, usize> {
+        let (mut names, first) = (self.synced.clone(), chance.up_to(self.since.len()));
+        let in_order = chance.up_to(1) == 0;
+        for (at, change) in self.since.iter().enumerate() {
+            if if in_order { at < first } else { chance.up_to(1) == 0 } {
+                Dir::apply(&mut names, change);
+            }
+        }
+        names
+    }
 }
 
 impl Model {
@@ -230,18 +255,14 @@ impl Model {
             Event::Rename(from, to) => {
                 assert_eq!(from.parent(), to.parent(), "renamed within a directory");
                 let node = self.find(from).expect("what is renamed is there");
-                let name = name(from);
-                self.change(to, |names, to| {
-                    names.remove(&name);
-                    names.insert(to, node);
-                });
+                self.change(to, vec![(name(from), None), (name(to), Some(node))]);
             }
             Event::Link(from, to) => {
                 let node = self.find(from).expect("what is linked is there");
-                self.change(to, |names, to| drop(names.insert(to, node)));
+                self.change(to, vec![(name(to), Some(node))]);
             }
             Event::Symlink(target, link) => self.add(link, Node::Symlink(target.clone())),
-            Event::Remove(path) => self.change(path, |names, name| drop(names.remove(&name))),
+            Event::Remove(path) => self.change(path, vec![(name(path), None)]),
             Event::SyncDir(path) => {
                 let dir = self.find(path).expect("a directory that is synced is there");
                 let Node::Dir(dir) = &mut self.nodes[dir] else { panic!("{path:?} is a file") };
@@ -273,14 +294,14 @@ impl Model {
     fn add(&mut self, path: &Path, node: Node) {
         self.nodes.push(node);
         let at = self.nodes.len() - 1;
-        self.change(path, |names, name| drop(names.insert(name, at)));
+        self.change(path, vec![(name(path), Some(at))]);
     }
 
-    fn change(&mut self, path: &Path, change: impl FnOnce(&mut BTreeMap<String, usize>, String)) {
+    fn change(&mut self, path: &Path, change: Change) {
         let parent = self.find(path.parent().unwrap()).expect("its directory is there");
         let Node::Dir(dir) = &mut self.nodes[parent] else { panic!("{path:?} is in a file") };
-        change(&mut dir.names, name(path));
-        dir.since.push(dir.names.clone());
+        Dir::apply(&mut dir.names, &change);
+        dir.since.push(change);
     }
 
     /// Writes what survives of a node.
@@ -304,12 +325,8 @@ impl Model {
             }
             Node::Dir(dir) => {
                 LocalDisk.create_dir(to).unwrap();
-                let names = match chance.up_to(dir.since.len()) {
-                    0 => &dir.synced,
-                    survived => &dir.since[survived - 1],
-                };
-                for (name, node) in names {
-                    self.survive(*node, &to.join(name), chance);
+                for (name, node) in dir.survive(chance) {
+                    self.survive(node, &to.join(name), chance);
                 }
             }
         }
