@@ -214,6 +214,7 @@ mod relation {
     use crate::record::Relation;
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
     pub(super) fn serialize<S: Serializer>(
         relation: &Relation,
         serializer: S,

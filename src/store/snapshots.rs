@@ -415,7 +415,7 @@ mod tests {
             .path()
             .join("cai/tables/sl")
             .join(&snapshot.manifest().nodes["sl"].table.parts[0].file);
-        assert!(link.exists() && std::fs::metadata(link).unwrap().permissions().readonly());
+        assert!(link.exists() && fs::metadata(link).unwrap().permissions().readonly());
         let checkpoint = fs::read_link(dir.path().join("cai/checkpoints/sl")).unwrap();
         assert!(checkpoint.ends_with(row_id(7).to_string()));
     }
