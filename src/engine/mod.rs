@@ -11,6 +11,7 @@ pub mod draw;
 mod gather;
 pub mod local;
 mod render;
+pub mod run;
 pub mod rows;
 pub mod session;
 pub mod shape;

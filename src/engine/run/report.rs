@@ -1,0 +1,137 @@
+//! What a run did, and what it would do: the JSON that users script against.
+
+use serde::Serialize;
+
+/// What a run did.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The snapshot that says what the run made.
+    pub snapshot: u64,
+    /// Its digest.
+    pub digest: String,
+    /// What each node did.
+    pub nodes: Vec<NodeReport>,
+    /// The calls of all nodes.
+    pub calls: RunCalls,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// What one node did.
+#[derive(Clone, Debug, Serialize)]
+pub struct NodeReport {
+    /// The node.
+    pub name: String,
+    /// Its verb.
+    pub op: String,
+    /// Its rows.
+    pub rows: u64,
+    /// Rows that failed.
+    pub rejects: u64,
+    /// Rows left out on purpose.
+    pub dropped: u64,
+    /// Its calls.
+    pub calls: NodeCalls,
+    /// How long it took.
+    pub seconds: f64,
+    /// The digest of its table.
+    pub digest: String,
+}
+
+/// The calls of a run.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct RunCalls {
+    /// Calls made.
+    pub made: u64,
+    /// Calls that the memo had.
+    pub memo: u64,
+}
+
+/// The calls of a node.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct NodeCalls {
+    /// Calls made.
+    pub made: u64,
+    /// Calls that the memo had.
+    pub memo: u64,
+    /// Requests sent.
+    pub attempts: u64,
+}
+
+/// What a run would do.
+#[derive(Clone, Debug, Serialize)]
+pub struct Forecast {
+    /// The pipeline.
+    pub pipeline: String,
+    /// What each node would do.
+    pub nodes: Vec<NodeForecast>,
+    /// All nodes together.
+    pub totals: Totals,
+}
+
+/// What one node would do.
+#[derive(Clone, Debug, Serialize)]
+pub struct NodeForecast {
+    /// The node.
+    pub name: String,
+    /// Its verb.
+    pub op: String,
+    /// Its rows.
+    pub rows: RowsForecast,
+    /// Its calls.
+    pub calls: CallsForecast,
+    /// Its training, if it trains.
+    pub training: Option<TrainingForecast>,
+    /// Tokens of the calls to make.
+    pub tokens: u64,
+    /// Their price.
+    pub cost_usd: Option<f64>,
+}
+
+/// Rows of a node.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct RowsForecast {
+    /// All.
+    pub total: u64,
+    /// Those that change.
+    pub changed: u64,
+    /// Whether that is known; else it is "up to".
+    pub exact: bool,
+}
+
+/// Calls of a node.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct CallsForecast {
+    /// All.
+    pub total: u64,
+    /// Those that the memo has.
+    pub memo: u64,
+    /// Those to make.
+    pub to_make: u64,
+    /// Whether that is known; else it is "up to".
+    pub exact: bool,
+}
+
+/// A training.
+#[derive(Clone, Debug, Serialize)]
+pub struct TrainingForecast {
+    /// `fresh`, `retrain`, `resume`, `unchanged` or `held`.
+    pub state: String,
+    /// Whether that is known.
+    pub exact: bool,
+}
+
+/// All nodes together.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Totals {
+    /// Rows.
+    pub rows: RowsForecast,
+    /// Calls.
+    pub calls: CallsForecast,
+    /// Trainings that run.
+    pub trainings: u64,
+    /// Tokens.
+    pub tokens: u64,
+    /// Their price.
+    pub cost_usd: Option<f64>,
+}
