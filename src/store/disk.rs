@@ -29,6 +29,8 @@ pub trait Disk: fmt::Debug + Send + Sync {
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Forbids writing to a file.
     fn protect(&self, path: &Path) -> io::Result<()>;
+    /// Makes the bytes of a file safe that somebody else wrote.
+    fn sync_file(&self, path: &Path) -> io::Result<()>;
     /// Makes the names in a directory safe.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
 }
@@ -89,6 +91,10 @@ impl Disk for LocalDisk {
         fs::set_permissions(path, permissions)
     }
 
+    fn sync_file(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_all()
+    }
+
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         File::open(path)?.sync_all()
     }
@@ -104,7 +110,7 @@ impl Output for File {
     }
 }
 
-impl dyn Disk {
+impl dyn Disk + '_ {
     /// Makes a directory and those above it that are missing, each safe when it returns.
     pub fn create_dirs(&self, path: &Path) -> io::Result<()> {
         if path.is_dir() {

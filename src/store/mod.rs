@@ -1,8 +1,94 @@
 //! `store`: what is kept between runs: the memo of calls, tables, checkpoints, snapshots, the lock.
+//!
+//! ```text
+//! .amend/                        shared by all pipelines that name this store
+//! ├── calls/                     the memo
+//! ├── checkpoints/<weights id>/  models
+//! ├── trainings/<recipe>.json    what each training gave
+//! ├── lock
+//! └── <pipeline>/                snapshots, and links to the last
+//! ```
 
+pub mod checkpoints;
 pub mod disk;
 pub mod error;
+pub mod lock;
+pub mod manifest;
 pub mod memo;
+pub mod snapshot;
+pub mod snapshots;
+pub mod table;
 
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub use checkpoints::Checkpoints;
+pub use disk::{Disk, LocalDisk};
 pub use error::{Result, StoreError};
+pub use lock::Lock;
+pub use manifest::{
+    CheckpointRef, Inputs, Manifest, Mark, NodeAbout, NodeEntry, Part, SourceFile, TableEntry,
+    TextFile,
+};
 pub use memo::{CallKind, Entry, Failure, Memo, MemoOptions, Outcome};
+pub use snapshot::{IdsDiff, Snapshot};
+pub use snapshots::{Committed, Draft, Snapshots};
+pub use table::{RowIds, Table, TableRow};
+
+use error::At;
+
+/// A store: a directory.
+#[derive(Clone, Debug)]
+pub struct Store {
+    dir: PathBuf,
+    disk: Arc<dyn Disk>,
+}
+
+impl Store {
+    /// The store of a directory, which need not exist: a store that nothing was written to is empty.
+    pub fn new(dir: &Path) -> Store {
+        Store::on(dir, Arc::new(LocalDisk))
+    }
+
+    /// The same, with its files changed through a disk.
+    pub fn on(dir: &Path, disk: Arc<dyn Disk>) -> Store {
+        Store { dir: dir.to_owned(), disk }
+    }
+
+    /// Its directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Takes the lock for a run of a pipeline that started at a time, microseconds since 1970.
+    pub fn lock(&self, pipeline: &str, started_at_us: i64) -> Result<Lock> {
+        self.disk.create_dirs(&self.dir).at("make", &self.dir)?;
+        Lock::take(&self.dir, pipeline, started_at_us)
+    }
+
+    /// Where the memo is.
+    pub fn calls(&self) -> PathBuf {
+        self.dir.join("calls")
+    }
+
+    /// Opens the memo for reading and writing; the caller holds the lock.
+    pub fn memo(&self) -> Result<Memo> {
+        let disk = Arc::clone(&self.disk);
+        Memo::open_with(&self.calls(), MemoOptions { disk, ..MemoOptions::default() })
+    }
+
+    /// Opens the memo for reading.
+    pub fn memo_read_only(&self) -> Result<Memo> {
+        Memo::open_read_only(&self.calls())
+    }
+
+    /// The checkpoints and trainings.
+    pub fn checkpoints(&self) -> Checkpoints {
+        Checkpoints::new(&self.dir, Arc::clone(&self.disk))
+    }
+
+    /// The snapshots of a pipeline.
+    pub fn snapshots(&self, pipeline: &str) -> Snapshots {
+        Snapshots::new(&self.dir, pipeline, Arc::clone(&self.disk))
+    }
+}

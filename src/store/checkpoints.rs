@@ -1,0 +1,131 @@
+//! Models in Hugging Face layout, a directory each, named by what they are: their weights id.
+//! Beside them, what each training gave.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::disk::{ASIDE, Disk, crash_point};
+use super::error::{At, Result, StoreError};
+use crate::record::{CallKey, Id};
+
+/// The checkpoints and trainings of a store.
+#[derive(Clone, Debug)]
+pub struct Checkpoints {
+    checkpoints: PathBuf,
+    trainings: PathBuf,
+    disk: Arc<dyn Disk>,
+}
+
+impl Checkpoints {
+    /// Those of a store; its directory need not exist.
+    pub(super) fn new(store: &Path, disk: Arc<dyn Disk>) -> Checkpoints {
+        let (checkpoints, trainings) = (store.join("checkpoints"), store.join("trainings"));
+        Checkpoints { checkpoints, trainings, disk }
+    }
+
+    /// Where the model of a weights id is, if it is there.
+    pub fn dir(&self, weights: Id) -> PathBuf {
+        self.checkpoints.join(weights.to_string())
+    }
+
+    /// Whether the model is there.
+    pub fn exists(&self, weights: Id) -> bool {
+        self.dir(weights).is_dir()
+    }
+
+    /// An empty directory to train into, for a recipe. What an earlier training left there is
+    /// removed, unless the caller `resume`s from it.
+    pub fn stage(&self, recipe: &CallKey, resume: bool) -> Result<PathBuf> {
+        let dir = self.checkpoints.join(format!("{ASIDE}{recipe}"));
+        if !resume {
+            self.disk.remove_if_there(&dir).at("remove", &dir)?;
+        }
+        self.disk.create_dirs(&dir).at("make", &dir)?;
+        Ok(dir)
+    }
+
+    /// Gives a staged directory its name: a model is there as a whole or not at all. A model that is
+    /// there already stays, and the staged one is removed.
+    pub fn publish(&self, staged: &Path, weights: Id) -> Result<PathBuf> {
+        let dir = self.dir(weights);
+        if self.exists(weights) {
+            self.disk.remove(staged).at("remove", staged)?;
+            return Ok(dir);
+        }
+        self.sync_all(staged)?;
+        crash_point("checkpoint:before_rename");
+        self.disk.rename(staged, &dir).at("rename", staged)?;
+        self.disk.sync_dir(&self.checkpoints).at("sync", &self.checkpoints)?;
+        Ok(dir)
+    }
+
+    /// Makes the files under a directory safe: a trainer wrote them, and not through the disk.
+    fn sync_all(&self, dir: &Path) -> Result<()> {
+        for entry in fs::read_dir(dir).at("list", dir)? {
+            let path = entry.at("list", dir)?.path();
+            if path.is_dir() {
+                self.sync_all(&path)?;
+            } else {
+                self.disk.sync_file(&path).at("sync", &path)?;
+            }
+        }
+        self.disk.sync_dir(dir).at("sync", dir)
+    }
+
+    /// Keeps what a training gave, safe when this returns: before the memo's entry, after the model.
+    pub fn put_training<T: Serialize>(&self, recipe: &CallKey, trained: &T) -> Result<()> {
+        let path = self.training(recipe);
+        let text = serde_json::to_string(trained)
+            .map_err(|error| StoreError::io("write", &path, error.into()))?;
+        self.disk.create_dirs(&self.trainings).at("make", &self.trainings)?;
+        self.disk.write_atomically(&path, text.as_bytes()).at("write", &path)
+    }
+
+    /// What the training of a recipe gave, if it was kept.
+    pub fn get_training<T: DeserializeOwned>(&self, recipe: &CallKey) -> Result<Option<T>> {
+        let path = self.training(recipe);
+        let text = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            text => text.at("read", &path)?,
+        };
+        let help = "remove it: the training is done again";
+        let parsed = serde_json::from_str(&text);
+        parsed.map(Some).map_err(|error| StoreError::corrupt(&path, error.to_string(), help))
+    }
+
+    fn training(&self, recipe: &CallKey) -> PathBuf {
+        self.trainings.join(format!("{recipe}.json"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Trained;
+    use crate::record::KeyHasher;
+    use crate::store::disk::LocalDisk;
+
+    #[test]
+    fn a_checkpoint_is_published_once_and_what_was_trained_reads_back() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let checkpoints = Checkpoints::new(dir.path(), Arc::new(LocalDisk));
+        let recipe = KeyHasher::new("amend/test/1").call_key();
+        let weights = recipe.id();
+        for _ in 0..2 {
+            let staged = checkpoints.stage(&recipe, false).unwrap();
+            assert_eq!(fs::read_dir(&staged).unwrap().count(), 0);
+            LocalDisk.create(&staged.join("config.json")).unwrap();
+            let published = checkpoints.publish(&staged, weights).unwrap();
+            assert!(published.join("config.json").exists() && !staged.exists());
+        }
+        let trained = Trained { weights, steps: 3, ..Trained::default() };
+        assert!(checkpoints.get_training::<Trained>(&recipe).unwrap().is_none());
+        checkpoints.put_training(&recipe, &trained).unwrap();
+        let read = checkpoints.get_training::<Trained>(&recipe).unwrap().unwrap();
+        assert_eq!((read.weights, read.steps), (weights, 3));
+    }
+}
