@@ -6,10 +6,38 @@
 //! one turn more, until the operator is done. A step is a function of its arguments: calling it
 //! again gives the same.
 
+pub mod critique;
+pub mod evaluate;
+pub mod filter;
+pub mod judge;
+pub mod mix;
+pub mod read;
+pub mod revise;
+pub mod sample;
+pub mod split;
+pub mod train;
+
+mod build;
+mod principles;
+mod prompt;
+mod question;
+mod shots;
+mod template;
+
+#[cfg(test)]
+mod testing;
+
+use std::borrow::Cow;
 use std::sync::Arc;
 
-use crate::model::{Answer, Request};
-use crate::record::{Cell, Id, KeyHasher, Relation, Row};
+use crate::model::{Answer, Request, Sampling};
+use crate::record::{Cell, Id, KeyHasher, Part, Relation, Row, Turns};
+
+pub use build::{Build, BuildError, Half, build};
+pub use filter::Predicate;
+
+use build::pattern;
+use principles::Principles;
 
 /// What an operator does with one row.
 pub enum Step {
@@ -180,4 +208,31 @@ pub fn made_id(role: &str, parents: &[Id], sibling: u64) -> Id {
     parents.iter().for_each(|parent| hasher.add_id(*parent));
     hasher.add_u64(sibling);
     hasher.id()
+}
+
+/// The text of a conversation's part that one side said.
+fn content(mut turns: Turns<'_>) -> Cow<'_, str> {
+    let first = turns.next().map_or("", |(_, content)| content);
+    turns.fold(Cow::Borrowed(first), |text, (_, content)| Cow::Owned(format!("{text}\n\n{content}")))
+}
+
+/// All columns of a row but the common ones.
+fn copy(row: Row<'_>) -> Vec<(&'static str, Cell<'_>)> {
+    let own = row.relation().columns().iter().filter(|column| column.part != Part::Common);
+    own.map(|column| (column.name, row.cell(column.name))).collect()
+}
+
+/// Puts another value in a column that is there.
+fn set<'a>(cells: &mut [(&'static str, Cell<'a>)], name: &str, value: Cell<'a>) {
+    let cell = cells.iter_mut().find(|(column, _)| *column == name);
+    cell.expect("the column is one of the copied ones").1 = value;
+}
+
+fn hash_sampling(sampling: &Sampling, hasher: &mut KeyHasher) {
+    hasher.add_f64(sampling.temperature);
+    hasher.add_f64(sampling.top_p);
+    hasher.add_u64(u64::from(sampling.top_k));
+    hasher.add_f64(sampling.min_p);
+    hasher.add_u64(u64::from(sampling.max_tokens));
+    sampling.stop.iter().for_each(|stop| hasher.add_text(stop));
 }

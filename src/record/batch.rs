@@ -170,6 +170,18 @@ impl<'a> Row<'a> {
         (0..items.len()).map(message).collect()
     }
 
+    /// The turns of a conversation without a copy; none where it is null.
+    pub fn turns(self, name: &str) -> Turns<'a> {
+        let lists: &ListArray = self.column(name).as_list();
+        let items: &StructArray = lists.values().as_struct();
+        let offsets = lists.value_offsets();
+        let (mut at, end) = (offsets[self.index] as usize, offsets[self.index + 1] as usize);
+        if lists.is_null(self.index) {
+            at = end;
+        }
+        Turns { roles: items.column(0).as_string(), contents: items.column(1).as_string(), at, end }
+    }
+
     /// A list of texts; empty where it is null.
     pub fn texts(self, name: &str) -> Vec<String> {
         let Some(items) = self.list(name) else { return Vec::new() };
@@ -253,6 +265,30 @@ impl<'a> Row<'a> {
             self.read(column.name).hash_into(&mut hasher);
         }
         hasher.id()
+    }
+}
+
+/// The turns of a conversation: role and content, as they lie in the batch.
+#[derive(Clone, Debug)]
+pub struct Turns<'a> {
+    roles: &'a StringArray,
+    contents: &'a StringArray,
+    at: usize,
+    end: usize,
+}
+
+impl<'a> Iterator for Turns<'a> {
+    type Item = (&'a str, &'a str);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let at = self.at;
+        self.at += 1;
+        (at < self.end).then(|| (self.roles.value(at), self.contents.value(at)))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let left = self.end.saturating_sub(self.at);
+        (left, Some(left))
     }
 }
 
@@ -616,6 +652,7 @@ mod tests {
         let (batch, ids) = builder.finish();
         let row = batch.row(0);
         assert_eq!(row.messages("prompt"), vec![Message::user("hello")]);
+        assert_eq!(row.turns("prompt").collect::<Vec<_>>(), [("user", "hello")]);
         assert_eq!(row.texts("tags"), ["a", "b"]);
         assert_eq!(row.text("category"), None);
         assert_eq!(row.row_id(), origin(1).row_id);

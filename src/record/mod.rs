@@ -3,9 +3,11 @@
 pub mod batch;
 pub mod key;
 pub mod message;
+pub mod read;
 pub mod relation;
+pub mod transcript;
 
-pub use batch::{Batch, BatchBuilder, Cell, Origin, Row};
+pub use batch::{Batch, BatchBuilder, Cell, Origin, Row, Turns};
 pub use key::{CallKey, Id, KeyHasher};
 pub use message::Message;
 pub use relation::{Column, Kind, Part, Relation};

@@ -1,0 +1,119 @@
+//! Templates: a constitution's own words for a request, in Jinja, instead of the built-in ones.
+//!
+//! A template renders the whole request: the text that a `transcript` model continues, or the one
+//! user message that a `chat` model answers. It knows these names:
+//!
+//! | name | is | in |
+//! |---|---|---|
+//! | `messages` | the prompt's turns, each with `role` and `content` | all |
+//! | `conversation` | the same as a transcript, `\n\nHuman: …` | all |
+//! | `prompt` | the last turn of the human | all |
+//! | `shots` | the worked examples as text | all |
+//! | `round` | the round, from 1 | critique, revise |
+//! | `response` | the response in question | critique, revise |
+//! | `critique` | the critique made; none when direct | revise |
+//! | `principle` | `id`, `critique`, `revise`, `judge` | all but sample |
+//! | `a`, `b` | the two responses, as shown | judge, `judge_cot` |
+//! | `label_a`, `label_b` | what they are called | judge, `judge_cot` |
+
+use std::collections::BTreeSet;
+
+use minijinja::{Environment, UndefinedBehavior, Value, context};
+
+use crate::record::{KeyHasher, Turns};
+use crate::spec::Constitution;
+
+use super::{BuildError, Reason, Reject, prompt};
+
+/// The name under which the one template of an environment stands.
+const NAME: &str = "template";
+
+/// Steps after which a template is taken not to end.
+const FUEL: u64 = 1_000_000;
+
+/// A compiled template.
+#[derive(Debug)]
+pub(super) struct Template {
+    name: &'static str,
+    source: String,
+    environment: Environment<'static>,
+}
+
+/// The names that every template knows.
+const COMMON: [&str; 4] = ["messages", "conversation", "prompt", "shots"];
+
+impl Template {
+    /// The constitution's template of this name, if it has one; `names` are those it may use
+    /// besides the common ones.
+    pub(super) fn of(
+        constitution: Option<&Constitution>,
+        name: &'static str,
+        names: &[&'static str],
+    ) -> Result<Option<Template>, BuildError> {
+        let source = constitution.and_then(|constitution| constitution.templates.get(name));
+        let Some(source) = source else { return Ok(None) };
+        let fault = |message: String, help: Option<String>| BuildError {
+            message,
+            help,
+            place: Some(source.place),
+        };
+
+        let mut environment = Environment::new();
+        environment.set_undefined_behavior(UndefinedBehavior::Strict);
+        environment.set_keep_trailing_newline(false);
+        environment.set_fuel(Some(FUEL));
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_template_owned(NAME, source.value.clone()).map_err(|error| {
+            let line = error.line().map_or(String::new(), |line| format!(", line {line} of it"));
+            let detail = error.detail().unwrap_or("it is no Jinja template");
+            fault(format!("template \"{name}\"{line}: {detail}"), None)
+        })?;
+
+        let template = environment.get_template(NAME).expect("it was just added");
+        let known: BTreeSet<&str> = COMMON.iter().chain(names).copied().collect();
+        let stranger = template.undeclared_variables(false).into_iter().collect::<BTreeSet<_>>();
+        if let Some(stranger) = stranger.iter().find(|used| !known.contains(used.as_str())) {
+            let near = known
+                .iter()
+                .map(|name| (strsim::jaro_winkler(name, stranger), *name))
+                .max_by(|a, b| a.0.total_cmp(&b.0));
+            let help = match near {
+                Some((likeness, near)) if likeness > 0.8 => format!("did you mean \"{near}\"?"),
+                _ => format!("it may use {}", Vec::from_iter(known).join(", ")),
+            };
+            return Err(fault(
+                format!("template \"{name}\" uses \"{stranger}\", which it is not given"),
+                Some(help),
+            ));
+        }
+        Ok(Some(Template { name, source: source.value.clone(), environment }))
+    }
+
+    /// Renders the request about a row.
+    pub(super) fn render(
+        &self,
+        turns: Turns<'_>,
+        shots: &str,
+        own: Value,
+    ) -> Result<String, Reject> {
+        let messages: Vec<Value> =
+            turns.clone().map(|(role, content)| context! { role, content }).collect();
+        let last = turns.clone().filter(|(role, _)| *role == "user").last();
+        let common = context! {
+            messages,
+            conversation => prompt::conversation(turns),
+            prompt => last.map_or("", |(_, content)| content),
+            shots,
+        };
+        let template = self.environment.get_template(NAME).expect("it was compiled");
+        template.render(context! { ..own, ..common }).map_err(|error| Reject {
+            reason: Reason::BadInput,
+            detail: format!("template \"{}\": {error:#}", self.name),
+            answer: None,
+        })
+    }
+
+    pub(super) fn hash_into(template: Option<&Template>, hasher: &mut KeyHasher) {
+        hasher.add_text(template.map_or("built-in", |template| &template.source));
+    }
+}

@@ -1,0 +1,450 @@
+//! `train-sl`, `train-pm`, `ppo-update`: rows as examples, settings as the trainer takes them, and
+//! the part of the settings that is in the recipe.
+
+use serde_json::{Map, Value};
+
+use crate::model::train::{Optim, PmSettings, PpoSettings, Scratch as ScratchShape, SlSettings};
+use crate::model::{Example, TrainSettings};
+use crate::record::transcript::{ASSISTANT, HUMAN};
+use crate::record::{Message, Relation, Row, Turns};
+use crate::spec::model::Format;
+use crate::spec::op::{Balance, Init, Keep, Op, Optimiser, Schedule, Scratch};
+use crate::spec::{Model, Place};
+
+use super::prompt::{Prefix, Style};
+use super::{BuildError, Reason, Reject, content};
+
+/// Renders messages by a checkpoint's chat template, with or without the beginning of an answer.
+pub type Chat = dyn Fn(&[Message], bool) -> Result<String, String> + Send + Sync;
+
+/// How rows are rendered for a training.
+pub struct Renderer<'a> {
+    style: Option<Style>,
+    chat: Option<&'a Chat>,
+}
+
+impl<'a> Renderer<'a> {
+    /// The renderer of a model's format; without a model (a training from nothing) it writes
+    /// transcripts, and so it does with one whose format is `transcript`.
+    pub fn new(model: Option<&Model>, chat: Option<&'a Chat>) -> Renderer<'a> {
+        let is_chat = model.is_some_and(|model| model.format == Format::Chat);
+        Renderer { style: model.map(Style::new), chat: chat.filter(|_| is_chat) }
+    }
+
+    /// The example that a row is: of demonstrations, responses and revisions a text to complete,
+    /// of comparisons a pair, of prompts a prompt.
+    pub fn example(&self, row: Row<'_>) -> Result<Example, Reject> {
+        let row_id = row.row_id();
+        let weight = if row.has("weight") { row.float("weight") } else { None }.unwrap_or(1.0);
+        Ok(match row.relation() {
+            Relation::Prompts => Example::Prompt {
+                row_id,
+                prompt: self.prompt(row)?,
+                messages: row.messages("prompt"),
+            },
+            Relation::Comparisons => Example::Comparison {
+                row_id,
+                prompt: self.prompt(row)?,
+                a: self.completion(row, "response_a")?,
+                b: self.completion(row, "response_b")?,
+                p: row.float("p").expect("p is not null"),
+                weight,
+                source: row.str("source").to_owned(),
+                category: row.text("category").map(str::to_owned),
+            },
+            _ => Example::Demonstration {
+                row_id,
+                prompt: self.prompt(row)?,
+                completion: self.completion(row, "completion")?,
+                weight,
+            },
+        })
+    }
+
+    fn messages(&self, turns: Turns<'_>) -> Vec<Message> {
+        let mut messages = Vec::new();
+        if let Some(style) = &self.style
+            && let crate::model::Prompt::Messages(all) = style.begin(&Prefix::default(), turns).done()
+        {
+            messages = all;
+        }
+        messages
+    }
+
+    fn prompt(&self, row: Row<'_>) -> Result<String, Reject> {
+        let turns = row.turns("prompt");
+        if let Some(chat) = self.chat {
+            return chat(&self.messages(turns), true).map_err(template_fails);
+        }
+        let mut text = match &self.style {
+            Some(style) => style.transcript(turns),
+            None => super::prompt::conversation(turns),
+        };
+        text.push_str(ASSISTANT);
+        Ok(text)
+    }
+
+    /// What is learnt: for a chat what the template writes after the prompt, up to the answer's
+    /// end; for a transcript the answer after a space.
+    fn completion(&self, row: Row<'_>, column: &str) -> Result<String, Reject> {
+        let answer = content(row.turns(column));
+        let Some(chat) = self.chat else { return Ok(format!(" {answer}")) };
+        let mut messages = self.messages(row.turns("prompt"));
+        let prompt = chat(&messages, true).map_err(template_fails)?;
+        messages.extend(row.messages(column));
+        let whole = chat(&messages, false).map_err(template_fails)?;
+        let rest = whole.strip_prefix(&prompt);
+        let end = rest.and_then(|rest| Some((rest, rest.find(&*answer)? + answer.len())));
+        Ok(end.map_or_else(|| answer.to_string(), |(rest, end)| rest[..end].to_owned()))
+    }
+}
+
+fn template_fails(error: String) -> Reject {
+    let detail = format!("the chat template fails: {error}");
+    Reject { reason: Reason::BadInput, detail, answer: None }
+}
+
+/// Scales the weights of comparisons so that every source weighs as a whole by its own weight,
+/// however many rows it has (`balance: source`). The mean weight stays.
+pub fn balance(examples: &mut [Example]) {
+    let mut rows: std::collections::BTreeMap<String, usize> = std::collections::BTreeMap::new();
+    for example in &*examples {
+        if let Example::Comparison { source, .. } = example {
+            *rows.entry(source.clone()).or_default() += 1;
+        }
+    }
+    let all: usize = rows.values().sum();
+    for example in examples {
+        if let Example::Comparison { source, weight, .. } = example {
+            *weight *= all as f64 / (rows.len() * rows[source]) as f64;
+        }
+    }
+}
+
+/// Whether the sources of a training are balanced as wholes.
+pub fn is_balanced(op: &Op) -> bool {
+    matches!(op, Op::TrainPm(op) if op.balance == Balance::Source)
+}
+
+/// What a training node asks of a trainer; `seed` is the pipeline's, for nodes that state none.
+///
+/// # Panics
+///
+/// For a verb that trains nothing.
+pub fn settings(op: &Op, seed: u64, model: Option<&Model>) -> Result<TrainSettings, BuildError> {
+    match op {
+        Op::TrainSl(op) => Ok(TrainSettings::TrainSl(SlSettings {
+            optim: optim(op.optimiser(), op.seed.unwrap_or(seed), op.logging_steps.value)?,
+            epochs: op.epochs.value,
+            batch_size: op.batch_size.value as usize,
+            max_length: op.max_length.value as usize,
+            held_out: op.held_out.value,
+        })),
+        Op::TrainPm(op) => Ok(TrainSettings::TrainPm(PmSettings {
+            optim: optim(op.optimiser(), op.seed.unwrap_or(seed), op.logging_steps.value)?,
+            epochs: op.epochs.value,
+            batch_size: op.batch_size.value as usize,
+            max_length: op.max_length.value as usize,
+            held_out: op.held_out.value,
+            center_rewards_coefficient: op.center_rewards_coefficient.value,
+        })),
+        Op::PpoUpdate(op) => {
+            ppo_has(op)?;
+            Ok(TrainSettings::PpoUpdate(PpoSettings {
+                optim: optim(op.optimiser(), op.seed.unwrap_or(seed), op.logging_steps.value)?,
+                total_episodes: op.total_episodes.value as usize,
+                batch_size: op.batch_size.value as usize,
+                num_ppo_epochs: op.num_ppo_epochs.value as usize,
+                num_mini_batches: op.num_mini_batches.value as usize,
+                response_length: op.response_length.value as usize,
+                temperature: 1.0,
+                kl_coef: op.kl_coef.value,
+                kl_estimator: "k1".to_owned(),
+                cliprange: op.cliprange.value,
+                cliprange_value: op.cliprange_value.value,
+                vf_coef: op.vf_coef.value,
+                gamma: op.gamma.value,
+                lam: op.lam.value,
+                missing_eos_penalty: op.missing_eos_penalty.value,
+                reward_clip: 0.0,
+                whiten_advantages: true,
+                normalize_reward: op.normalize_reward,
+                target_kl: op.target_kl.map_or(0.0, |target| target.value),
+                stop: stops(model),
+                keep_tokens: op.keep_tokens,
+                reward: std::path::PathBuf::new(),
+                test_reward: None,
+            }))
+        }
+        other => panic!("{} trains nothing", other.verb()),
+    }
+}
+
+/// The texts that end a rollout, as they end a sample of the same model.
+fn stops(model: Option<&Model>) -> Vec<String> {
+    let mut stop = model.map_or(Vec::new(), |model| model.stop.clone());
+    let is_chat = model.is_some_and(|model| model.format == Format::Chat);
+    if !is_chat && !stop.iter().any(|text| text == HUMAN) {
+        stop.push(HUMAN.to_owned());
+    }
+    stop
+}
+
+fn optim(from: Optimiser, seed: u64, logging_steps: u32) -> Result<Optim, BuildError> {
+    if from.warmup_steps.is_some() {
+        return Err(lacks(Place::NOWHERE, "warmup_steps", "state `warmup_ratio` instead"));
+    }
+    let schedule = match from.lr_scheduler_type {
+        Schedule::Constant => "constant",
+        Schedule::Linear => "linear",
+        Schedule::Cosine => "cosine",
+    };
+    Ok(Optim {
+        learning_rate: from.learning_rate,
+        lr_scheduler_type: schedule.to_owned(),
+        warmup_ratio: from.warmup_ratio,
+        weight_decay: from.weight_decay,
+        adam_beta1: from.adam_beta1,
+        adam_beta2: from.adam_beta2,
+        adam_epsilon: from.adam_epsilon,
+        max_grad_norm: from.max_grad_norm,
+        seed,
+        logging_steps: u64::from(logging_steps),
+    })
+}
+
+/// Settings that the language has and the trainer has not yet: better said than ignored.
+fn ppo_has(op: &crate::spec::op::PpoUpdate) -> Result<(), BuildError> {
+    if op.whiten_rewards {
+        return Err(lacks(Place::NOWHERE, "whiten_rewards", "advantages are whitened always"));
+    }
+    if let Some(reference) = &op.reference {
+        return Err(lacks(reference.place, "reference", "KL is measured from the policy's start"));
+    }
+    if op.keep != Keep::Last {
+        return Err(lacks(Place::NOWHERE, "keep", "the last checkpoint is the node's model"));
+    }
+    Ok(())
+}
+
+fn lacks(place: Place, setting: &str, help: &str) -> BuildError {
+    let message = format!("the trainer does not have `{setting}` yet");
+    BuildError { message, help: Some(help.to_owned()), place: Some(place) }
+}
+
+/// The shape of new weights, where a training starts from nothing.
+pub fn scratch(op: &Op) -> Option<ScratchShape> {
+    let init = match op {
+        Op::TrainSl(op) => &op.init,
+        Op::TrainPm(op) => &op.init,
+        _ => return None,
+    };
+    let Init::Scratch(Scratch { architecture, tokenizer }) = init else { return None };
+    Some(ScratchShape {
+        vocab_size: tokenizer.vocab_size.value as usize,
+        hidden_size: i64::from(architecture.hidden_size.value),
+        intermediate_size: i64::from(architecture.intermediate()),
+        num_hidden_layers: i64::from(architecture.num_hidden_layers.value),
+        num_attention_heads: i64::from(architecture.num_attention_heads.value),
+        num_key_value_heads: i64::from(architecture.key_value_heads()),
+        max_position_embeddings: i64::from(architecture.max_position_embeddings.value),
+        rope_theta: architecture.rope_theta.value,
+        tie_word_embeddings: architecture.tie_word_embeddings,
+        initializer_range: 0.02,
+    })
+}
+
+/// Settings that decide no weights, or that the recipe has in another form: inputs by the
+/// dataset's digest, models by their weights.
+const NOT_IN_RECIPE: [&str; 13] = [
+    "from",
+    "prompts",
+    "policy",
+    "reward",
+    "reference",
+    "test_reward",
+    "logging_steps",
+    "save_steps",
+    "save_every",
+    "keep_tokens",
+    "on_change",
+    "device",
+    "threads",
+];
+
+/// The settings of the recipe as canonical JSON: what decides the weights besides rows and models.
+///
+/// A setting that is added to the language later is in it until it is listed as deciding nothing.
+/// `threads` is left to whoever knows the machine: the recipe's engine adds the number used.
+pub fn recipe(op: &Op, seed: u64, model: Option<&Model>) -> String {
+    let written = match op {
+        Op::TrainSl(op) => serde_json::to_value(op),
+        Op::TrainPm(op) => serde_json::to_value(op),
+        Op::PpoUpdate(op) => serde_json::to_value(op),
+        other => panic!("{} trains nothing", other.verb()),
+    };
+    let mut settings = written.expect("settings have text keys");
+    let map = settings.as_object_mut().expect("settings are a map");
+    NOT_IN_RECIPE.iter().for_each(|name| drop(map.remove(*name)));
+    // A model is named by its weights; a shape of new ones stays.
+    if map.get("init").is_some_and(Value::is_string) {
+        map.remove("init");
+    }
+    map.entry("seed").or_insert(Value::from(seed));
+    map.insert("rendering".to_owned(), rendering(model));
+    if matches!(op, Op::PpoUpdate(_)) {
+        map.insert("stop".to_owned(), Value::from(stops(model)));
+    }
+    let mut sorted: Vec<(String, Value)> = std::mem::take(map).into_iter().collect();
+    sorted.sort_by(|a, b| a.0.cmp(&b.0));
+    Value::Object(sorted.into_iter().collect()).to_string()
+}
+
+/// What rows are rendered by, which no row says.
+fn rendering(model: Option<&Model>) -> Value {
+    let mut map = Map::new();
+    let Some(model) = model else { return Value::from("transcript") };
+    let json = |value| serde_json::to_value(value).expect("a format is a word");
+    map.insert("format".to_owned(), json(&model.format));
+    map.insert("system".to_owned(), Value::from(model.system.clone()));
+    let template = model.chat_template.as_ref().map(|template| template.value.clone());
+    map.insert("chat_template".to_owned(), Value::from(template));
+    map.insert("template_args".to_owned(), Value::Object(model.template_args.clone().into_iter().collect()));
+    Value::Object(map)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operators::testing::{chat, comparisons, model, op, prompts, responses, transcript};
+
+    #[test]
+    fn a_transcript_row_is_learnt_after_its_prompt() {
+        let model = model(&transcript());
+        let renderer = Renderer::new(Some(&model), None);
+        let rows = responses(&[("hi", "hello")]);
+        insta::assert_debug_snapshot!(renderer.example(rows.row(0)).unwrap(), @r#"
+        Demonstration {
+            row_id: 347721f9a00cefdeb1059040cd442463,
+            prompt: "\n\nHuman: hi\n\nAssistant:",
+            completion: " hello",
+            weight: 1.0,
+        }
+        "#);
+        let rows = comparisons(&[("hi", "hello", "go away", 0.75)]);
+        insta::assert_debug_snapshot!(renderer.example(rows.row(0)).unwrap(), @r#"
+        Comparison {
+            row_id: 347721f9a00cefdeb1059040cd442463,
+            prompt: "\n\nHuman: hi\n\nAssistant:",
+            a: " hello",
+            b: " go away",
+            p: 0.75,
+            weight: 1.0,
+            source: "test",
+            category: None,
+        }
+        "#);
+        let rows = prompts(&["hi"]);
+        insta::assert_debug_snapshot!(renderer.example(rows.row(0)).unwrap(), @r#"
+        Prompt {
+            row_id: 347721f9a00cefdeb1059040cd442463,
+            prompt: "\n\nHuman: hi\n\nAssistant:",
+            messages: [
+                Message {
+                    role: "user",
+                    content: "hi",
+                },
+            ],
+        }
+        "#);
+    }
+
+    #[test]
+    fn a_chat_row_is_learnt_by_what_its_template_writes_after_the_prompt() {
+        let template = |messages: &[Message], answers: bool| -> Result<String, String> {
+            let turn = |turn: &Message| format!("<{}>{}</>", turn.role, turn.content);
+            let end = if answers { "<assistant>" } else { "" };
+            Ok(messages.iter().map(turn).collect::<String>() + end)
+        };
+        let model = model(&chat().replace("format", "system: Be kind., format"));
+        let renderer = Renderer::new(Some(&model), Some(&template));
+        let rows = responses(&[("hi", "hello")]);
+        insta::assert_debug_snapshot!(renderer.example(rows.row(0)).unwrap(), @r#"
+        Demonstration {
+            row_id: 347721f9a00cefdeb1059040cd442463,
+            prompt: "<system>Be kind.</><user>hi</><assistant>",
+            completion: "hello",
+            weight: 1.0,
+        }
+        "#);
+    }
+
+    #[test]
+    fn a_balanced_source_weighs_the_same_however_many_rows_it_has() {
+        let rows = comparisons(&[("a", "x", "y", 1.0), ("b", "x", "y", 1.0), ("c", "x", "y", 1.0)]);
+        let renderer = Renderer::new(None, None);
+        let mut examples: Vec<Example> =
+            rows.iter().map(|row| renderer.example(row).unwrap()).collect();
+        if let Example::Comparison { source, .. } = &mut examples[0] {
+            "other".clone_into(source);
+        }
+        balance(&mut examples);
+        let weights: Vec<f64> = examples
+            .iter()
+            .map(|example| match example {
+                Example::Comparison { weight, .. } => *weight,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(weights, [1.5, 0.75, 0.75]);
+    }
+
+    const SL: &str = "train-sl: { from: rows, init: base, learning_rate: 1.0e-4 }";
+
+    #[test]
+    fn the_recipe_names_what_decides_the_weights() {
+        let recipe = recipe(&op(SL), 17, Some(&model(&transcript())));
+        insta::assert_snapshot!(recipe.replace(",\"", ",\n\""), @r#"
+        {"adam_beta1":0.9,
+        "adam_beta2":0.999,
+        "adam_epsilon":1e-8,
+        "batch_size":32,
+        "dtype":"auto",
+        "epochs":1.0,
+        "gradient_accumulation_steps":1,
+        "held_out":0.0,
+        "learning_rate":0.0001,
+        "lr_scheduler_type":"constant",
+        "max_grad_norm":1.0,
+        "max_length":1024,
+        "packing":false,
+        "rendering":{"format":"transcript",
+        "system":null,
+        "chat_template":null,
+        "template_args":{}},
+        "seed":17,
+        "warmup_ratio":0.0,
+        "weight_decay":0.0}
+        "#);
+    }
+
+    #[test]
+    fn what_decides_nothing_is_not_in_the_recipe() {
+        let of = |node: &str| recipe(&op(node), 17, None);
+        for same in ["logging_steps: 3", "save_steps: 5", "on_change: hold"] {
+            assert_eq!(of(SL), of(&SL.replace("init", &format!("{same}, init"))), "{same}");
+        }
+        for other in ["epochs: 2", "seed: 18", "dtype: bf16"] {
+            assert_ne!(of(SL), of(&SL.replace("init", &format!("{other}, init"))), "{other}");
+        }
+        assert_eq!(of(SL), of(&SL.replace("rows", "renamed")));
+    }
+
+    #[test]
+    fn a_setting_that_the_trainer_lacks_is_said() {
+        let node = SL.replace("init", "warmup_steps: 10, init");
+        let error = settings(&op(&node), 0, None).unwrap_err();
+        assert_eq!(error.message, "the trainer does not have `warmup_steps` yet");
+        assert!(matches!(settings(&op(SL), 0, None), Ok(TrainSettings::TrainSl(_))));
+    }
+}
