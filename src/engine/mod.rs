@@ -10,6 +10,7 @@ pub mod draw;
 mod gather;
 mod render;
 pub mod rows;
+pub mod run;
 pub mod session;
 pub mod shape;
 mod shared;
