@@ -42,7 +42,7 @@ pub enum CompileError {
     World(String),
 }
 
-type Result<T> = std::result::Result<T, CompileError>;
+type Result<T, E = CompileError> = std::result::Result<T, E>;
 
 /// What a plan asks of the dataflow, now. `held` are the nodes that `--hold` names.
 pub fn compile(plan: &Plan, world: &dyn World, held: &[String]) -> Result<Desired> {

@@ -98,7 +98,8 @@ fn get<V: Clone>(table: &Table<V>, id: Id) -> V {
 
 fn put<V>(table: &Table<V>, id: Id, value: impl FnOnce() -> V) -> Id {
     if !table.read().expect("no holder of a table panics").contains_key(&id) {
-        table.write().expect("no holder of a table panics").entry(id).or_insert_with(value);
+        let value = value();
+        table.write().expect("no holder of a table panics").entry(id).or_insert(value);
     }
     id
 }

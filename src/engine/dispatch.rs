@@ -79,7 +79,7 @@ impl Waiter {
     fn tell(&self, outcome: Outcome) {
         // The operator is gone when a run is being stopped: then nobody is to be told.
         if self.replies.send((self.ticket, outcome)).is_ok() {
-            drop(self.wake.activate());
+            let _ = self.wake.activate();
         }
     }
 }

@@ -3,11 +3,13 @@
 //! Through differential travel keys alone; what they stand for is in [`rows`] and [`context`].
 
 mod call;
+pub mod compile;
 pub mod context;
 mod digest;
 pub mod dispatch;
 pub mod draw;
 mod gather;
+pub mod local;
 mod render;
 pub mod rows;
 pub mod run;

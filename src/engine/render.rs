@@ -70,6 +70,8 @@ struct Renderer<'s, 'a> {
     probe: &'a ProbeHandle<Time>,
     inputs: Inputs,
     done: Vec<Rendered<'s>>,
+    /// For each node done, whether a training is above it.
+    late: Vec<bool>,
     shape: &'a Shape,
 }
 
@@ -81,8 +83,10 @@ pub(super) fn render<'s>(
     probe: &ProbeHandle<Time>,
 ) -> Inputs {
     let inputs = Inputs::default();
-    let mut renderer = Renderer { scope, shared, probe, inputs, done: Vec::new(), shape };
+    let (done, late) = (Vec::new(), Vec::new());
+    let mut renderer = Renderer { scope, shared, probe, inputs, done, late, shape };
     for (at, node) in shape.nodes.iter().enumerate() {
+        renderer.late.push(renderer.is_late(&node.kind));
         let rendered = renderer.node(at, node);
         renderer.done.push(rendered);
     }
@@ -90,6 +94,29 @@ pub(super) fn render<'s>(
 }
 
 impl<'s> Renderer<'s, '_> {
+    fn is_late(&self, kind: &Kind) -> bool {
+        let trained = |node: &NodeIdx| {
+            self.late[*node] || matches!(self.shape.nodes[*node].kind, Kind::Train { .. })
+        };
+        match kind {
+            Kind::Source => false,
+            Kind::Union { of } | Kind::Local { of, .. } => of.iter().any(trained),
+            Kind::Head { of, models, .. } | Kind::Train { of, models } => {
+                trained(of) || models.iter().flatten().any(trained)
+            }
+            Kind::Follow { of, .. } => trained(of),
+        }
+    }
+
+    /// Below a training everything waits for the end of the epoch: a change that came earlier
+    /// would be spent on rows that the training is about to replace.
+    fn settled<D: differential_dataflow::Data>(&self, at: NodeIdx, of: Coll<'s, D>) -> Coll<'s, D> {
+        if !self.late[at] {
+            return of;
+        }
+        of.inner.map(|(row, time, diff)| (row, time::close(time), diff)).as_collection()
+    }
+
     fn node(&mut self, at: NodeIdx, node: &Node) -> Rendered<'s> {
         match &node.kind {
             Kind::Source => self.source(at),
@@ -162,8 +189,9 @@ impl<'s> Renderer<'s, '_> {
     /// The settings of a node, with the models that other nodes train filled in.
     fn stages(&mut self, at: NodeIdx, models: &[Option<NodeIdx>]) -> Coll<'s, Id> {
         let scope = self.scope;
-        let (input, mut stages) = scope.new_collection::<Id, isize>();
+        let (input, stages) = scope.new_collection::<Id, isize>();
         self.inputs.settings.insert(at, input);
+        let mut stages = self.settled(at, stages);
         for (stage, node) in models.iter().enumerate() {
             let Some(node) = node else { continue };
             let name: Arc<str> = self.shape.nodes[*node].name.as_str().into();
@@ -193,7 +221,7 @@ impl<'s> Renderer<'s, '_> {
             Kind::Head { pairs, .. } => pairs.clone(),
             _ => None,
         };
-        let rows = self.done[of].rows.clone();
+        let rows = self.settled(at, self.done[of].rows.clone());
         let rows = match pairs {
             None => rows.map(|rec| (rec.row, rec.content)),
             Some(pairs) => {
@@ -232,6 +260,7 @@ impl<'s> Renderer<'s, '_> {
         let (texts_input, texts) = scope.new_collection::<(Id, Id), isize>();
         self.inputs.candidates.insert(at, candidates_input);
         self.inputs.texts.insert(at, texts_input);
+        let (candidates, texts) = (self.settled(at, candidates), self.settled(at, texts));
 
         let total: usize = draws.iter().map(|draw| draw.count).sum();
         let fresh = draws.iter().any(|draw| draw.fresh);

@@ -79,8 +79,13 @@ impl<V: Clone> Sharded<V> {
     }
 
     fn insert(&self, id: Id, value: impl FnOnce() -> V) {
+        if self.shard(id).read().expect("no holder of a shard panics").contains_key(&id) {
+            return;
+        }
+        // The value may come from this very map: it is made before the shard is locked.
+        let value = value();
         let mut shard = self.shard(id).write().expect("no holder of a shard panics");
-        shard.entry(id).or_insert_with(value);
+        shard.entry(id).or_insert(value);
     }
 }
 

@@ -375,7 +375,7 @@ impl Desk {
         std::thread::spawn(move || {
             let result = trainings.train(recipe);
             if sender.send((ask, result)).is_ok() {
-                drop(wake.activate());
+                let _ = wake.activate();
             }
         });
     }

@@ -10,6 +10,7 @@ use crate::spec::model::Scoring;
 use crate::spec::op::Critiquing;
 use crate::spec::{Backend, Constitution, Model, Name, Op, Place, Stage};
 
+use super::Operator;
 use super::critique::{self, Critique};
 use super::evaluate::Evaluate;
 use super::filter::{Filter, Predicate};
@@ -18,7 +19,6 @@ use super::mix::Mix;
 use super::revise::{self, Revise};
 use super::sample::Sample;
 use super::split::Split;
-use super::Operator;
 
 /// What an operator is built from, besides the settings of its node.
 #[derive(Clone)]
@@ -149,7 +149,10 @@ pub fn build(op: &Op, build: &Build<'_>) -> Result<Arc<dyn Operator>, BuildError
             match (build.half, &op.critique) {
                 (Half::Critique, Critiquing::Asked(critic)) => {
                     let (sampling, few_shot) = (critic.sampling(), critic.few_shot.as_ref());
-                    Arc::new(Critique::new(critique::Settings { sampling, few_shot, stage }, build)?)
+                    Arc::new(Critique::new(
+                        critique::Settings { sampling, few_shot, stage },
+                        build,
+                    )?)
                 }
                 (Half::Critique, Critiquing::None) => panic!("a direct round has no critique"),
                 (Half::Revise, _) => {

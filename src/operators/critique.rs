@@ -147,9 +147,8 @@ mod tests {
     #[test]
     fn every_row_is_critiqued_under_one_principle() {
         let bench = Bench::new(CRITIQUE, &transcript());
-        let (table, asked) = bench.run(&responses(&[("hi", "go away")]), |request| {
-            format!(" {:?}", request.text())
-        });
+        let (table, asked) =
+            bench.run(&responses(&[("hi", "go away")]), |request| format!(" {:?}", request.text()));
         insta::assert_snapshot!(table.show(&["response", "round", "principle_id", "critique"]), @r#"
         | response             | round | principle_id | critique                                                                           |
         | [assistant: go away] | 1     | kind         | "\n\nHuman: hi\n\nAssistant: go away\n\nCritiqueRequest: Is it rude?\n\nCritique:" |

@@ -63,10 +63,12 @@ impl Evaluate {
         let mut hasher = KeyHasher::new("amend/operator/1").text(ROLE);
         hasher.add_u64(u64::from(op::Evaluate::VERSION));
         match &self.form {
-            Form::Labels(labels) => labels.iter().for_each(|(name, pattern)| {
-                hasher.add_text(name);
-                hasher.add_text(pattern.as_str());
-            }),
+            Form::Labels(labels) => {
+                for (name, pattern) in labels {
+                    hasher.add_text(name);
+                    hasher.add_text(pattern.as_str());
+                }
+            }
             Form::Choices { style, choices, estimator, .. } => {
                 style.hash_into(&mut hasher);
                 hasher.add_text(estimator.name());
@@ -115,7 +117,13 @@ impl Evaluate {
         Step::Done
     }
 
-    fn choose(&self, choices: &[String], answer: &Answer, input: Input<'_>, out: &mut dyn Out) -> Step {
+    fn choose(
+        &self,
+        choices: &[String],
+        answer: &Answer,
+        input: Input<'_>,
+        out: &mut dyn Out,
+    ) -> Step {
         let logprobs = answer.choice_logprobs.as_deref().unwrap_or(&[]);
         let known = logprobs.len() == choices.len() && !logprobs.iter().any(|x| x.is_nan());
         let best = logprobs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -163,9 +171,7 @@ fn find(input: Input<'_>, name: &str) -> Option<String> {
         let column = column.filter(|column| !asked || column.part == Part::Content);
         let own = column.and_then(|column| match column.kind {
             Kind::Text | Kind::Id => row.text(name).map(str::to_owned),
-            Kind::Int32 | Kind::Int64 => {
-                row.int(name).map(|number| number.to_string())
-            }
+            Kind::Int32 | Kind::Int64 => row.int(name).map(|number| number.to_string()),
             _ => None,
         });
         own.or_else(|| {
@@ -233,7 +239,8 @@ mod tests {
             "evaluate: { from: drafts, labels: { refused: \"(?i)i can't help\", greeted: hello } }",
             "",
         );
-        let rows = responses(&[("a", "Sorry, I can't help: hello"), ("b", "hello"), ("c", "bread")]);
+        let rows =
+            responses(&[("a", "Sorry, I can't help: hello"), ("b", "hello"), ("c", "bread")]);
         let (table, _) = bench.run(&rows, |_| unreachable!());
         insta::assert_snapshot!(table.show(&["evaluator", "name", "value", "label", "model"]), @r"
         | evaluator | name  | value | label   | model |

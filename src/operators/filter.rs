@@ -240,7 +240,8 @@ impl Operator for Filter {
         hasher.add_text(self.reads.name());
         self.flaws.iter().for_each(|flaw| hasher.add_text(&format!("{flaw:?}")));
         hasher.add_u64(self.max_tokens as u64);
-        hasher.add_id(self.predicate.as_ref().map_or(Id::ZERO, |predicate| predicate.fingerprint()));
+        hasher
+            .add_id(self.predicate.as_ref().map_or(Id::ZERO, |predicate| predicate.fingerprint()));
         hasher.add_u64(u64::from(self.on_drop == OnDrop::Drop));
         if let Some(dedupe) = &self.dedupe {
             dedupe.by.iter().for_each(|name| hasher.add_text(&name.value));

@@ -190,7 +190,8 @@ mod tests {
         let bench = Bench::new("mix: { from: { rows: prompts, share: 0.25 } }", "");
         let (of_all, _) = bench.run(&prompts(&all), |_| unreachable!());
         let (of_half, _) = bench.run(&prompts(&all[..200]), |_| unreachable!());
-        let ids = |rows: &crate::record::Batch| -> Vec<Id> { rows.iter().map(Row::row_id).collect() };
+        let ids =
+            |rows: &crate::record::Batch| -> Vec<Id> { rows.iter().map(Row::row_id).collect() };
         assert_eq!(ids(&of_all.rows)[..of_half.rows.len()], ids(&of_half.rows));
         assert!((70..130).contains(&of_all.rows.len()), "{}", of_all.rows.len());
     }

@@ -213,7 +213,8 @@ pub fn made_id(role: &str, parents: &[Id], sibling: u64) -> Id {
 /// The text of a conversation's part that one side said.
 fn content(mut turns: Turns<'_>) -> Cow<'_, str> {
     let first = turns.next().map_or("", |(_, content)| content);
-    turns.fold(Cow::Borrowed(first), |text, (_, content)| Cow::Owned(format!("{text}\n\n{content}")))
+    turns
+        .fold(Cow::Borrowed(first), |text, (_, content)| Cow::Owned(format!("{text}\n\n{content}")))
 }
 
 /// All columns of a row but the common ones.

@@ -227,7 +227,13 @@ impl Writer {
 /// The seed of one sampled request; none for a greedy one, so that equal ones are one call.
 ///
 /// It has 31 bits: servers that keep a seed in a signed 32-bit number are many.
-pub(super) fn seed(sampling: &Sampling, seed: u64, role: &str, made: Id, index: u64) -> Option<u64> {
+pub(super) fn seed(
+    sampling: &Sampling,
+    seed: u64,
+    role: &str,
+    made: Id,
+    index: u64,
+) -> Option<u64> {
     (!sampling.is_greedy()).then(|| {
         let hasher = KeyHasher::new("amend/seed/1").u64(seed).text(role).with(made).u64(index);
         hasher.id().low() & 0x7fff_ffff

@@ -158,7 +158,7 @@ impl Words {
     }
 
     /// The prompt that asks for the label after a thought.
-    pub(super) fn after_thought(&self, prompt: Prompt, thought: &str) -> Prompt {
+    pub(super) fn after_thought(prompt: Prompt, thought: &str) -> Prompt {
         match prompt {
             Prompt::Text(mut text) => {
                 text.push(' ');
@@ -191,7 +191,7 @@ impl Words {
     }
 
     /// An example with a chain of thought, its `{}` filled with the instruction.
-    pub(super) fn thought_shown(&self, example: &str, judge: &str) -> Shown {
+    pub(super) fn thought_shown(example: &str, judge: &str) -> Shown {
         let filled = example.trim().replacen("{}", &format!("\n{judge} Options:"), 1);
         let mut text = String::from("\n\n");
         text.push_str(&filled);
@@ -199,7 +199,7 @@ impl Words {
             Some(parts) => vec![
                 // The steps are asked for in the question and not part of the thought.
                 Message::user(format!("{}\n\n{STEPS}", parts.question)),
-                Message::assistant(parts.thought.trim_start_matches(STEPS).trim_start()),
+                Message::assistant(parts.steps.trim_start_matches(STEPS).trim_start()),
                 Message::user(format!("{}:", parts.last)),
                 Message::assistant(parts.label),
             ],

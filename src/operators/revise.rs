@@ -162,7 +162,8 @@ impl Operator for Revise {
 
     fn step(&self, input: Input<'_>, out: &mut dyn Out) -> Step {
         let draft = Draft::of(input);
-        let skip = |critique: &str| self.skip_if.as_ref().is_some_and(|skip| skip.is_match(critique));
+        let skip =
+            |critique: &str| self.skip_if.as_ref().is_some_and(|skip| skip.is_match(critique));
         if draft.critique.is_some_and(skip) {
             let made = Made {
                 completion: Cell::Of(input.row, draft.column),
@@ -252,7 +253,8 @@ mod tests {
     #[test]
     fn a_direct_revision_has_no_critique() {
         let bench = Bench::new(&REVISE.replace("critiques", "drafts"), &transcript());
-        let (table, _) = bench.run(&responses(&[("hi", "no")]), |request| request.text().to_owned());
+        let (table, _) =
+            bench.run(&responses(&[("hi", "no")]), |request| request.text().to_owned());
         insta::assert_snapshot!(table.show(&["completion", "initial", "critique"]), @r"
         | completion                                                                             | initial         | critique |
         | [assistant: Human: hi\n\nAssistant: no\n\nRevisionRequest: Make it kind.\n\nRevision:] | [assistant: no] |          |

@@ -57,10 +57,13 @@ fn paragraphs(text: &str) -> Vec<Message> {
     ];
     let mut turns: Vec<Message> = Vec::new();
     for paragraph in text.split("\n\n") {
-        let named = NAMES.iter().find_map(|(name, role)| Some((role, paragraph.strip_prefix(name)?)));
+        let named =
+            NAMES.iter().find_map(|(name, role)| Some((role, paragraph.strip_prefix(name)?)));
         match (named, turns.last_mut()) {
-            (Some((role, content)), _) => turns
-                .push(Message { role: (*role).to_owned(), content: content.trim_start().to_owned() }),
+            (Some((role, content)), _) => turns.push(Message {
+                role: (*role).to_owned(),
+                content: content.trim_start().to_owned(),
+            }),
             (None, Some(turn)) => {
                 turn.content.push_str("\n\n");
                 turn.content.push_str(paragraph);
@@ -210,7 +213,7 @@ pub(super) struct Thought<'a> {
     /// The question, with one `{}` where the instruction goes.
     pub(super) question: &'a str,
     /// What the assistant thinks.
-    pub(super) thought: &'a str,
+    pub(super) steps: &'a str,
     /// The last question, such as `So the answer is:`.
     pub(super) last: &'a str,
     /// The label, such as `(A)`.
@@ -226,7 +229,7 @@ pub(super) fn thought(example: &str) -> Option<Thought<'_>> {
     let (last, label) = last.rsplit_once(':')?;
     Some(Thought {
         question: question.trim(),
-        thought: thought.trim(),
+        steps: thought.trim(),
         last: last.trim(),
         label: label.trim(),
     })

@@ -21,7 +21,7 @@ use std::collections::BTreeSet;
 use minijinja::{Environment, UndefinedBehavior, Value, context};
 
 use crate::record::{KeyHasher, Turns};
-use crate::spec::Constitution;
+use crate::spec::{Constitution, did_you_mean};
 
 use super::{BuildError, Reason, Reject, prompt};
 
@@ -62,7 +62,8 @@ impl Template {
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
         environment.set_keep_trailing_newline(false);
         environment.set_fuel(Some(FUEL));
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_template_owned(NAME, source.value.clone()).map_err(|error| {
             let line = error.line().map_or(String::new(), |line| format!(", line {line} of it"));
             let detail = error.detail().unwrap_or("it is no Jinja template");
@@ -73,14 +74,9 @@ impl Template {
         let known: BTreeSet<&str> = COMMON.iter().chain(names).copied().collect();
         let stranger = template.undeclared_variables(false).into_iter().collect::<BTreeSet<_>>();
         if let Some(stranger) = stranger.iter().find(|used| !known.contains(used.as_str())) {
-            let near = known
-                .iter()
-                .map(|name| (strsim::jaro_winkler(name, stranger), *name))
-                .max_by(|a, b| a.0.total_cmp(&b.0));
-            let help = match near {
-                Some((likeness, near)) if likeness > 0.8 => format!("did you mean \"{near}\"?"),
-                _ => format!("it may use {}", Vec::from_iter(known).join(", ")),
-            };
+            let names = || Vec::from_iter(known.iter().copied()).join(", ");
+            let help = did_you_mean(stranger, known.iter().copied())
+                .unwrap_or_else(|| format!("it may use {}", names()));
             return Err(fault(
                 format!("template \"{name}\" uses \"{stranger}\", which it is not given"),
                 Some(help),
@@ -108,12 +104,68 @@ impl Template {
         let template = self.environment.get_template(NAME).expect("it was compiled");
         template.render(context! { ..own, ..common }).map_err(|error| Reject {
             reason: Reason::BadInput,
-            detail: format!("template \"{}\": {error:#}", self.name),
+            detail: format!("template \"{}\": {error}", self.name),
             answer: None,
         })
     }
 
     pub(super) fn hash_into(template: Option<&Template>, hasher: &mut KeyHasher) {
         hasher.add_text(template.map_or("built-in", |template| &template.source));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::operators::testing::{Bench, critiques, transcript};
+    use crate::record::Relation;
+
+    const REVISE: &str = "revise: { from: critiques, model: m }";
+
+    fn bench(template: &str) -> Bench {
+        Bench::new(REVISE, &transcript()).with(&format!("templates: {{ revise: {template:?} }}"))
+    }
+
+    /// The mistake in a template, with its help and line.
+    fn mistake(template: &str) -> String {
+        let error = bench(template).build(Relation::Critiques).err().unwrap();
+        let line = error.place.unwrap().line;
+        format!("{} ({}; line {line})", error.message, error.help.unwrap_or_default())
+    }
+
+    #[test]
+    fn a_template_sees_the_row_and_the_principle() {
+        let template = "{{ round }} {{ messages[0].content }} {{ response }} {{ critique }} \
+                        {{ principle.id }}: {{ principle.revise }}{{ shots }}";
+        let rows = critiques(&[("hi", "go away", "It is rude.")]);
+        let (table, _) = bench(template).run(&rows, |request| request.text().to_owned());
+        insta::assert_snapshot!(table.show(&["completion"]), @r"
+        | completion                                                |
+        | [assistant: 1 hi go away It is rude. kind: Make it kind.] |
+        ");
+    }
+
+    #[test]
+    fn a_mistake_in_a_template_is_said_with_its_place() {
+        insta::assert_snapshot!(mistake("{{ respons }}"), @r#"
+        template "revise" uses "respons", which it is not given (did you mean `response`?; line 13)
+        "#);
+        insta::assert_snapshot!(mistake("{{ completely_else }}"), @r#"
+        template "revise" uses "completely_else", which it is not given (it may use conversation, critique, messages, principle, prompt, response, round, shots; line 13)
+        "#);
+        insta::assert_snapshot!(mistake("\n{% if %}"), @r#"
+        template "revise", line 2 of it: unexpected end of block (; line 13)
+        "#);
+    }
+
+    #[test]
+    fn a_template_that_fails_on_a_row_rejects_the_row() {
+        let rows = critiques(&[("hi", "go away", "It is rude.")]);
+        let (table, asked) =
+            bench("{{ messages[7].content }}").run(&rows, |_| unreachable!("it is not asked"));
+        insta::assert_snapshot!(table.show(&["completion"]), @r#"
+        | completion |
+        reject bad_input: template "revise": undefined value (in template:1)
+        "#);
+        assert_eq!(asked, 0);
     }
 }

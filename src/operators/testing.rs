@@ -43,7 +43,8 @@ few_shot:
 fn load(node: &str, model: &str, more: &str) -> (Op, Option<Model>, Constitution) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pipeline.yaml");
-    let models = if model.is_empty() { String::new() } else { format!("models: {{ m: {model} }}\n") };
+    let models =
+        if model.is_empty() { String::new() } else { format!("models: {{ m: {model} }}\n") };
     let text = format!("name: test\nconstitution: c.yaml\n{models}nodes:\n  node: {{ {node} }}\n");
     std::fs::write(&path, &text).unwrap();
     std::fs::write(folder.path().join("c.yaml"), format!("{CONSTITUTION}{more}\n")).unwrap();
@@ -112,7 +113,8 @@ pub(super) struct Table {
 impl Table {
     /// Some columns as a printed table, then the rejects.
     pub(super) fn show(&self, columns: &[&str]) -> String {
-        let mut lines: Vec<Vec<String>> = vec![columns.iter().map(|name| (*name).to_owned()).collect()];
+        let mut lines: Vec<Vec<String>> =
+            vec![columns.iter().map(|name| (*name).to_owned()).collect()];
         let format = FormatOptions::default();
         for at in 0..self.rows.len() {
             let cell = |name: &&str| {
@@ -125,7 +127,8 @@ impl Table {
             };
             lines.push(columns.iter().map(cell).collect());
         }
-        let width = |at: usize| lines.iter().map(|line| line[at].chars().count()).max().unwrap_or(0);
+        let width =
+            |at: usize| lines.iter().map(|line| line[at].chars().count()).max().unwrap_or(0);
         let widths: Vec<usize> = (0..columns.len()).map(width).collect();
         let mut text = String::new();
         for line in &lines {
@@ -243,7 +246,11 @@ impl Bench {
     }
 
     /// Runs every row, with a fake model that scores.
-    pub(super) fn score(&self, rows: &Batch, fake: impl Fn(&Asked<'_>) -> Vec<f64>) -> (Table, usize) {
+    pub(super) fn score(
+        &self,
+        rows: &Batch,
+        fake: impl Fn(&Asked<'_>) -> Vec<f64>,
+    ) -> (Table, usize) {
         self.answer(rows, &|asked| Answer {
             choice_logprobs: Some(fake(asked)),
             ..Answer::default()
@@ -251,10 +258,15 @@ impl Bench {
     }
 
     /// Runs every row (every two, for pairs) with a fake model; gives the number of requests too.
-    pub(super) fn answer(&self, rows: &Batch, fake: &dyn Fn(&Asked<'_>) -> Answer) -> (Table, usize) {
+    pub(super) fn answer(
+        &self,
+        rows: &Batch,
+        fake: &dyn Fn(&Asked<'_>) -> Answer,
+    ) -> (Table, usize) {
         let operator = self.operator(rows.relation());
         let (_, _, constitution) = load(&self.node, &self.model, &self.more);
-        let drawn: Vec<Drawn> = constitution.principles.iter().take(self.drawn).map(drawn).collect();
+        let drawn: Vec<Drawn> =
+            constitution.principles.iter().take(self.drawn).map(drawn).collect();
         let model = (!self.model.is_empty())
             .then(|| ModelRef { name: "m".into(), fingerprint: Id::from_bits(7) });
         let mut builder = BatchBuilder::new(operator.relation());
@@ -310,7 +322,8 @@ impl Bench {
 }
 
 fn drawn(principle: &spec::Principle) -> Drawn {
-    let text = |text: &Option<spec::Spanned<String>>| text.as_ref().map(|text| text.value.as_str().into());
+    let text =
+        |text: &Option<spec::Spanned<String>>| text.as_ref().map(|text| text.value.as_str().into());
     Drawn {
         id: principle.id.value.as_str().into(),
         hash: KeyHasher::new("amend/test/1").text(&principle.id.value).id(),

@@ -64,7 +64,8 @@ impl<'a> Renderer<'a> {
     fn messages(&self, turns: Turns<'_>) -> Vec<Message> {
         let mut messages = Vec::new();
         if let Some(style) = &self.style
-            && let crate::model::Prompt::Messages(all) = style.begin(&Prefix::default(), turns).done()
+            && let crate::model::Prompt::Messages(all) =
+                style.begin(&Prefix::default(), turns).done()
         {
             messages = all;
         }
@@ -285,7 +286,9 @@ pub fn recipe(op: &Op, seed: u64, model: Option<&Model>) -> String {
     };
     let mut settings = written.expect("settings have text keys");
     let map = settings.as_object_mut().expect("settings are a map");
-    NOT_IN_RECIPE.iter().for_each(|name| drop(map.remove(*name)));
+    for name in NOT_IN_RECIPE {
+        map.remove(name);
+    }
     // A model is named by its weights; a shape of new ones stays.
     if map.get("init").is_some_and(Value::is_string) {
         map.remove("init");
@@ -309,7 +312,10 @@ fn rendering(model: Option<&Model>) -> Value {
     map.insert("system".to_owned(), Value::from(model.system.clone()));
     let template = model.chat_template.as_ref().map(|template| template.value.clone());
     map.insert("chat_template".to_owned(), Value::from(template));
-    map.insert("template_args".to_owned(), Value::Object(model.template_args.clone().into_iter().collect()));
+    map.insert(
+        "template_args".to_owned(),
+        Value::Object(model.template_args.clone().into_iter().collect()),
+    );
     Value::Object(map)
 }
 

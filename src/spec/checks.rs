@@ -8,7 +8,7 @@ use super::model::Model;
 use super::pipeline::Pipeline;
 use super::place::{Name, Place, Spanned};
 
-pub(super) use constitution::{constitution, selectors};
+pub(super) use constitution::{constitution, no_constitution, selectors};
 
 /// Checks the pipeline's own values, its models and its nodes.
 pub(super) fn pipeline(pipeline: &Pipeline, mistakes: &mut Mistakes) {
@@ -34,7 +34,11 @@ pub(super) fn pipeline(pipeline: &Pipeline, mistakes: &mut Mistakes) {
 fn model(name: &Name, model: &Model, check: &mut Check<'_>) {
     match (&model.checkpoint, &model.endpoint, &model.name) {
         (Some(_), Some(endpoint), _) => {
-            check.says(endpoint.place, "has both a checkpoint and an endpoint", "leave one of them out");
+            check.says(
+                endpoint.place,
+                "has both a checkpoint and an endpoint",
+                "leave one of them out",
+            );
         }
         (None, None, _) => {
             let help = "add `checkpoint: DIRECTORY` or `endpoint: URL`";
@@ -52,15 +56,19 @@ fn model(name: &Name, model: &Model, check: &mut Check<'_>) {
         && !endpoint.starts_with("https://")
     {
         let help = "such as `http://localhost:8000/v1`";
-        check.says(endpoint.place, &format!("has the endpoint \"{endpoint}\", which is not a URL"), help);
+        check.says(
+            endpoint.place,
+            &format!("has the endpoint \"{endpoint}\", which is not a URL"),
+            help,
+        );
     }
-    check.from_one("max_in_flight", &model.max_in_flight);
-    check.from_one("votes", &model.votes);
+    check.count("max_in_flight", &model.max_in_flight);
+    check.count("votes", &model.votes);
     if let Some(timeout_s) = &model.timeout_s {
         check.above("timeout_s", timeout_s, 0.0);
     }
     if let Some(threads) = &model.threads {
-        check.from_one("threads", threads);
+        check.count("threads", threads);
     }
 }
 
@@ -121,7 +129,7 @@ impl Check<'_> {
     }
 
     /// A count from 1.
-    fn from_one(&mut self, key: &str, value: &Spanned<u32>) {
+    fn count(&mut self, key: &str, value: &Spanned<u32>) {
         if value.value == 0 {
             self.wrong(key, value.place, "from 1, not 0");
         }
@@ -139,7 +147,8 @@ impl Check<'_> {
     fn pattern(&mut self, key: &str, pattern: &Name) {
         if let Err(error) = regex::Regex::new(pattern) {
             let reason = error.to_string();
-            let reason = reason.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
+            let reason =
+                reason.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
             self.wrong(key, pattern.place, &format!("a regular expression: {reason}"));
         }
     }

@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::de::value::{SeqDeserializer, StrDeserializer};
 use serde::de::{
-    Deserialize, DeserializeSeed, Deserializer, EnumAccess, Error as _, IntoDeserializer, MapAccess, SeqAccess,
-    VariantAccess, Visitor,
+    Deserialize, DeserializeSeed, Deserializer, EnumAccess, Error as _, IntoDeserializer,
+    MapAccess, SeqAccess, VariantAccess, Visitor,
 };
 use serde::forward_to_deserialize_any;
 
@@ -130,7 +130,9 @@ impl<'t> Value<'t> {
             (_, Ok(value)) => visitor.visit_i64(value),
             _ => Err(self.wrong("a smaller whole number")),
         };
-        visited.map_err(|_| self.wrong(if value < 0 { "a whole number from 0" } else { "a smaller whole number" }))
+        visited.map_err(|_| {
+            self.wrong(if value < 0 { "a whole number from 0" } else { "a smaller whole number" })
+        })
     }
 
     fn float<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
@@ -152,7 +154,9 @@ impl<'t> Value<'t> {
 
     fn list<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
         match &self.tree.kind {
-            Kind::List(items) => visitor.visit_seq(Items { of: self, items: items.iter().enumerate() }),
+            Kind::List(items) => {
+                visitor.visit_seq(Items { of: self, items: items.iter().enumerate() })
+            }
             _ => Err(self.wrong("a list")),
         }
     }
@@ -160,8 +164,14 @@ impl<'t> Value<'t> {
     fn map<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
         match &self.tree.kind {
             Kind::Map(entries) => {
-                let missing = self.holes.missing.get(&self.tree.id).into_iter().flatten().copied().collect();
-                visitor.visit_map(Entries { of: self, entries: entries.iter(), value: None, missing })
+                let missing =
+                    self.holes.missing.get(&self.tree.id).into_iter().flatten().copied().collect();
+                visitor.visit_map(Entries {
+                    of: self,
+                    entries: entries.iter(),
+                    value: None,
+                    missing,
+                })
             }
             _ => Err(self.wrong("a map")),
         }
@@ -192,18 +202,31 @@ impl<'t> Value<'t> {
                 _ => "$text",
             };
             if !variants.contains(&shape) {
-                return Err(self.wrong(if variants.contains(&"$map") { "a text or a map" } else { "a text" }));
+                return Err(self.wrong(if variants.contains(&"$map") {
+                    "a text or a map"
+                } else {
+                    "a text"
+                }));
             }
-            return visitor.visit_enum(Variant { name: shape, key: None, payload: Some(self), of: self });
+            return visitor.visit_enum(Variant {
+                name: shape,
+                key: None,
+                payload: Some(self),
+                of: self,
+            });
         }
         let (key, payload) = match &self.tree.kind {
             Kind::Text { .. } => (self.tree, None),
-            Kind::Map(entries) if entries.len() == 1 => (&entries[0].0, Some(self.child(&entries[0].1))),
+            Kind::Map(entries) if entries.len() == 1 => {
+                (&entries[0].0, Some(self.child(&entries[0].1)))
+            }
             Kind::Map(entries) => return Err(Fault::not_one_entry(self.tree, entries, variants)),
             _ => return Err(self.wrong(&Fault::choices(variants))),
         };
         match variants.iter().find(|variant| key.is_text(variant)) {
-            Some(name) => visitor.visit_enum(Variant { name, key: payload.map(|_| key), payload, of: self }),
+            Some(name) => {
+                visitor.visit_enum(Variant { name, key: payload.map(|_| key), payload, of: self })
+            }
             None => Err(Fault::no_such_variant(self.tree, key, variants)),
         }
     }
@@ -252,7 +275,11 @@ impl<'de> Deserializer<'de> for Value<'_> {
         }
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Fault> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Fault> {
         visitor.visit_newtype_struct(self).map_err(|fault| fault.at(self.tree))
     }
 
@@ -314,16 +341,21 @@ struct Items<'t> {
 impl<'de> SeqAccess<'de> for Items<'_> {
     type Error = Fault;
 
-    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Fault> {
+    fn next_element_seed<T: DeserializeSeed<'de>>(
+        &mut self,
+        seed: T,
+    ) -> Result<Option<T::Value>, Fault> {
         let Some((index, item)) = self.items.next() else { return Ok(None) };
-        seed.deserialize(self.of.child(item)).map(Some).map_err(|fault| fault.under(format!("[{index}]"), None))
+        seed.deserialize(self.of.child(item))
+            .map(Some)
+            .map_err(|fault| fault.under(format!("[{index}]"), None))
     }
 }
 
 /// The entries of a map, without those left out, and then the settings it lacks, as holes.
 struct Entries<'t> {
     of: Value<'t>,
-    entries: std::slice::Iter<'t, (Tree, Tree)>,
+    rest: std::slice::Iter<'t, (Tree, Tree)>,
     value: Option<(&'t Tree, &'t Tree)>,
     missing: Vec<&'static str>,
 }
@@ -331,9 +363,14 @@ struct Entries<'t> {
 impl<'de> MapAccess<'de> for Entries<'_> {
     type Error = Fault;
 
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Fault> {
+    fn next_key_seed<K: DeserializeSeed<'de>>(
+        &mut self,
+        seed: K,
+    ) -> Result<Option<K::Value>, Fault> {
         let skipped = &self.of.holes.skipped;
-        if let Some((key, value)) = self.entries.by_ref().find(|(key, _)| !skipped.contains(&key.id)) {
+        if let Some((key, value)) =
+            self.entries.by_ref().find(|(key, _)| !skipped.contains(&key.id))
+        {
             self.value = Some((key, value));
             let key = Value { is_key: true, ..self.of.child(key) };
             return seed.deserialize(key).map(Some).map_err(|fault| fault.in_map(self.of.tree));
@@ -364,7 +401,10 @@ struct WithPlace<'t> {
 impl<'de> MapAccess<'de> for WithPlace<'_> {
     type Error = Fault;
 
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Fault> {
+    fn next_key_seed<K: DeserializeSeed<'de>>(
+        &mut self,
+        seed: K,
+    ) -> Result<Option<K::Value>, Fault> {
         let Some(field) = SPANNED_FIELDS.get(self.next) else { return Ok(None) };
         seed.deserialize(StrDeserializer::new(field)).map(Some)
     }
@@ -375,7 +415,8 @@ impl<'de> MapAccess<'de> for WithPlace<'_> {
             // A hole has no place, and so is not complained about again.
             let place = if self.of.is_hole() { Place::NOWHERE } else { self.of.tree.place };
             let Place { file, line, column, start, len } = place;
-            return seed.deserialize(SeqDeserializer::new([file, line, column, start, len].into_iter()));
+            return seed
+                .deserialize(SeqDeserializer::new([file, line, column, start, len].into_iter()));
         }
         seed.deserialize(self.of)
     }
@@ -389,7 +430,7 @@ struct Variant<'t> {
     of: Value<'t>,
 }
 
-impl<'de, 't> EnumAccess<'de> for Variant<'t> {
+impl<'de> EnumAccess<'de> for Variant<'_> {
     type Error = Fault;
     type Variant = Self;
 
@@ -404,7 +445,9 @@ impl<'de> VariantAccess<'de> for Variant<'_> {
     fn unit_variant(self) -> Result<(), Fault> {
         match self.payload {
             None => Ok(()),
-            Some(payload) => Err(Fault::custom(format!("\"{}\" stands alone", self.name)).at(payload.tree)),
+            Some(payload) => {
+                Err(Fault::custom(format!("\"{}\" stands alone", self.name)).at(payload.tree))
+            }
         }
     }
 
@@ -422,7 +465,11 @@ impl<'de> VariantAccess<'de> for Variant<'_> {
         unreachable!("the language has no tuple variants")
     }
 
-    fn struct_variant<V: Visitor<'de>>(self, _: &'static [&'static str], _: V) -> Result<V::Value, Fault> {
+    fn struct_variant<V: Visitor<'de>>(
+        self,
+        _: &'static [&'static str],
+        _: V,
+    ) -> Result<V::Value, Fault> {
         unreachable!("the language has no struct variants")
     }
 }

@@ -56,7 +56,9 @@ impl Fault {
             Kind::Int(_) | Kind::Float(_) | Kind::Bool(_) if wanted == "a text" => {
                 Some(format!("put it in quotes: \"{}\"", tree.scalar().unwrap_or_default()))
             }
-            Kind::Text { text, .. } if wanted == "a list" => Some(format!("put it in brackets: [\"{text}\"]")),
+            Kind::Text { text, .. } if wanted == "a list" => {
+                Some(format!("put it in brackets: [\"{text}\"]"))
+            }
             _ => None,
         };
         let says = Says::MustBe(format!("{wanted}, not {}", tree.described()));
@@ -64,7 +66,11 @@ impl Fault {
     }
 
     /// A word that is none of those there are. `tree` is what will be replaced, `key` what is shown.
-    pub(super) fn no_such_variant(tree: &Tree, key: &Tree, variants: &'static [&'static str]) -> Self {
+    pub(super) fn no_such_variant(
+        tree: &Tree,
+        key: &Tree,
+        variants: &'static [&'static str],
+    ) -> Self {
         let word = key.scalar().unwrap_or_default();
         let near = did_you_mean(&word, variants.iter().copied());
         let mut fault = if is_verbs(variants) {
@@ -80,16 +86,27 @@ impl Fault {
     }
 
     /// A map where one word with its settings is wanted.
-    pub(super) fn not_one_entry(tree: &Tree, entries: &[(Tree, Tree)], variants: &'static [&'static str]) -> Self {
+    pub(super) fn not_one_entry(
+        tree: &Tree,
+        entries: &[(Tree, Tree)],
+        variants: &'static [&'static str],
+    ) -> Self {
         if !is_verbs(variants) {
             return Self::wrong(&Self::choices(variants), tree);
         }
-        let keys: Vec<_> = entries.iter().filter_map(|(key, _)| key.scalar()).map(|key| format!("\"{key}\"")).collect();
+        let keys: Vec<_> = entries
+            .iter()
+            .filter_map(|(key, _)| key.scalar())
+            .map(|key| format!("\"{key}\""))
+            .collect();
         let text = match keys.as_slice() {
             [] => "there is no verb".to_owned(),
             keys => format!("there are {} keys, {}", keys.len(), keys.join(" and ")),
         };
-        let mut fault = Self::sentence(text, Some("a node is one verb with its settings: `verb: { … }`".to_owned()));
+        let mut fault = Self::sentence(
+            text,
+            Some("a node is one verb with its settings: `verb: { … }`".to_owned()),
+        );
         fault.id = tree.id;
         fault.place = entries.get(1).map_or(tree.place, |(key, _)| key.place);
         fault
@@ -153,7 +170,11 @@ impl Fault {
         let (message, help) = match &self.what {
             What::NoSuchField { name, settings } => {
                 let near = did_you_mean(name, settings.iter().copied());
-                let of = if inner.is_empty() { owner.clone() } else { format!("\"{inner}\" of {owner}") };
+                let of = if inner.is_empty() {
+                    owner.clone()
+                } else {
+                    format!("\"{inner}\" of {owner}")
+                };
                 let help = near.or_else(|| match settings {
                     [] => None,
                     settings => Some(format!("there are {}", settings.join(", "))),
@@ -170,7 +191,9 @@ impl Fault {
             What::Wrong { says: Says::MustBe(what), help } => {
                 (format!("\"{inner}\" of {owner} must be {what}"), help.clone())
             }
-            What::Wrong { says: Says::Sentence(text), help } => (format!("{owner}: {text}"), help.clone()),
+            What::Wrong { says: Says::Sentence(text), help } => {
+                (format!("{owner}: {text}"), help.clone())
+            }
         };
         mistakes.add(self.place, message, help);
     }
@@ -183,7 +206,9 @@ fn is_verbs(variants: &[&str]) -> bool {
 /// Who a path belongs to, in words, and the rest of the path: node "drafts", and `stop[0]`.
 fn owner(root: &Tree, whole: &str, path: &[&str]) -> (String, String) {
     let (owner, rest) = match path {
-        ["nodes", name, rest @ ..] => (format!("node \"{name}\""), rest.get(1..).unwrap_or_default()),
+        ["nodes", name, rest @ ..] => {
+            (format!("node \"{name}\""), rest.get(1..).unwrap_or_default())
+        }
         ["models", name, rest @ ..] => (format!("model \"{name}\""), rest),
         ["principles", index, rest @ ..] => (principle(root, index), rest),
         rest => (whole.to_owned(), rest),
@@ -202,7 +227,9 @@ fn owner(root: &Tree, whole: &str, path: &[&str]) -> (String, String) {
 fn principle(root: &Tree, index: &str) -> String {
     let number: usize = index.trim_matches(['[', ']']).parse().unwrap_or_default();
     let id = match root.get("principles").map(|list| &list.kind) {
-        Some(Kind::List(items)) => items.get(number).and_then(|item| item.get("id")).and_then(Tree::scalar),
+        Some(Kind::List(items)) => {
+            items.get(number).and_then(|item| item.get("id")).and_then(Tree::scalar)
+        }
         _ => None,
     };
     match id {

@@ -1,7 +1,9 @@
 //! What stands for a value that could not be read: something of the type wanted, whatever it is.
 
 use serde::de::value::StrDeserializer;
-use serde::de::{DeserializeSeed, Deserializer, EnumAccess, MapAccess, SeqAccess, VariantAccess, Visitor};
+use serde::de::{
+    DeserializeSeed, Deserializer, EnumAccess, MapAccess, SeqAccess, VariantAccess, Visitor,
+};
 use serde::forward_to_deserialize_any;
 
 use super::fault::Fault;
@@ -47,7 +49,11 @@ impl<'de> Deserializer<'de> for Hole {
         visitor.visit_none()
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Fault> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Fault> {
         visitor.visit_newtype_struct(self)
     }
 
@@ -92,7 +98,10 @@ struct Holes(usize);
 impl<'de> SeqAccess<'de> for Holes {
     type Error = Fault;
 
-    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Fault> {
+    fn next_element_seed<T: DeserializeSeed<'de>>(
+        &mut self,
+        seed: T,
+    ) -> Result<Option<T::Value>, Fault> {
         if self.0 == 0 {
             return Ok(None);
         }
@@ -107,7 +116,10 @@ struct Fields(&'static [&'static str]);
 impl<'de> MapAccess<'de> for Fields {
     type Error = Fault;
 
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Fault> {
+    fn next_key_seed<K: DeserializeSeed<'de>>(
+        &mut self,
+        seed: K,
+    ) -> Result<Option<K::Value>, Fault> {
         let Some((first, rest)) = self.0.split_first() else { return Ok(None) };
         self.0 = rest;
         seed.deserialize(StrDeserializer::new(first)).map(Some)
@@ -145,7 +157,11 @@ impl<'de> VariantAccess<'de> for First {
         visitor.visit_seq(Holes(len))
     }
 
-    fn struct_variant<V: Visitor<'de>>(self, fields: &'static [&'static str], visitor: V) -> Result<V::Value, Fault> {
+    fn struct_variant<V: Visitor<'de>>(
+        self,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Fault> {
         visitor.visit_map(Fields(fields))
     }
 }

@@ -60,13 +60,16 @@ pub enum ImportError {
 pub fn read(path: &Path) -> Result<Constitution, ImportError> {
     let mut constitution = Constitution::default();
     for file in files(path)? {
-        let text = fs::read_to_string(&file).map_err(|source| ImportError::Read { path: file.clone(), source })?;
-        let value: Value =
-            serde_json::from_str(&text).map_err(|source| ImportError::Json { path: file.clone(), source })?;
-        shapes::add(&value, &mut constitution).map_err(|found| ImportError::Shape { path: file.clone(), found })?;
+        let text = fs::read_to_string(&file)
+            .map_err(|source| ImportError::Read { path: file.clone(), source })?;
+        let value: Value = serde_json::from_str(&text)
+            .map_err(|source| ImportError::Json { path: file.clone(), source })?;
+        shapes::add(&value, &mut constitution)
+            .map_err(|found| ImportError::Shape { path: file.clone(), found })?;
     }
     let text = to_yaml(&constitution, None);
-    let mut mistakes = Mistakes::new(vec![SourceFile { path: path.to_owned(), text: text.clone() }]);
+    let mut mistakes =
+        Mistakes::new(vec![SourceFile { path: path.to_owned(), text: text.clone() }]);
     match super::load::constitution_of(&text, 0, &mut mistakes) {
         Some(again) if mistakes.is_empty() => {
             assert!(again == constitution, "what is written as YAML reads back equal");
@@ -91,7 +94,10 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, ImportError> {
     }
     files.sort();
     if files.is_empty() {
-        return Err(ImportError::Shape { path: path.to_owned(), found: "a folder without JSON files".to_owned() });
+        return Err(ImportError::Shape {
+            path: path.to_owned(),
+            found: "a folder without JSON files".to_owned(),
+        });
     }
     Ok(files)
 }
@@ -101,9 +107,8 @@ pub fn to_yaml(constitution: &Constitution, heading: Option<&str>) -> String {
     let options = serde_yaml::ser_options! { compact_list_indent: false };
     let body = serde_yaml::to_string_with_options(constitution, options)
         .expect("a constitution is made of maps, lists, texts and numbers");
-    let comment: String =
-        heading.iter().flat_map(|text| text.lines()).map(|line| format!("# {line}\n")).collect();
-    format!("{comment}{body}")
+    let comment = heading.map(|text| format!("# {}\n", text.replace('\n', "\n# ")));
+    comment.unwrap_or_default() + &body
 }
 
 #[cfg(test)]
@@ -114,7 +119,8 @@ mod tests {
     /// The folder of published files, where this machine has it.
     fn published() -> Option<PathBuf> {
         let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
-        let data = std::env::var_os("AMEND_DATA").map_or(default, PathBuf::from).join("cai/prompts");
+        let data =
+            std::env::var_os("AMEND_DATA").map_or(default, PathBuf::from).join("cai/prompts");
         if data.is_dir() {
             return Some(data);
         }
@@ -129,11 +135,15 @@ mod tests {
     fn the_papers_folder_has_16_16_5_5_6() {
         let Some(folder) = published() else { return };
         let constitution = read(&folder).unwrap();
-        let serving = |purpose| constitution.principles.iter().filter(|one| one.serves(purpose)).count();
+        let serving =
+            |purpose| constitution.principles.iter().filter(|one| one.serves(purpose)).count();
         assert_eq!(serving(Purpose::Critique), 16);
         assert_eq!(serving(Purpose::Judge), 16);
         let examples = &constitution.few_shot;
-        assert_eq!((examples.critique_revise.len(), examples.judge.len(), examples.judge_cot.len()), (5, 5, 6));
+        assert_eq!(
+            (examples.critique_revise.len(), examples.judge.len(), examples.judge_cot.len()),
+            (5, 5, 6)
+        );
     }
 
     #[test]
@@ -141,16 +151,25 @@ mod tests {
         let Some(folder) = published() else { return };
         let constitution = read(&folder).unwrap();
         for principle in &constitution.principles {
-            for text in [&principle.critique, &principle.revise, &principle.judge].into_iter().flatten() {
+            for text in
+                [&principle.critique, &principle.revise, &principle.judge].into_iter().flatten()
+            {
                 assert_eq!(text.trim(), text.value);
-                assert!(!text.contains("Request:") && !text.ends_with("Options:") && !text.ends_with("Critique:"));
+                assert!(
+                    !text.contains("Request:")
+                        && !text.ends_with("Options:")
+                        && !text.ends_with("Critique:")
+                );
             }
         }
         for example in &constitution.few_shot.critique_revise {
             assert!(example.starts_with("Human: ") && !example.ends_with("Human:"), "{example}");
         }
         for example in &constitution.few_shot.judge_cot {
-            assert!(example.starts_with("Human: ") && example.contains("So the answer is: ("), "{example}");
+            assert!(
+                example.starts_with("Human: ") && example.contains("So the answer is: ("),
+                "{example}"
+            );
         }
     }
 
@@ -163,14 +182,25 @@ mod tests {
         };
         for (id, published) in json("CritiqueRevisionInstructions.json").as_object().unwrap() {
             let ours = constitution.principles.iter().find(|one| one.id.value == *id).unwrap();
-            let critique = format!("\n\nCritiqueRequest: {}\n\nCritique:", ours.critique.as_ref().unwrap());
-            let revise = format!("\n\nRevisionRequest: {}\n\nRevision:", ours.revise.as_ref().unwrap());
+            let critique =
+                format!("\n\nCritiqueRequest: {}\n\nCritique:", ours.critique.as_ref().unwrap());
+            let revise =
+                format!("\n\nRevisionRequest: {}\n\nRevision:", ours.revise.as_ref().unwrap());
             assert_eq!(critique, published["prompt"][0].as_str().unwrap());
             assert_eq!(revise, published["edit_request"].as_str().unwrap());
         }
-        for (index, published) in json("RLMadisonInstructions.json").as_array().unwrap().iter().enumerate() {
-            let ours = constitution.principles.iter().find(|one| one.id.value == format!("rl{index}")).unwrap();
-            assert_eq!(format!("\n{} Options:", ours.judge.as_ref().unwrap()), published.as_str().unwrap());
+        for (index, published) in
+            json("RLMadisonInstructions.json").as_array().unwrap().iter().enumerate()
+        {
+            let ours = constitution
+                .principles
+                .iter()
+                .find(|one| one.id.value == format!("rl{index}"))
+                .unwrap();
+            assert_eq!(
+                format!("\n{} Options:", ours.judge.as_ref().unwrap()),
+                published.as_str().unwrap()
+            );
         }
     }
 
@@ -178,7 +208,6 @@ mod tests {
     fn import(json: &str) -> Result<Constitution, ImportError> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("published.json");
-        #[expect(clippy::disallowed_methods, reason = "a test makes its own input")]
         fs::write(&path, json).unwrap();
         read(&path)
     }
@@ -216,8 +245,10 @@ mod tests {
 
     #[test]
     fn langchains_list_keeps_its_names() {
-        let constitution =
-            import(r#"[{"name": "uo-1", "critique_request": "Find.", "revision_request": "Fix."}]"#).unwrap();
+        let constitution = import(
+            r#"[{"name": "uo-1", "critique_request": "Find.", "revision_request": "Fix."}]"#,
+        )
+        .unwrap();
         assert_eq!(constitution.principles[0].id.value, "uo-1");
         assert!(constitution.principles[0].serves(Purpose::Critique));
     }

@@ -22,10 +22,11 @@ pub struct Loaded {
     /// The constitution that it names.
     pub constitution: Option<Constitution>,
     /// The files that places refer to: the pipeline, then each `--set`, then the constitution.
+    /// A key that stands in one is masked by stars.
     pub files: Vec<SourceFile>,
     /// The variables that the pipeline took from the environment or from their defaults, without secret ones.
     pub variables: BTreeMap<String, String>,
-    /// The `--set` flags, as given.
+    /// The `--set` flags, as given, keys masked.
     pub sets: Vec<String>,
     /// Nodes and models left out of `pipeline` because they could not be read. Empty without mistakes.
     pub broken: BTreeSet<String>,
@@ -46,7 +47,11 @@ impl Loaded {
 /// Reads a pipeline and its constitution, or says everything that is wrong with them.
 ///
 /// `sets` are the values of `--set`; `environment` gives the values of `${NAME}`.
-pub fn load(path: &Path, sets: &[String], environment: Environment<'_>) -> Result<Loaded, Mistakes> {
+pub fn load(
+    path: &Path,
+    sets: &[String],
+    environment: Environment<'_>,
+) -> Result<Loaded, Mistakes> {
     match load_partly(path, sets, environment) {
         (Some(loaded), mistakes) => mistakes.into_result(loaded),
         (None, mistakes) => Err(mistakes),
@@ -56,10 +61,17 @@ pub fn load(path: &Path, sets: &[String], environment: Environment<'_>) -> Resul
 /// As [`load`], but gives what could be read beside the mistakes, so that a later layer can add its own to them.
 ///
 /// `None` only with mistakes.
-pub fn load_partly(path: &Path, sets: &[String], environment: Environment<'_>) -> (Option<Loaded>, Mistakes) {
+pub fn load_partly(
+    path: &Path,
+    sets: &[String],
+    environment: Environment<'_>,
+) -> (Option<Loaded>, Mistakes) {
     let mut mistakes = Mistakes::default();
     let loaded = read_all(path, sets, environment, &mut mistakes);
-    let loaded = loaded.map(|loaded| Loaded { files: mistakes.files().to_vec(), ..loaded });
+    let files = mistakes.files().to_vec();
+    // A key given by a flag is masked in the flag's file, and so in what is kept of the flag.
+    let given = files.iter().skip(1).take(sets.len()).map(|file| file.text.clone()).collect();
+    let loaded = loaded.map(|loaded| Loaded { files, sets: given, ..loaded });
     assert!(loaded.is_some() || !mistakes.is_empty(), "what could not be read is a mistake");
     (loaded, mistakes)
 }
@@ -91,10 +103,12 @@ fn read_all(
     checks::pipeline(&pipeline, mistakes);
     if let Some(constitution) = &constitution {
         checks::selectors(&pipeline, constitution, mistakes);
+    } else if pipeline.constitution.is_none() {
+        checks::no_constitution(&pipeline, mistakes);
     }
     let broken = leave_out_broken(&mut pipeline, &tree, &holes);
-    let (variables, sets) = (variables.public(), sets.to_vec());
-    Some(Loaded { pipeline, constitution, files: Vec::new(), variables, sets, broken })
+    let variables = variables.public();
+    Some(Loaded { pipeline, constitution, files: Vec::new(), variables, sets: Vec::new(), broken })
 }
 
 /// Reads a constitution file alone, or says everything that is wrong with it.
@@ -117,7 +131,11 @@ fn read_constitution(
 }
 
 /// The constitution that a text says, which is file `file` of the mistakes.
-pub(super) fn constitution_of(text: &str, file: u32, mistakes: &mut Mistakes) -> Option<Constitution> {
+pub(super) fn constitution_of(
+    text: &str,
+    file: u32,
+    mistakes: &mut Mistakes,
+) -> Option<Constitution> {
     let tree = parse(text, file, &mut Numbers::default(), mistakes)?;
     checked_constitution(&tree, mistakes)
 }
@@ -149,7 +167,11 @@ fn read_tree(
             let help = (error.kind() == std::io::ErrorKind::NotFound)
                 .then(|| "relative paths are relative to the file that names them".to_owned())
                 .filter(|_| named_at.is_some());
-            mistakes.add(place, format!("{whole} \"{}\" cannot be read: {error}", path.display()), help);
+            mistakes.add(
+                place,
+                format!("{whole} \"{}\" cannot be read: {error}", path.display()),
+                help,
+            );
             None
         }
     }

@@ -3,8 +3,11 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceSpan};
+use miette::{
+    Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceSpan,
+};
 
+use super::model::Secret;
 use super::place::Place;
 
 /// A file as it was read.
@@ -32,12 +35,14 @@ pub struct Mistake {
 pub struct Mistakes {
     files: Vec<SourceFile>,
     list: Vec<Mistake>,
+    /// Values that no message shows.
+    hidden: Vec<Secret>,
 }
 
 impl Mistakes {
     /// No mistakes yet, in these files.
     pub fn new(files: Vec<SourceFile>) -> Self {
-        Self { files, list: Vec::new() }
+        Self { files, ..Self::default() }
     }
 
     /// Adds a file, and gives the number by which places name it.
@@ -53,9 +58,29 @@ impl Mistakes {
 
     /// Adds a mistake, with help if there is any. The same mistake at the same place counts once.
     pub fn add(&mut self, place: Place, message: impl Into<String>, help: Option<String>) {
-        let mistake = Mistake { message: message.into(), help, place };
+        let shown = |text: String| {
+            let secrets = self.hidden.iter().filter_map(Secret::reveal);
+            secrets.fold(text, |text, secret| text.replace(secret, "***"))
+        };
+        let mistake = Mistake { message: shown(message.into()), help: help.map(shown), place };
         if !self.list.contains(&mistake) {
             self.list.push(mistake);
+        }
+    }
+
+    /// Keeps a value out of all messages to come. Short ones are no secrets, and would garble messages.
+    pub(super) fn hide(&mut self, secret: &str) {
+        if secret.len() > 5 {
+            self.hidden.push(Secret::new(secret));
+        }
+    }
+
+    /// Writes stars over a stretch of a file, so that no excerpt and no copy of the file shows it.
+    pub(super) fn mask(&mut self, place: Place) {
+        let Some(file) = self.files.get_mut(place.file as usize) else { return };
+        let stretch = place.start as usize..(place.start + place.len) as usize;
+        if file.text.get(stretch.clone()).is_some_and(|text| !text.contains('\n')) {
+            file.text.replace_range(stretch.clone(), &"*".repeat(stretch.len()));
         }
     }
 
@@ -99,11 +124,14 @@ impl Mistakes {
 
     /// All of them for a reader, each with its excerpt; in colour if wanted.
     pub fn render(&self, color: bool) -> String {
-        let theme = if color { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
+        let theme =
+            if color { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
         let handler = GraphicalReportHandler::new_themed(theme).with_width(100);
         let mut out = String::new();
         for mistake in self.iter() {
-            handler.render_report(&mut out, &self.report(mistake)).expect("writing to a string does not fail");
+            handler
+                .render_report(&mut out, &self.report(mistake))
+                .expect("writing to a string does not fail");
         }
         out
     }
@@ -121,7 +149,8 @@ impl Mistakes {
         Report {
             message,
             help: mistake.help.clone(),
-            source: source.map(|file| NamedSource::new(file.path.display().to_string(), file.text.clone())),
+            source: source
+                .map(|file| NamedSource::new(file.path.display().to_string(), file.text.clone())),
             span: (place.start as usize, place.len.max(1) as usize).into(),
         }
     }
@@ -173,7 +202,10 @@ pub fn did_you_mean<'a>(wanted: &str, names: impl IntoIterator<Item = &'a str>) 
 }
 
 /// The name that differs least, if it differs little.
-pub(super) fn nearest<'a>(wanted: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(super) fn nearest<'a>(
+    wanted: &str,
+    names: impl IntoIterator<Item = &'a str>,
+) -> Option<&'a str> {
     names
         .into_iter()
         .map(|name| (strsim::damerau_levenshtein(wanted, name), name))

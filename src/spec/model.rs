@@ -107,9 +107,41 @@ pub enum Backend<'a> {
 }
 
 impl Model {
+    /// What a model is taken for that a node trained from nothing: a checkpoint that reads and
+    /// writes transcripts.
+    pub fn from_scratch() -> Model {
+        Model {
+            checkpoint: Some(Spanned::default()),
+            endpoint: None,
+            name: None,
+            revision: None,
+            api_key: None,
+            api: Api::default(),
+            format: Format::Transcript,
+            chat_template: None,
+            template_args: IndexMap::new(),
+            system: None,
+            stop: Vec::new(),
+            strip_thinking: false,
+            scoring: Scoring::Echo,
+            label_tokens: label_tokens(),
+            votes: votes(),
+            max_in_flight: max_in_flight(),
+            retries: None,
+            timeout_s: None,
+            price: None,
+            dtype: Dtype::default(),
+            device: Device::default(),
+            threads: None,
+        }
+    }
+
     /// Whether it is one of the two that it may be.
     pub(super) fn is_complete(&self) -> bool {
-        matches!((&self.checkpoint, &self.endpoint, &self.name), (Some(_), None, _) | (None, Some(_), Some(_)))
+        matches!(
+            (&self.checkpoint, &self.endpoint, &self.name),
+            (Some(_), None, _) | (None, Some(_), Some(_))
+        )
     }
 
     /// The checkpoint or the endpoint.
@@ -132,7 +164,12 @@ impl Model {
 pub struct Secret(String);
 
 impl Secret {
-    /// The text itself, for the request's header and nothing else. `None` when it is empty.
+    /// Wraps a text that must not be shown.
+    pub(super) fn new(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
+    /// The text itself, for a request's header and for keeping it out of messages. `None` when it is empty.
     pub fn reveal(&self) -> Option<&str> {
         (!self.0.is_empty()).then_some(self.0.as_str())
     }

@@ -8,7 +8,8 @@ use super::pipeline::Pipeline;
 
 /// Reports references to what is not there, or is there and is something else.
 pub(super) fn check(pipeline: &Pipeline, mistakes: &mut Mistakes) {
-    let rows: BTreeSet<String> = pipeline.nodes.iter().flat_map(|(name, op)| row_names(name, op)).collect();
+    let rows: BTreeSet<String> =
+        pipeline.nodes.iter().flat_map(|(name, op)| row_names(name, op)).collect();
     let models: BTreeSet<&str> = pipeline
         .nodes
         .iter()
@@ -67,9 +68,14 @@ fn explain(
         }
         (Edge::Rows, None) => ("not a node".to_owned(), near),
         (Edge::Model, Some(op)) => {
-            let help = format!("a `{}` makes rows; name an entry of `models` or a node that trains one", op.verb());
+            let help = format!(
+                "a `{}` makes rows; name an entry of `models` or a node that trains one",
+                op.verb()
+            );
             ("not a model".to_owned(), Some(help))
         }
-        (Edge::Model, None) => ("not a model".to_owned(), near.or_else(|| Some("add it to `models`".to_owned()))),
+        (Edge::Model, None) => {
+            ("not a model".to_owned(), near.or_else(|| Some("add it to `models`".to_owned())))
+        }
     }
 }

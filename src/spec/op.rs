@@ -33,14 +33,16 @@ use serde::{Deserialize, Serialize};
 use super::place::Name;
 use crate::record::Relation;
 
-pub use data::{Columns, Dedupe, FileFormat, Filter, Flaw, KeepRow, Mix, OnDrop, Read, Readable, Split};
+pub use data::{
+    Columns, Dedupe, FileFormat, Filter, Flaw, KeepRow, Mix, OnDrop, Read, Readable, Split,
+};
 pub use evaluate::Evaluate;
 pub use feedback::{
     Critic, Critique, Critiquing, FewShot, Repeat, Revise, Reviser, Sample, Sampling, Shots,
 };
-pub use judge::{Cot, Labels, Order, PairwiseJudge, Pairs};
-pub use source::{OneOrMany, Rounds, Source};
 pub use init::{Architecture, Balance, Init, Keep, OnChange, Schedule, Scratch, Tokenizer};
+pub use judge::{Cot, Labels, Order, Pairs, PairwiseJudge};
+pub use source::{OneOrMany, Rounds, Source};
 pub use train::{Optimiser, PpoUpdate, TrainPm, TrainSl};
 
 /// A node: one verb with its settings.
@@ -147,15 +149,13 @@ impl Op {
             Self::Split(_) | Self::Filter(_) | Self::Mix(_) => {
                 &[Prompts, Responses, Critiques, Revisions, Comparisons, Demonstrations]
             }
-            Self::Sample(_) => &[Prompts],
-            Self::Critique(_) | Self::Repeat(_) => &[Responses, Revisions],
+            Self::Sample(_) | Self::PpoUpdate(_) => &[Prompts],
             Self::Revise(_) => &[Critiques, Responses, Revisions],
             Self::PairwiseJudge(_) => &[Responses],
             Self::Evaluate(op) if op.choices.is_some() => &[Prompts],
-            Self::Evaluate(_) => &[Responses, Revisions],
+            Self::Evaluate(_) | Self::Critique(_) | Self::Repeat(_) => &[Responses, Revisions],
             Self::TrainSl(_) => &[Demonstrations, Responses, Revisions],
             Self::TrainPm(_) => &[Comparisons],
-            Self::PpoUpdate(_) => &[Prompts],
         }
     }
 

@@ -25,7 +25,8 @@ pub(super) fn apply(tree: &mut Tree, set: &str, numbers: &mut Numbers, mistakes:
     let mut at = Step { tree, place: whole, numbers, mistakes };
     let mut start = 0;
     for key in path.split('.') {
-        let place = Place { column: 1 + start as u32, start: start as u32, len: key.len() as u32, ..whole };
+        let place =
+            Place { column: 1 + start as u32, start: start as u32, len: key.len() as u32, ..whole };
         match at.down(key, place) {
             Some(next) => at = next,
             None => return,
@@ -42,7 +43,7 @@ struct Step<'a> {
     mistakes: &'a mut Mistakes,
 }
 
-impl<'a> Step<'a> {
+impl Step<'_> {
     /// The value under a key. A map that lacks it gets it, so that a flag can say what the file leaves to a default.
     fn down(self, key: &str, place: Place) -> Option<Self> {
         let Self { tree, place: above, numbers, mistakes } = self;
@@ -52,24 +53,24 @@ impl<'a> Step<'a> {
         let described = tree.described();
         match &mut tree.kind {
             Kind::Map(entries) => {
-                let index = entries.iter().position(|(name, _)| name.is_text(key)).unwrap_or_else(|| {
-                    let text = Kind::Text { text: key.to_owned(), resolved: false };
-                    let name = Tree { id: numbers.next(), place, kind: text };
-                    entries.push((name, Tree { id: numbers.next(), place, kind: Kind::Null }));
-                    entries.len() - 1
-                });
+                let index =
+                    entries.iter().position(|(name, _)| name.is_text(key)).unwrap_or_else(|| {
+                        let text = Kind::Text { text: key.to_owned(), resolved: false };
+                        let name = Tree { id: numbers.next(), place, kind: text };
+                        entries.push((name, Tree { id: numbers.next(), place, kind: Kind::Null }));
+                        entries.len() - 1
+                    });
                 Some(Self { tree: &mut entries[index].1, place, numbers, mistakes })
             }
             Kind::List(items) => {
                 let len = items.len();
-                match key.parse::<usize>().ok().filter(|index| *index < len) {
-                    Some(index) => Some(Self { tree: &mut items[index], place, numbers, mistakes }),
-                    None => {
-                        let message = format!("\"{key}\" is not an item of a list of {len}");
-                        mistakes.push(place, message, "items are numbered from 0");
-                        None
-                    }
-                }
+                let item = key.parse().ok().and_then(|index: usize| items.get_mut(index));
+                let Some(tree) = item else {
+                    let message = format!("\"{key}\" is not an item of a list of {len}");
+                    mistakes.push(place, message, "items are numbered from 0");
+                    return None;
+                };
+                Some(Self { tree, place, numbers, mistakes })
             }
             _ => {
                 let message = format!("there is nothing inside {described}");
@@ -83,7 +84,9 @@ impl<'a> Step<'a> {
 /// What to say when a path names a node or a model that the file does not have: almost surely a slip.
 fn names_nothing(tree: &Tree, path: &str, whole: Place) -> Option<(Place, String, Option<String>)> {
     let mut keys = path.split('.');
-    let (Some(section @ ("nodes" | "models")), Some(name), Some(_)) = (keys.next(), keys.next(), keys.next()) else {
+    let (Some(section @ ("nodes" | "models")), Some(name), Some(_)) =
+        (keys.next(), keys.next(), keys.next())
+    else {
         return None;
     };
     let Some(Kind::Map(entries)) = tree.get(section).map(|map| &map.kind) else { return None };

@@ -139,7 +139,8 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Spanned<T> {
             #[serde(rename = "$value")]
             value: T,
         }
-        let Pair { place: [file, line, column, start, len], value } = Pair::deserialize(deserializer)?;
+        let Pair { place: [file, line, column, start, len], value } =
+            Pair::deserialize(deserializer)?;
         Ok(Self { value, place: Place { file, line, column, start, len } })
     }
 }

@@ -46,7 +46,9 @@ impl Tags {
 
     fn matches(&self, tags: &[String]) -> bool {
         let has = |tag: &Name| tags.contains(&tag.value);
-        (self.any.is_empty() || self.any.iter().any(has)) && self.all.iter().all(has) && !self.none.iter().any(has)
+        (self.any.is_empty() || self.any.iter().any(has))
+            && self.all.iter().all(has)
+            && !self.none.iter().any(has)
     }
 }
 
@@ -61,11 +63,17 @@ impl Selector {
     /// The principles that may be drawn for a purpose, in the order of the file.
     ///
     /// They have the texts needed and a weight above 0.
-    pub fn select<'a>(&self, constitution: &'a Constitution, purpose: Purpose) -> Vec<&'a Principle> {
+    pub fn select<'a>(
+        &self,
+        constitution: &'a Constitution,
+        purpose: Purpose,
+    ) -> Vec<&'a Principle> {
         constitution
             .principles
             .iter()
-            .filter(|principle| self.matches(principle) && principle.serves(purpose) && principle.weight.value > 0.0)
+            .filter(|principle| {
+                self.matches(principle) && principle.serves(purpose) && principle.weight.value > 0.0
+            })
             .take(self.limit.map_or(usize::MAX, |limit| limit.value as usize))
             .collect()
     }

@@ -86,7 +86,12 @@ impl Tree {
 }
 
 /// Reads YAML text. A mistake of YAML itself gives no tree; a key that comes twice is a mistake and its first value stays.
-pub(super) fn parse(text: &str, file: u32, numbers: &mut Numbers, mistakes: &mut Mistakes) -> Option<Tree> {
+pub(super) fn parse(
+    text: &str,
+    file: u32,
+    numbers: &mut Numbers,
+    mistakes: &mut Mistakes,
+) -> Option<Tree> {
     let options = serde_yaml::options! {
         duplicate_keys: DuplicateKeyPolicy::PassThrough,
         strict_booleans: true,
@@ -94,8 +99,10 @@ pub(super) fn parse(text: &str, file: u32, numbers: &mut Numbers, mistakes: &mut
     match serde_yaml::from_str_with_options::<Located<Raw>>(text, options) {
         Ok(raw) => Some(Builder { file, numbers, mistakes }.tree(raw)),
         Err(error) => {
-            let place = error.location().map_or(Place::NOWHERE, |at| place_of_error(text, file, at));
-            let message = format!("this is not YAML: {}", first_clause(&error.without_snippet().render()));
+            let place =
+                error.location().map_or(Place::NOWHERE, |at| place_of_error(text, file, at));
+            let message =
+                format!("this is not YAML: {}", first_clause(&error.without_snippet().render()));
             let help = text.contains("${").then(|| {
                 "inside { } or [ ], a value that holds `${…}` needs quotes: \"${NAME}\"".to_owned()
             });
@@ -115,7 +122,8 @@ fn place_of_error(text: &str, file: u32, at: Location) -> Place {
     let line_start: usize =
         text.split_inclusive('\n').take((at.line() as usize).saturating_sub(1)).map(str::len).sum();
     let line = text[line_start..].lines().next().unwrap_or_default();
-    let offset: usize = line.chars().take((at.column() as usize).saturating_sub(1)).map(char::len_utf8).sum();
+    let offset: usize =
+        line.chars().take((at.column() as usize).saturating_sub(1)).map(char::len_utf8).sum();
     Place {
         file,
         line: at.line() as u32,

@@ -25,7 +25,11 @@ impl Variables {
 }
 
 /// Puts values into every text of the tree. `$${` stands for `${` itself.
-pub(super) fn resolve(tree: &mut Tree, environment: Environment<'_>, mistakes: &mut Mistakes) -> Variables {
+pub(super) fn resolve(
+    tree: &mut Tree,
+    environment: Environment<'_>,
+    mistakes: &mut Mistakes,
+) -> Variables {
     let mut variables = Variables::default();
     Resolver { environment, variables: &mut variables, mistakes }.tree(tree, false);
     variables
@@ -40,14 +44,11 @@ struct Resolver<'a> {
 impl Resolver<'_> {
     fn tree(&mut self, tree: &mut Tree, secret: bool) {
         match &mut tree.kind {
-            Kind::Text { text, resolved } if text.contains("${") => {
-                if let Some(value) = self.text(text, tree.place, secret) {
-                    *text = value;
-                    *resolved = true;
-                } else {
-                    tree.kind = Kind::Unresolved;
-                }
+            Kind::Text { text, .. } if secret && (!text.contains("${") || text.contains(":-")) => {
+                self.mistakes.mask(tree.place);
+                self.text_of(tree, secret);
             }
+            Kind::Text { .. } => self.text_of(tree, secret),
             Kind::List(items) => items.iter_mut().for_each(|item| self.tree(item, secret)),
             Kind::Map(entries) => {
                 for (key, value) in entries {
@@ -56,6 +57,23 @@ impl Resolver<'_> {
                 }
             }
             _ => {}
+        }
+    }
+
+    fn text_of(&mut self, tree: &mut Tree, secret: bool) {
+        match &mut tree.kind {
+            Kind::Text { text, resolved } if text.contains("${") => {
+                if let Some(value) = self.text(text, tree.place, secret) {
+                    *text = value;
+                    *resolved = true;
+                } else {
+                    tree.kind = Kind::Unresolved;
+                }
+            }
+            _ => {}
+        }
+        if let (true, Kind::Text { text, .. }) = (secret, &tree.kind) {
+            self.mistakes.hide(text);
         }
     }
 
@@ -72,7 +90,11 @@ impl Resolver<'_> {
             }
             out.push_str(&rest[..at]);
             let Some(end) = rest[at..].find('}') else {
-                self.mistakes.push(place, "a \"${\" is not closed", "write `${NAME}`, or `$${` for the characters themselves");
+                self.mistakes.push(
+                    place,
+                    "a \"${\" is not closed",
+                    "write `${NAME}`, or `$${` for the characters themselves",
+                );
                 return None;
             };
             out.push_str(&self.variable(&rest[at + 2..at + end], place, secret)?);
@@ -87,7 +109,8 @@ impl Resolver<'_> {
             Some((name, default)) => (name, Some(default)),
             None => (inside, None),
         };
-        if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
+        if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        {
             let help = "a variable is `${NAME}` or `${NAME:-default}`; write `$${` for the characters themselves";
             self.mistakes.push(place, format!("\"{name}\" is not the name of a variable"), help);
             return None;

@@ -15,7 +15,7 @@ use crate::record::{CallKey, Id};
 /// The checkpoints and trainings of a store.
 #[derive(Clone, Debug)]
 pub struct Checkpoints {
-    checkpoints: PathBuf,
+    models: PathBuf,
     trainings: PathBuf,
     disk: Arc<dyn Disk>,
 }
@@ -23,13 +23,13 @@ pub struct Checkpoints {
 impl Checkpoints {
     /// Those of a store; its directory need not exist.
     pub(super) fn new(store: &Path, disk: Arc<dyn Disk>) -> Checkpoints {
-        let (checkpoints, trainings) = (store.join("checkpoints"), store.join("trainings"));
-        Checkpoints { checkpoints, trainings, disk }
+        let (models, trainings) = (store.join("checkpoints"), store.join("trainings"));
+        Checkpoints { models, trainings, disk }
     }
 
     /// Where the model of a weights id is, if it is there.
     pub fn dir(&self, weights: Id) -> PathBuf {
-        self.checkpoints.join(weights.to_string())
+        self.models.join(weights.to_string())
     }
 
     /// Whether the model is there.
@@ -40,7 +40,7 @@ impl Checkpoints {
     /// An empty directory to train into, for a recipe. What an earlier training left there is
     /// removed, unless the caller `resume`s from it.
     pub fn stage(&self, recipe: &CallKey, resume: bool) -> Result<PathBuf> {
-        let dir = self.checkpoints.join(format!("{ASIDE}{recipe}"));
+        let dir = self.models.join(format!("{ASIDE}{recipe}"));
         if !resume {
             self.disk.remove_if_there(&dir).at("remove", &dir)?;
         }
@@ -59,7 +59,7 @@ impl Checkpoints {
         self.sync_all(staged)?;
         crash_point("checkpoint:before_rename");
         self.disk.rename(staged, &dir).at("rename", staged)?;
-        self.disk.sync_dir(&self.checkpoints).at("sync", &self.checkpoints)?;
+        self.disk.sync_dir(&self.models).at("sync", &self.models)?;
         Ok(dir)
     }
 

@@ -188,6 +188,13 @@ impl Manifest {
     }
 }
 
+impl Part {
+    /// Whether another part has the same rows, and so the same bytes.
+    pub fn is_same(&self, other: &Part) -> bool {
+        (self.digest, self.rows) == (other.digest, other.rows)
+    }
+}
+
 /// An id as 32 hex digits.
 mod hex {
     use crate::record::Id;
@@ -207,6 +214,7 @@ mod relation {
     use crate::record::Relation;
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
     pub(super) fn serialize<S: Serializer>(
         relation: &Relation,
         serializer: S,

@@ -10,6 +10,8 @@
 //! ```
 
 pub mod checkpoints;
+#[cfg(test)]
+mod crash;
 pub mod disk;
 pub mod error;
 pub mod lock;

@@ -110,7 +110,7 @@ impl Snapshot {
     pub fn diff(&self, after: &Snapshot, node: &str) -> Result<IdsDiff> {
         let same = |part: &Part, of: &Snapshot| {
             let parts = of.manifest.nodes.get(node).map_or(&[][..], |entry| &entry.table.parts);
-            parts.iter().any(|other| other.digest == part.digest && other.rows == part.rows)
+            parts.iter().any(|other| other.is_same(part))
         };
         let changed = |of: &Snapshot, other: &Snapshot| -> Result<Vec<RowIds>> {
             let parts = of.manifest.nodes.get(node).map_or(&[][..], |entry| &entry.table.parts);

@@ -17,14 +17,17 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 
-use super::disk::{ASIDE, Disk, aside, crash_point};
+use super::disk::{ASIDE, Disk, aside, crash_point, parent as parent_dir};
 use super::error::{At, Result, StoreError};
-use super::manifest::{FORMAT, Inputs, Manifest, NodeAbout, NodeEntry, TableEntry};
+use super::manifest::{FORMAT, Inputs, Manifest, NodeAbout, NodeEntry, Part, TableEntry};
 use super::snapshot::{MANIFEST, Snapshot};
 use super::table::{self, Place, Table};
 
 /// The links at stable paths.
 const LINKS: [&str; 2] = ["tables", "checkpoints"];
+
+/// The directories of a snapshot.
+const KINDS: [&str; 3] = ["tables", "ids", "checkpoints"];
 
 /// The snapshots of one pipeline.
 #[derive(Clone, Debug)]
@@ -85,7 +88,10 @@ impl Snapshots {
         let parent = self.latest()?;
         let number = parent.as_ref().map_or(1, |parent| parent.manifest().number + 1);
         let dir = aside(&self.path(number));
-        self.disk.create_dirs(&dir).at("make", &dir)?;
+        self.disk.create_dirs(parent_dir(&dir)).at("make", &dir)?;
+        for dir in [dir.clone()].into_iter().chain(KINDS.map(|kind| dir.join(kind))) {
+            self.disk.create_dir(&dir).at("make", &dir)?;
+        }
         let nodes = IndexMap::new();
         Ok(Draft { to: self.clone(), parent, number, dir, nodes, is_done: false })
     }
@@ -211,7 +217,7 @@ impl Draft {
         assert!(!name.contains('/') && !name.starts_with('.'), "{name:?} is the name of a node");
         let place = Place::of(&self.dir, name);
         for dir in place.dirs() {
-            self.to.disk.create_dirs(dir).at("make", dir)?;
+            self.to.disk.create_dir(dir).at("make", dir)?;
         }
         Ok(place)
     }
@@ -234,9 +240,10 @@ impl Draft {
             return Ok(Committed { snapshot: parent, is_new: false });
         }
         self.link_checkpoints(&manifest)?;
-        for dir in self.dirs(&manifest) {
-            self.to.disk.sync_dir(&dir).at("sync", &dir)?;
-        }
+        self.to
+            .disk
+            .sync_all(&self.files(&manifest), &self.dirs(&manifest))
+            .at("sync", &self.dir)?;
         crash_point("snapshot:before_rename");
         let path = self.to.path(self.number);
         self.to.disk.rename(&self.dir, &path).at("rename", &self.dir)?;
@@ -255,7 +262,6 @@ impl Draft {
     /// Links each node's model: `checkpoints/<node>` to the store's `checkpoints/<weights id>`.
     fn link_checkpoints(&self, manifest: &Manifest) -> Result<()> {
         let dir = self.dir.join("checkpoints");
-        self.to.disk.create_dirs(&dir).at("make", &dir)?;
         for (name, entry) in &manifest.nodes {
             if let Some(checkpoint) = &entry.node.checkpoint {
                 let target = format!("../../../../checkpoints/{}", checkpoint.weights);
@@ -266,16 +272,25 @@ impl Draft {
         Ok(())
     }
 
-    /// The directories whose names were made, the innermost first.
-    fn dirs(&self, manifest: &Manifest) -> Vec<PathBuf> {
-        let mut dirs = Vec::new();
-        for name in manifest.nodes.keys() {
-            dirs.extend(Place::of(&self.dir, name).dirs().map(Path::to_owned));
+    /// The files that are not those of the snapshot before.
+    fn files(&self, manifest: &Manifest) -> Vec<PathBuf> {
+        let mut files = Vec::new();
+        for (name, entry) in &manifest.nodes {
+            let before = self.parent.as_ref().and_then(|parent| parent.manifest().nodes.get(name));
+            let before = before.map_or(&[][..], |entry| &entry.table.parts);
+            let is_new = |part: &&Part| !before.iter().any(|before| before.is_same(part));
+            let place = Place::of(&self.dir, name);
+            files
+                .extend(entry.table.parts.iter().filter(is_new).flat_map(|part| place.files(part)));
         }
-        dirs.extend(["tables", "ids", "checkpoints"].map(|name| self.dir.join(name)));
-        dirs.retain(|dir| dir.exists());
-        dirs.push(self.dir.clone());
-        dirs
+        files
+    }
+
+    /// The directories.
+    fn dirs(&self, manifest: &Manifest) -> Vec<PathBuf> {
+        let places = manifest.nodes.keys().map(|name| Place::of(&self.dir, name));
+        let nodes = places.flat_map(|place| place.dirs().map(Path::to_owned));
+        nodes.chain(KINDS.map(|kind| self.dir.join(kind))).chain([self.dir.clone()]).collect()
     }
 
     /// Puts the manifest where there is none: the commit.
@@ -400,7 +415,7 @@ mod tests {
             .path()
             .join("cai/tables/sl")
             .join(&snapshot.manifest().nodes["sl"].table.parts[0].file);
-        assert!(link.exists() && std::fs::metadata(link).unwrap().permissions().readonly());
+        assert!(link.exists() && fs::metadata(link).unwrap().permissions().readonly());
         let checkpoint = fs::read_link(dir.path().join("cai/checkpoints/sl")).unwrap();
         assert!(checkpoint.ends_with(row_id(7).to_string()));
     }

@@ -165,13 +165,18 @@ impl Place {
         self.ids.join(&part.file).with_extension("ids")
     }
 
+    /// The files of a part.
+    pub(super) fn files(&self, part: &Part) -> [PathBuf; 2] {
+        [self.part(part), self.part_ids(part)]
+    }
+
     /// The directories: what has to be made before, and synced after.
     pub(super) fn dirs(&self) -> [&Path; 2] {
         [&self.tables, &self.ids]
     }
 }
 
-/// Writes a table; the names are not safe until the directories are synced. A part whose rows are
+/// Writes a table; nothing is safe until [`Place::files`] and the directories are synced. A part whose rows are
 /// those of a part before gets that one's files.
 pub(super) fn write_table(
     disk: &dyn Disk,
@@ -235,7 +240,7 @@ fn write_part(
         digest,
     };
     for (path, bytes) in [(to.part(&part), bytes), (to.part_ids(&part), ids)] {
-        disk.write_new(&path, &bytes).at("write", &path)?;
+        disk.create(&path).and_then(|mut file| file.append(&bytes)).at("write", &path)?;
         disk.protect(&path).at("protect", &path)?;
     }
     Ok(part)

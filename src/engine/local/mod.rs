@@ -2,4 +2,3 @@
 
 pub mod memory;
 pub mod models;
-pub mod trainings;

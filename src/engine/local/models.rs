@@ -91,10 +91,10 @@ fn endpoint(
 ) -> Result<Arc<dyn Backend>, String> {
     let mut options = OpenAiOptions::new(url.value.clone(), name.value.clone());
     options.api_key = entry.api_key.as_ref().and_then(|key| key.reveal()).map(Secret::new);
-    options.max_in_flight = entry.max_in_flight as usize;
+    options.max_in_flight = entry.max_in_flight.value as usize;
     options.retries = entry.retries.unwrap_or(limits.retries);
-    options.timeout = Duration::from_secs_f64(entry.timeout_s.unwrap_or(limits.timeout_s));
-    options.votes = entry.votes;
+    options.timeout = Duration::from_secs_f64(entry.timeout_s.unwrap_or(limits.timeout_s).value);
+    options.votes = entry.votes.value;
     let open = OpenAi::new(options);
     open.map(|open| Arc::new(open) as Arc<dyn Backend>).map_err(|error| error.to_string())
 }
@@ -124,7 +124,7 @@ pub fn fingerprint(entry: &Model) -> Result<Id, String> {
             let mut hasher = KeyHasher::new("amend/endpoint/1");
             hasher.add_text(name);
             hasher.add_text(entry.revision.as_deref().unwrap_or_default());
-            hasher.add_u64(u64::from(entry.votes));
+            hasher.add_u64(u64::from(entry.votes.value));
             Ok(hasher.id())
         }
         Behind::Checkpoint(path) => weights_id(&path.path),

@@ -22,6 +22,8 @@ pub(super) struct Exchange {
     gate: Arc<Gate>,
     /// Whether the server has ever answered: then it is there, and silence is about the request.
     heard: AtomicBool,
+    /// Whether the server has asked for `max_completion_tokens` in place of `max_tokens`.
+    renames_max_tokens: AtomicBool,
 }
 
 /// A reply, and what it took.
@@ -60,12 +62,16 @@ impl Exchange {
         assert!(options.max_in_flight > 0, "an endpoint takes at least one request");
         let http = Http::new(&options)?;
         let gate = Gate::new(options.max_in_flight);
-        Ok(Exchange { options, http, gate, heard: AtomicBool::new(false) })
+        let (heard, renames_max_tokens) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Exchange { options, http, gate, heard, renames_max_tokens })
     }
 
     /// Sends a body until there is a reply.
-    pub(super) async fn ask(&self, route: Route, body: &Body<'_>) -> Result<Heard, CallError> {
-        let body = serde_json::to_vec(body).expect("a body has no map with keys that are not text");
+    pub(super) async fn ask(&self, route: Route, mut said: Body<'_>) -> Result<Heard, CallError> {
+        if self.renames_max_tokens.load(Ordering::Relaxed) {
+            said.max_completion_tokens = said.max_tokens.take();
+        }
+        let mut body = said.json();
         let mut sent = None;
         let (mut attempts, mut refusals) = (0, 0);
         loop {
@@ -97,6 +103,12 @@ impl Exchange {
                     drop(pass);
                     let wait = self.wait(&body, failures - 1);
                     tokio::time::sleep(wait.max(failure.retry_after().unwrap_or_default())).await;
+                }
+                Meaning::Permanent if failure.renames_max_tokens() && said.max_tokens.is_some() => {
+                    drop(pass);
+                    self.renames_max_tokens.store(true, Ordering::Relaxed);
+                    said.max_completion_tokens = said.max_tokens.take();
+                    body = said.json();
                 }
                 meaning => return Err(self.give_up(meaning, &failure, attempts)),
             }
@@ -135,14 +147,14 @@ impl Exchange {
     }
 
     fn absent(&self, message: &str) -> String {
-        let address = self.http.address();
+        let address = self.options.address();
         format!(
             "no answer from {address}: {message}; is the server running, and is the address right?"
         )
     }
 
     fn outage(&self, failure: &Failure, message: &str) -> String {
-        let address = self.http.address();
+        let address = self.options.address();
         match failure.status() {
             // What the server says of a key may quote parts of it.
             Some(401) if self.options.api_key.is_none() => {
@@ -166,7 +178,7 @@ impl Exchange {
     }
 
     fn asks_to_wait(&self, pause: Duration, failure: &Failure) -> CallError {
-        let (address, seconds) = (self.http.address(), pause.as_secs());
+        let (address, seconds) = (self.options.address(), pause.as_secs());
         let message = self.redact(failure.message());
         let message = format!("{address} asks to wait {seconds} s: {message}; resume the run then");
         CallError::Outage { message }

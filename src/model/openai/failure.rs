@@ -109,6 +109,12 @@ impl Failure {
         }
     }
 
+    /// Whether the server wants `max_completion_tokens` in place of `max_tokens`.
+    pub(super) fn renames_max_tokens(&self) -> bool {
+        matches!(self, Failure::Status { status: 400, message, .. }
+            if mentions(message, &["max_completion_tokens"]) && !self.is_too_long())
+    }
+
     /// How long the server asked to wait.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -175,7 +181,7 @@ fn message_in(error: &Value) -> Option<String> {
 pub(super) fn retry_after(value: &str, date: Option<&str>, now_s: i64) -> Option<Duration> {
     let value = value.trim();
     if let Ok(seconds) = value.parse::<f64>() {
-        return (seconds >= 0.0 && seconds < 1e9).then(|| Duration::from_secs_f64(seconds));
+        return (0.0..1e9).contains(&seconds).then(|| Duration::from_secs_f64(seconds));
     }
     let then_s = http_date(value)?;
     let now_s = date.and_then(http_date).unwrap_or(now_s);

@@ -28,7 +28,7 @@ pub(super) async fn generate(
     body.min_p = (explicit || sampling.min_p > 0.0).then_some(sampling.min_p);
     body.stop = &sampling.stop;
     body.seed = sampling.seed.map(seed_sent);
-    let mut heard = exchange.ask(route, &body).await?;
+    let mut heard = exchange.ask(route, body).await?;
     let choice = heard.reply.choices.swap_remove(0);
     Ok(answer(choice, heard))
 }

@@ -110,17 +110,6 @@ impl Http {
         let body = response.bytes().await.map_err(Failure::from_reqwest)?;
         Failure::check(serde_json::from_slice(&body))
     }
-
-    /// The server, without user, password or query.
-    pub(super) fn address(&self) -> String {
-        let mut url = self.chat.clone();
-        // Both can only fail for addresses without a host, which `Http::new` never makes.
-        let _ = url.set_username("");
-        let _ = url.set_password(None);
-        url.set_query(None);
-        url.set_path("");
-        url.as_str().trim_end_matches('/').to_owned()
-    }
 }
 
 fn is_loopback(url: &Url) -> bool {

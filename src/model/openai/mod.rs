@@ -1,7 +1,7 @@
 //! `openai`: a model behind an OpenAI-compatible endpoint: vLLM, SGLang, llama.cpp, Ollama, hosted.
 //!
 //! A conversation goes to `/chat/completions`, a text to `/completions`. Every endpoint of the
-//! process shares one small runtime; each has its own connections and its own [`window`] of
+//! process shares one small runtime; each has its own connections and its own window of
 //! requests in flight.
 //!
 //! ```text
@@ -29,7 +29,8 @@ use exchange::Exchange;
 
 use super::answer::{Answer, CallError};
 use super::backend::{Backend, Done};
-use super::request::{Request, Task};
+use super::request::{Estimator, Prompt, Request, Task};
+use crate::record::Message;
 
 /// A model behind an OpenAI-compatible endpoint.
 ///
@@ -48,6 +49,32 @@ impl OpenAi {
     /// Reads the options; nothing is sent before the first request.
     pub fn new(options: OpenAiOptions) -> Result<OpenAi, OpenAiError> {
         Ok(OpenAi { exchange: Arc::new(Exchange::new(options)?) })
+    }
+
+    /// The first estimator of log-probabilities that the server offers for a text (`chat: false`)
+    /// or a conversation, the exact ones first; `votes` when it offers none.
+    ///
+    /// Waits, on a thread that is not the endpoints' own, for up to three requests of a few tokens. The estimator is part of a scoring request's
+    /// key: whoever asks should keep the result, so that a server's update changes no key.
+    pub fn resolve(&self, chat: bool) -> Result<Estimator, CallError> {
+        let choices = ["2", "3"].map(str::to_owned);
+        let prompt = if chat {
+            Prompt::Messages(vec![Message::user("1+1=")])
+        } else {
+            Prompt::Text("1+1=".to_owned())
+        };
+        let exact = [Estimator::Echo, Estimator::PromptLogprobs, Estimator::TopLogprobs];
+        http::runtime().block_on(async {
+            for estimator in exact {
+                match score::score(&self.exchange, &prompt, &choices, estimator).await {
+                    Ok(_) => return Ok(estimator),
+                    // The server refused the parameters, or left them unread.
+                    Err(CallError::Permanent { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(Estimator::Votes)
+        })
     }
 }
 

@@ -7,7 +7,7 @@ use reqwest::Url;
 use reqwest::header::HeaderValue;
 
 /// Where an endpoint is, how it is asked, and how long.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct OpenAiOptions {
     /// The address, with or without `/v1`.
     pub base_url: String,
@@ -50,9 +50,9 @@ impl OpenAiOptions {
             api_key: None,
             max_in_flight: 64,
             retries: 5,
-            timeout: Duration::from_secs(600),
+            timeout: Duration::from_mins(10),
             backoff: Duration::from_millis(500),
-            wait_max: Duration::from_secs(600),
+            wait_max: Duration::from_mins(10),
             alternatives: 20,
             votes: 16,
             explicit_sampling: false,
@@ -89,6 +89,16 @@ impl OpenAiOptions {
         Ok(url)
     }
 
+    /// The server without user, password, path and query, to be shown.
+    pub(super) fn address(&self) -> String {
+        let Ok(url) = Url::parse(self.base_url.trim()) else { return "…".to_owned() };
+        let host = url.host_str().unwrap_or_default();
+        match url.port() {
+            Some(port) => format!("{}://{host}:{port}", url.scheme()),
+            None => format!("{}://{host}", url.scheme()),
+        }
+    }
+
     /// The value of the header `authorization`.
     pub(super) fn authorization(&self) -> Result<Option<HeaderValue>, OpenAiError> {
         let Some(key) = self.api_key.as_ref().filter(|key| !key.text().is_empty()) else {
@@ -98,6 +108,18 @@ impl OpenAiOptions {
             .map_err(|_| OpenAiError::Key)?;
         value.set_sensitive(true);
         Ok(Some(value))
+    }
+}
+
+impl fmt::Debug for OpenAiOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OpenAiOptions")
+            .field("address", &self.address())
+            .field("model", &self.model)
+            .field("max_in_flight", &self.max_in_flight)
+            .field("retries", &self.retries)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
     }
 }
 

@@ -73,7 +73,7 @@ async fn continuations(
         prompt_logprobs: (!echo).then_some(0),
         ..Body::default()
     };
-    let mut heard = exchange.ask(Route::Completions, &body).await?;
+    let mut heard = exchange.ask(Route::Completions, body).await?;
     heard.reply.choices.sort_by_key(|choice| choice.index);
     let replies = &heard.reply.choices;
     // The server counts what it wrote over all choices; each wrote at most one token.
@@ -151,7 +151,7 @@ async fn turns(
             body.max_tokens = Some(1);
             body.temperature = Some(0.0);
             body.prompt_logprobs = Some(0);
-            exchange.ask(route, &body).await
+            exchange.ask(route, body).await
         }));
     }
     let heard = all(asked).await?;
@@ -208,7 +208,7 @@ async fn alternatives(
             body.top_logprobs = Some(n_alternatives);
         }
     }
-    let heard = exchange.ask(route, &body).await?;
+    let heard = exchange.ask(route, body).await?;
     let logprobs = heard.reply.choices[0].logprobs.as_ref();
     let positions = logprobs.map(positions).unwrap_or_default();
     let rests: Vec<&str> = choices.iter().map(|choice| &choice[skip..]).collect();
@@ -232,7 +232,8 @@ fn positions(logprobs: &Logprobs) -> Vec<Position<'_>> {
     };
     let all = tokens.iter().zip(values).zip(listed);
     let position = all.map_while(|((token, value), listed)| {
-        let listed = listed.as_ref()?.iter().map(|(token, value)| (token.as_str(), *value));
+        let listed = listed.as_ref()?.iter();
+        let listed = listed.filter_map(|(token, value)| Some((token.as_str(), (*value)?)));
         Some(Position { written: (token, (*value)?), listed: listed.collect() })
     });
     position.collect()
@@ -253,7 +254,7 @@ async fn votes(
             body.temperature = Some(1.0);
             body.top_p = Some(1.0);
             body.seed = Some(u64::from(vote));
-            exchange.ask(route, &body).await
+            exchange.ask(route, body).await
         })
     });
     let heard = all(asked.collect()).await?;

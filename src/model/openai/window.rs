@@ -16,7 +16,7 @@ const START: f64 = 16.0;
 /// each time.
 const PROBE_AFTER: u32 = 5;
 /// The longest wait before a refused level is tried again.
-const PROBE_MAX: Duration = Duration::from_secs(300);
+const PROBE_MAX: Duration = Duration::from_mins(5);
 
 /// How many requests may be in flight, and why.
 #[derive(Debug)]
@@ -124,5 +124,91 @@ impl Window {
         self.probe_wait = (self.probe_wait * 2).max(first).min(PROBE_MAX);
         self.probe_at = Some(until + self.probe_wait);
         self.ceiling = Some(level.max(2.0));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// What became of 1,800 requests to a server of `cap` slots that takes 50 ms for an answer and
+    /// asks to wait 1 s when it refuses.
+    struct Run {
+        wasted: usize,
+        span: Duration,
+        in_flight_max: usize,
+    }
+
+    fn run(max: usize, cap: usize) -> Run {
+        const N_REQUESTS: usize = 1_800;
+        let begin = Instant::now();
+        let (mut now, mut window) = (begin, Window::new(max));
+        let mut events: BTreeMap<(Instant, usize), (Ticket, bool)> = BTreeMap::new();
+        let (mut waiting, mut taken, mut nth) = (N_REQUESTS, 0, 0);
+        let mut run = Run { wasted: 0, span: Duration::ZERO, in_flight_max: 0 };
+        while waiting + events.len() > 0 {
+            while waiting > 0
+                && let Some(ticket) = window.send(now)
+            {
+                let is_taken = taken < cap;
+                taken += usize::from(is_taken);
+                let takes_ms = if is_taken { 50 } else { 1 };
+                events.insert((now + Duration::from_millis(takes_ms), nth), (ticket, is_taken));
+                (waiting, nth) = (waiting - 1, nth + 1);
+                run.in_flight_max = run.in_flight_max.max(events.len());
+            }
+            let Some(((at, _), (ticket, is_taken))) = events.pop_first() else {
+                now = window.paused_until().expect("only a pause keeps all from being sent");
+                continue;
+            };
+            now = at;
+            if is_taken {
+                taken -= 1;
+                window.served(ticket, now);
+            } else {
+                (run.wasted, waiting) = (run.wasted + 1, waiting + 1);
+                window.refused(ticket, now, Duration::from_secs(1));
+            }
+        }
+        assert_eq!(window.in_flight, 0, "what was sent has come back");
+        run.span = now - begin;
+        run
+    }
+
+    #[test]
+    fn a_server_is_filled_whatever_its_size_and_hardly_pushed() {
+        for cap in [1, 2, 3, 5, 8, 12, 16, 24, 40, 63] {
+            let run = run(64, cap);
+            let ideal_s = 1_800.0 * 0.05 / cap as f64;
+            let lost_s = run.span.as_secs_f64() - ideal_s;
+            assert!(run.wasted <= 40, "{cap} slots: {} wasted", run.wasted);
+            assert!(
+                lost_s <= (0.5 * ideal_s).max(4.5),
+                "{cap} slots: {lost_s} s lost of {ideal_s}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_server_that_never_refuses_is_at_its_max_after_a_few_rounds() {
+        let run = run(64, 1_000);
+        assert_eq!((run.wasted, run.in_flight_max), (0, 64));
+        assert!(run.span < Duration::from_millis(1_800 * 50 / 64 * 11 / 10), "{:?}", run.span);
+    }
+
+    #[test]
+    fn refusals_of_one_burst_halve_once() {
+        let now = Instant::now();
+        let mut window = Window::new(16);
+        let tickets: Vec<Ticket> = std::iter::from_fn(|| window.send(now)).collect();
+        assert_eq!(tickets.len(), 16);
+        for ticket in tickets {
+            window.refused(ticket, now, Duration::from_secs(1));
+        }
+        assert!(window.send(now).is_none(), "it pauses");
+        let later = now + Duration::from_secs(1);
+        assert_eq!(std::iter::from_fn(|| window.send(later)).count(), 8);
     }
 }

@@ -1,7 +1,10 @@
 //! What goes over the wire: the body of a request, and what is read of a reply.
 
+use std::fmt;
+
 use indexmap::IndexMap;
-use serde::{Deserialize, Serialize};
+use serde::de::{IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::record::Message;
 
@@ -15,6 +18,9 @@ pub(super) struct Body<'a> {
     pub(super) prompt: Option<Texts<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) max_tokens: Option<u32>,
+    /// The same, for hosted models that know it by this name alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) max_completion_tokens: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) temperature: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -39,6 +45,13 @@ pub(super) struct Body<'a> {
     pub(super) add_generation_prompt: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) continue_final_message: Option<bool>,
+}
+
+impl Body<'_> {
+    /// The body as it is sent.
+    pub(super) fn json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a body has no map with keys that are not text")
+    }
 }
 
 /// One text to continue, or several in one request.
@@ -93,15 +106,54 @@ pub(super) struct Written {
 /// The log-probabilities of a choice: `content` in chat (and in llama.cpp's completions), the
 /// three lists in completions.
 #[derive(Debug, Default, Deserialize)]
+#[expect(clippy::struct_field_names, reason = "the names are the protocol's")]
 pub(super) struct Logprobs {
     pub(super) content: Option<Vec<Token>>,
     pub(super) tokens: Option<Vec<String>>,
     pub(super) token_logprobs: Option<Vec<Option<f64>>>,
-    pub(super) top_logprobs: Option<Vec<Option<IndexMap<String, f64>>>>,
+    #[serde(default, deserialize_with = "first_places")]
+    pub(super) top_logprobs: Option<Places>,
+}
+
+/// Places whose alternatives are kept: more than the tokens of any label. An echo lists them for
+/// each token of the prompt, and nobody reads those.
+const PLACES_MAX: usize = 16;
+
+type Places = Vec<Option<IndexMap<String, Option<f64>>>>;
+
+fn first_places<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Places>, D::Error> {
+    struct First;
+
+    impl<'de> Visitor<'de> for First {
+        type Value = Option<Places>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list of alternatives")
+        }
+
+        fn visit_unit<E>(self) -> Result<Option<Places>, E> {
+            Ok(None)
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut all: A) -> Result<Option<Places>, A::Error> {
+            let mut places = Vec::new();
+            while places.len() < PLACES_MAX {
+                match all.next_element()? {
+                    Some(place) => places.push(place),
+                    None => return Ok(Some(places)),
+                }
+            }
+            while all.next_element::<IgnoredAny>()?.is_some() {}
+            Ok(Some(places))
+        }
+    }
+
+    from.deserialize_any(First)
 }
 
 /// A token of a chat answer.
 #[derive(Debug, Deserialize)]
+#[expect(clippy::struct_field_names, reason = "the names are the protocol's")]
 pub(super) struct Token {
     pub(super) token: String,
     pub(super) logprob: f64,

@@ -11,7 +11,7 @@ use super::rope::Rotation;
 
 /// `y = x Wᵀ + b`.
 pub(super) struct Linear {
-    pub(super) weight: Tensor, // (out, in)
+    pub(super) weight: Tensor,       // (out, in)
     pub(super) bias: Option<Tensor>, // (out)
 }
 
@@ -25,7 +25,10 @@ impl Linear {
         let weights: Vec<&Tensor> = linears.iter().map(|linear| &linear.weight).collect();
         let biases: Option<Vec<&Tensor>> =
             linears.iter().map(|linear| linear.bias.as_ref()).collect();
-        Linear { weight: Tensor::cat(&weights, 0), bias: biases.map(|biases| Tensor::cat(&biases, 0)) }
+        Linear {
+            weight: Tensor::cat(&weights, 0),
+            bias: biases.map(|biases| Tensor::cat(&biases, 0)),
+        }
     }
 }
 
@@ -42,14 +45,18 @@ impl Linears {
                 let sizes = linears.iter().map(|linear| linear.weight.size()[0]).collect();
                 Linears::Stacked(Linear::stacked(linears), sizes)
             }
-            Linears::Stacked(linear, sizes) => Linears::Stacked(linear.shallow_clone(), sizes.clone()),
+            Linears::Stacked(linear, sizes) => {
+                Linears::Stacked(linear.shallow_clone(), sizes.clone())
+            }
         }
     }
 
-    fn forward(&self, x: &Tensor) -> Vec<Tensor> {
+    pub(super) fn forward(&self, x: &Tensor) -> Vec<Tensor> {
         match self {
             Linears::Apart(linears) => linears.iter().map(|linear| linear.forward(x)).collect(),
-            Linears::Stacked(linear, sizes) => linear.forward(x).split_with_sizes(sizes.as_slice(), -1),
+            Linears::Stacked(linear, sizes) => {
+                linear.forward(x).split_with_sizes(sizes.as_slice(), -1)
+            }
         }
     }
 }
@@ -86,13 +93,16 @@ pub(super) enum View<'a> {
     /// The keys of the same sequences, under an additive mask (B or 1, 1, T, T). The keys and
     /// values are kept where a cache will begin with them.
     Sequence { mask: &'a Tensor, keep: Option<&'a mut Vec<(Tensor, Tensor)>> },
+    /// What comes before in the same sequences, by the fused kernel: for training, where its speed
+    /// and its memory count and the bits of a row may depend on its neighbours.
+    Fused,
     /// One token a row: its key and value are written to the cache, and it sees the first `count`.
     Cache(CacheView<'a>),
 }
 
 /// A block's cache as one step sees it.
 pub(super) struct CacheView<'a> {
-    pub(super) keys: &'a mut Tensor, // (B·KV, S, D)
+    pub(super) keys: &'a mut Tensor,   // (B·KV, S, D)
     pub(super) values: &'a mut Tensor, // (B·KV, S, D)
     /// Where each row and head writes, in the cache as (B·KV·S, D).
     pub(super) places: &'a Tensor, // (B·KV)
@@ -147,10 +157,16 @@ impl Block {
         let query = rotation.apply(&projected[0].view([rows, tokens, heads, dim]));
         let key = rotation.apply(&projected[1].view([rows, tokens, key_heads, dim]));
         let value = projected[2].view([rows, tokens, key_heads, dim]);
+        if matches!(view, View::Fused) {
+            let context = self.weigh_fused(&query, &key, &value); // (B, H, T, D)
+            return self.output.forward(&context.transpose(1, 2).reshape([rows, tokens, heads * dim]));
+        }
         // Heads that share a key are rows of one product.
-        let query = query.transpose(1, 2).reshape([rows * key_heads, heads / key_heads * tokens, dim]);
+        let query =
+            query.transpose(1, 2).reshape([rows * key_heads, heads / key_heads * tokens, dim]);
 
         let context = match view {
+            View::Fused => unreachable!("it was returned above"),
             View::Sequence { mask, keep } => {
                 let key = key.transpose(1, 2).reshape([rows * key_heads, tokens, dim]);
                 let value = value.transpose(1, 2).reshape([rows * key_heads, tokens, dim]);
@@ -173,8 +189,24 @@ impl Block {
         self.output.forward(&context)
     }
 
+    /// The same over (B, T, H or KV, D), causal, by the fused kernel.
+    fn weigh_fused(&self, query: &Tensor, key: &Tensor, value: &Tensor) -> Tensor {
+        let HeadShape { heads, key_heads, .. } = self.shape;
+        let [query, key, value] = [query, key, value].map(|x| x.transpose(1, 2));
+        let mask = None::<&Tensor>;
+        let is_grouped = heads != key_heads;
+        Tensor::scaled_dot_product_attention(&query, &key, &value, mask, 0.0, true, None, is_grouped)
+    }
+
     /// softmax(q kᵀ / √d + mask) v.
-    fn weigh(&self, query: &Tensor, key: &Tensor, value: &Tensor, mask: &Tensor, rows: i64) -> Tensor {
+    fn weigh(
+        &self,
+        query: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+        mask: &Tensor,
+        rows: i64,
+    ) -> Tensor {
         let HeadShape { heads, key_heads, dim } = self.shape;
         let tokens = query.size()[1] * key_heads / heads;
         let scale = 1.0 / (dim as f64).sqrt();

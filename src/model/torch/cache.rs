@@ -10,7 +10,7 @@ use super::llama::Llama;
 use super::{int, round_up};
 
 /// Keys are looked at in multiples of so many, so that few shapes occur.
-const KEYS_STEP: usize = 32;
+const KEYS_STEP: usize = 16;
 
 /// Keys and values of every block.
 pub(super) struct Cache {
@@ -46,7 +46,7 @@ impl Cache {
     /// A cache of `slots` slots, the first of which are the old slots `kept`, in that order.
     pub(super) fn rebuild(&mut self, kept: &[usize], slots: usize, positions: usize) {
         assert!(kept.len() <= slots, "what is kept has a slot");
-        let positions = round_up(positions.max(self.positions), KEYS_STEP);
+        let positions = round_up(positions.max(self.positions).max(1), KEYS_STEP);
         let (old, heads, dim) = (int(self.positions), int(self.key_heads), self.dim);
         let index: Vec<i64> = kept.iter().map(|&slot| int(slot)).collect();
         let rebuilt = |tensor: &Tensor| {

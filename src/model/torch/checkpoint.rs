@@ -19,9 +19,11 @@ use crate::record::{Id, KeyHasher};
 const GENERATION_FILE: &str = "generation_config.json";
 const CARD_FILE: &str = "README.md";
 
-/// Files that say how text becomes tokens, copied from checkpoint to checkpoint.
+/// Files that say how text becomes tokens and how it is sampled, copied from checkpoint to
+/// checkpoint.
 const TOKENIZER_FILES: &[&str] = &[
     TOKENIZER_FILE,
+    GENERATION_FILE,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -35,7 +37,7 @@ pub struct Checkpoint {
     pub config: LlamaConfig,
     /// Its parameters, of the kind they are stored in.
     pub weights: Weights,
-    /// The files that say how text becomes tokens, by name.
+    /// The files that say how text becomes tokens and how it is sampled, by name.
     pub tokenizer_files: BTreeMap<String, Vec<u8>>,
 }
 
@@ -59,6 +61,7 @@ impl Checkpoint {
     /// This backbone with a new head of one score, to become a preference model.
     ///
     /// The head begins at a normal with deviation 1/√(C + 1), a function of the seed.
+    #[must_use]
     pub fn into_scorer(mut self, pad_token_id: i64, seed: u64) -> Checkpoint {
         if self.config.head == Head::Lm {
             let hidden = self.config.hidden_size;
@@ -77,11 +80,14 @@ impl Checkpoint {
     /// `card` is the text of the model card.
     pub fn write(&self, dir: &Path, card: &str) -> Result<(), TorchError> {
         write_file(&dir.join(CONFIG_FILE), self.config.json().as_bytes())?;
-        if self.config.head == Head::Lm {
+        let writes = self.config.head == Head::Lm;
+        if writes && !self.tokenizer_files.contains_key(GENERATION_FILE) {
             write_file(&dir.join(GENERATION_FILE), self.generation_config().as_bytes())?;
         }
         for (name, bytes) in &self.tokenizer_files {
-            write_file(&dir.join(name), bytes)?;
+            if writes || name != GENERATION_FILE {
+                write_file(&dir.join(name), bytes)?;
+            }
         }
         write_file(&dir.join(CARD_FILE), card.as_bytes())?;
         write_file(&dir.join(WEIGHTS_FILE), &self.weights.to_safetensors()?)?;
@@ -103,7 +109,7 @@ impl Checkpoint {
     }
 }
 
-/// The files of a directory that say how text becomes tokens.
+/// The files of a directory that say how text becomes tokens and how it is sampled.
 pub fn read_tokenizer_files(dir: &Path) -> Result<BTreeMap<String, Vec<u8>>, TorchError> {
     let mut files = BTreeMap::new();
     for name in TOKENIZER_FILES {
@@ -126,7 +132,7 @@ pub fn read_tokenizer_files(dir: &Path) -> Result<BTreeMap<String, Vec<u8>>, Tor
 pub fn weights_id(dir: &Path) -> Result<Id, TorchError> {
     let mut paths: Vec<PathBuf> = shards(dir)?;
     paths.push(dir.join(CONFIG_FILE));
-    let optional = [INDEX_FILE, GENERATION_FILE].iter().chain(TOKENIZER_FILES);
+    let optional = [INDEX_FILE].iter().chain(TOKENIZER_FILES);
     paths.extend(optional.map(|name| dir.join(name)).filter(|path| path.exists()));
     paths.sort();
 

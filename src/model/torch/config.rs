@@ -183,7 +183,13 @@ impl LlamaConfig {
     }
 
     /// The config of a model that begins at random weights, with one end and one padding token.
-    pub fn scratch(shape: &Scratch, vocab_size: usize, bos: Option<i64>, eos: i64, pad: i64) -> LlamaConfig {
+    pub fn scratch(
+        shape: &Scratch,
+        vocab_size: usize,
+        bos: Option<i64>,
+        eos: i64,
+        pad: i64,
+    ) -> LlamaConfig {
         let raw = json!({
             "architectures": ["LlamaForCausalLM"],
             "attention_bias": false,
@@ -298,14 +304,18 @@ impl LlamaConfig {
     }
 
     fn check(&self) -> Result<(), String> {
-        if self.num_key_value_heads < 1 || self.num_attention_heads % self.num_key_value_heads != 0 {
+        if self.num_key_value_heads < 1 || self.num_attention_heads % self.num_key_value_heads != 0
+        {
             return Err(format!(
                 "{} attention heads cannot share {} key-value heads evenly",
                 self.num_attention_heads, self.num_key_value_heads
             ));
         }
         if self.head_dim < 2 || self.head_dim % 2 != 0 {
-            return Err(format!("\"head_dim\" is {}; rotary embeddings need an even one", self.head_dim));
+            return Err(format!(
+                "\"head_dim\" is {}; rotary embeddings need an even one",
+                self.head_dim
+            ));
         }
         let sizes = [self.vocab_size, self.intermediate_size, self.num_hidden_layers];
         if sizes.iter().any(|&size| size < 1) || self.max_position_embeddings < 1 {
@@ -344,8 +354,7 @@ impl Written {
 
     fn rope(&self) -> Result<(f64, Option<RopeScaling>), String> {
         let rope = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
-        let theta =
-            rope.and_then(|rope| rope.rope_theta).or(self.rope_theta).unwrap_or(10_000.0);
+        let theta = rope.and_then(|rope| rope.rope_theta).or(self.rope_theta).unwrap_or(10_000.0);
         let Some(rope) = rope else { return Ok((theta, None)) };
         match rope.rope_type.as_deref() {
             None | Some("default") => Ok((theta, None)),
@@ -437,7 +446,8 @@ mod tests {
 
     #[test]
     fn both_dialects_of_transformers_are_read() {
-        let four = config(&[("rope_theta", json!(5e5)), ("torch_dtype", json!("bfloat16"))]).unwrap();
+        let four =
+            config(&[("rope_theta", json!(5e5)), ("torch_dtype", json!("bfloat16"))]).unwrap();
         let five = config(&[
             ("rope_parameters", json!({ "rope_theta": 5e5, "rope_type": "default" })),
             ("dtype", json!("bfloat16")),

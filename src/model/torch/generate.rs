@@ -25,7 +25,7 @@ use crate::model::{Finish, Sampling};
 const PROMPT_STEP: usize = 16;
 
 /// The most tokens read by one forward pass, unless one prompt is longer.
-const PREFILL_TOKENS_MAX: usize = 4096;
+const PREFILL_TOKENS_MAX: usize = 1024;
 
 /// A prompt to be continued.
 #[derive(Clone, Debug)]
@@ -137,7 +137,8 @@ impl<'m> Generator<'m> {
         let mut done = self.admit();
         self.shrink();
         if self.active() > 0 {
-            let ids: Vec<i64> = self.slots.iter().map(|slot| slot.as_ref().map_or(0, Row::last)).collect();
+            let ids: Vec<i64> =
+                self.slots.iter().map(|slot| slot.as_ref().map_or(0, Row::last)).collect();
             let positions: Vec<usize> =
                 self.slots.iter().map(|slot| slot.as_ref().map_or(0, Row::position)).collect();
             let hidden = self.cache.step(self.llama, &ids, &positions); // (B, C)
@@ -252,7 +253,10 @@ impl<'m> Generator<'m> {
         let (count, vocab) = logits.size2().expect("logits are a matrix");
         let mut tokens = vec![0i64; count as usize];
         if rows.iter().flatten().any(|row| row.draws.is_greedy()) {
-            logits.argmax(-1, false).to_device(tch::Device::Cpu).copy_data(&mut tokens, count as usize);
+            logits
+                .argmax(-1, false)
+                .to_device(tch::Device::Cpu)
+                .copy_data(&mut tokens, count as usize);
         }
         if rows.iter().flatten().any(|row| !row.draws.is_greedy()) {
             self.fill_probabilities(&logits, &rows);
@@ -266,7 +270,8 @@ impl<'m> Generator<'m> {
         }
         let index = Tensor::from_slice(&tokens).to_device(self.llama.device).view([count, 1]);
         let logprobs = logits.log_softmax(-1, Kind::Float).gather(1, &index, false);
-        let logprobs = Vec::<f32>::try_from(logprobs.view([-1])).expect("log-probabilities are f32");
+        let logprobs =
+            Vec::<f32>::try_from(logprobs.view([-1])).expect("log-probabilities are f32");
         for ((row, token), logprob) in rows.iter_mut().zip(tokens).zip(logprobs) {
             if let Some(row) = row {
                 row.tokens.push(token);
@@ -297,7 +302,8 @@ impl<'m> Generator<'m> {
     /// The row as it ended, if its last token ended it.
     fn finished(&self, row: &Row) -> Option<Generated> {
         if self.llama.config.eos_token_ids.contains(&row.last()) {
-            let text = self.tokenizer.decode_after(&row.prompt, &row.tokens[..row.tokens.len() - 1]);
+            let text =
+                self.tokenizer.decode_after(&row.prompt, &row.tokens[..row.tokens.len() - 1]);
             return Some(row.ended(Finish::Stop, text));
         }
         if let Some(text) = row.stopped(self.tokenizer) {

@@ -7,27 +7,34 @@
 //! every matrix product has at least [`ROWS_MIN`] rows, attention is written as products and a
 //! softmax, and a row's draws are a function of its seed. Measured and tested with one thread.
 
+pub mod backend;
 pub mod checkpoint;
 pub mod config;
 pub mod generate;
 pub mod llama;
 pub mod score;
 pub mod tokenizer;
+pub mod train;
 pub mod weights;
 
 mod block;
 mod cache;
 mod error;
+mod openmp;
 mod rope;
 mod sampling;
+mod worker;
 
+pub use backend::{DeviceChoice, TorchBackend, TorchOptions, is_preference_model};
 pub use checkpoint::{Checkpoint, weights_id};
 pub use config::{Head, LlamaConfig};
 pub use error::TorchError;
 pub use generate::{Continuation, Generated, Generator, generate};
 pub use llama::Llama;
+pub use openmp::quiet_openmp;
 pub use score::{rewards, score};
 pub use tokenizer::{Continued, TextTokenizer};
+pub use train::TorchTrainer;
 pub use weights::Weights;
 
 /// The fewest rows of a matrix product: below it another kernel is chosen, with other bits.

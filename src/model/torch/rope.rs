@@ -85,8 +85,8 @@ fn stretched(frequency: f32, scaling: RopeScaling) -> f32 {
     if turns > scaling.high_freq_factor {
         return frequency;
     }
-    let smooth = (turns - scaling.low_freq_factor)
-        / (scaling.high_freq_factor - scaling.low_freq_factor);
+    let smooth =
+        (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor);
     let frequency = f64::from(frequency);
     ((1.0 - smooth) * frequency / scaling.factor + smooth * frequency) as f32
 }

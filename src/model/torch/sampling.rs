@@ -36,9 +36,8 @@ impl Draws {
     /// Draws a token from probabilities that are already at the row's temperature.
     pub(super) fn draw(&mut self, probabilities: &[f32]) -> usize {
         let uniform = (self.random.next_u64() >> 11) as f64 / (1u64 << 53) as f64; // [0, 1)
-        let is_cut = (1..probabilities.len()).contains(&self.top_k)
-            || self.top_p < 1.0
-            || self.min_p > 0.0;
+        let is_cut =
+            (1..probabilities.len()).contains(&self.top_k) || self.top_p < 1.0 || self.min_p > 0.0;
         if !is_cut {
             return pick(uniform, probabilities.iter().copied().enumerate());
         }
@@ -50,7 +49,8 @@ impl Draws {
     /// The tokens left by top-k, then top-p, then min-p, likeliest first.
     fn kept(&self, probabilities: &[f32]) -> Vec<(usize, f32)> {
         let mut kept: Vec<(usize, f32)> = probabilities.iter().copied().enumerate().collect();
-        let likeliest = |a: &(usize, f32), b: &(usize, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+        let likeliest =
+            |a: &(usize, f32), b: &(usize, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
         if (1..kept.len()).contains(&self.top_k) {
             kept.select_nth_unstable_by(self.top_k - 1, likeliest);
             kept.truncate(self.top_k);
@@ -128,11 +128,9 @@ mod tests {
     #[test]
     fn top_k_top_p_and_min_p_keep_the_likeliest_in_their_proportion() {
         let probabilities = [0.1, 0.4, 0.2, 0.3];
-        for cut in [
-            sampling(|s| s.top_k = 2),
-            sampling(|s| s.top_p = 0.6),
-            sampling(|s| s.min_p = 0.7),
-        ] {
+        for cut in
+            [sampling(|s| s.top_k = 2), sampling(|s| s.top_p = 0.6), sampling(|s| s.min_p = 0.7)]
+        {
             let shares = shares(&cut, &probabilities);
             assert!(shares[0] == 0.0 && shares[2] == 0.0, "{shares:?}");
             assert!((shares[1] - 4.0 / 7.0).abs() < 0.015, "{shares:?}");

@@ -23,7 +23,7 @@ use super::{int, round_up};
 const ROW_STEP: usize = 16;
 
 /// The most tokens read by one forward pass, unless one row is longer.
-const TOKENS_MAX: usize = 4096;
+const TOKENS_MAX: usize = 1024;
 
 /// The most attention weights of one block in one forward pass, unless one row needs more.
 const WEIGHTS_MAX: usize = 1 << 26;
@@ -132,7 +132,9 @@ fn pack(row: &Continued) -> Packed {
             _ if at <= shared => row.prefix.len() + at - 1,
             _ => own + at - shared - 1,
         };
-        packed.targets.push(tail.iter().enumerate().map(|(at, &token)| (place(at), token)).collect());
+        packed
+            .targets
+            .push(tail.iter().enumerate().map(|(at, &token)| (place(at), token)).collect());
         let read = &tail[shared..tail.len().max(shared + 1) - 1];
         packed.ids.extend(read);
         packed.positions.extend((0..read.len()).map(|at| int(base + at)));

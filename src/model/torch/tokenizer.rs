@@ -66,7 +66,11 @@ impl TextTokenizer {
     /// A tokenizer may join the end of the prompt with the beginning of a continuation. The prefix
     /// is what the prompt and all continuations begin with, so that what is scored or learnt
     /// after it is comparable.
-    pub fn encode_continued(&self, prompt: &str, continuations: &[&str]) -> Result<Continued, String> {
+    pub fn encode_continued(
+        &self,
+        prompt: &str,
+        continuations: &[&str],
+    ) -> Result<Continued, String> {
         let prompt_ids = self.encode(prompt)?;
         let wholes: Vec<Vec<i64>> = continuations
             .iter()

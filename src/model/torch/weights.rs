@@ -86,7 +86,7 @@ pub fn random_tensor(name: &str, shape: &[i64], std: f64, seed: u64) -> Tensor {
     let count = shape.iter().product::<i64>() as usize;
     let values = if name.ends_with("norm.weight") {
         vec![1.0; count]
-    } else if name.ends_with(".bias") {
+    } else if name.ends_with("bias") {
         vec![0.0; count]
     } else {
         let key = KeyHasher::new("amend/init/1").u64(seed).text(name).call_key();
@@ -119,7 +119,9 @@ pub(super) fn shards(dir: &Path) -> Result<Vec<PathBuf>, TorchError> {
     let mut names: Vec<String> = index.weight_map.into_values().collect();
     names.sort();
     names.dedup();
-    if let Some(name) = names.iter().find(|name| name.contains(['/', '\\']) || !dir.join(name).exists()) {
+    if let Some(name) =
+        names.iter().find(|name| name.contains(['/', '\\']) || !dir.join(name).exists())
+    {
         let message = format!("names {name:?}, which is not there: complete the download");
         return Err(TorchError::content(&index_path, message));
     }
@@ -137,11 +139,13 @@ fn read_shard(
         let message = format!("is not a whole safetensors file ({error}): fetch it again");
         TorchError::content(path, message)
     })?;
-    for (name, view) in file.iter() {
-        // Also older names: a backbone saved alone has no `model.` before them.
-        let Some((name, shape)) = wanted.remove_entry(name).or_else(|| wanted.remove_entry(&format!("model.{name}"))) else {
-            continue;
-        };
+    let mut views: Vec<(&str, TensorView<'_>)> = file.iter().collect();
+    views.sort_unstable_by_key(|(name, _)| *name);
+    for (name, view) in views {
+        // A backbone saved alone has no `model.` before its names.
+        let entry = wanted.remove_entry(name);
+        let entry = entry.or_else(|| wanted.remove_entry(&format!("model.{name}")));
+        let Some((name, shape)) = entry else { continue };
         let found: Vec<i64> = view.shape().iter().map(|&size| int(size)).collect();
         if found != shape {
             let message =
@@ -178,7 +182,9 @@ impl Bytes {
             Kind::BFloat16 => Dtype::BF16,
             Kind::Half => Dtype::F16,
             other => {
-                return Err(TorchError::Options(format!("weights of kind {other:?} are not saved")));
+                return Err(TorchError::Options(format!(
+                    "weights of kind {other:?} are not saved"
+                )));
             }
         };
         let shape: Vec<usize> = tensor.size().iter().map(|&size| size as usize).collect();

@@ -14,7 +14,9 @@ pub(super) fn turns(value: &Value) -> Result<Vec<Message>, String> {
             Ok(turns)
         }
         Value::String(text) => Ok(vec![Message::user(text)]),
-        Value::Array(items) => items.iter().enumerate().map(|(at, item)| message(at, item)).collect(),
+        Value::Array(items) => {
+            items.iter().enumerate().map(|(at, item)| message(at, item)).collect()
+        }
         Value::Null => Err("it is null".to_owned()),
         _ => Err("it is neither a text nor a list of messages".to_owned()),
     }
@@ -73,7 +75,8 @@ pub(super) fn common_prompt<'a>(
 ) -> Option<(&'a str, [&'a str; 2])> {
     let common = chosen.bytes().zip(rejected.bytes()).take_while(|(a, b)| a == b).count();
     let marker = transcript::ASSISTANT.as_bytes();
-    let at = chosen.as_bytes()[..common].windows(marker.len()).rposition(|window| window == marker)?;
+    let at =
+        chosen.as_bytes()[..common].windows(marker.len()).rposition(|window| window == marker)?;
     let end = at + marker.len();
     Some((&chosen[..at], [&chosen[end..], &rejected[end..]]))
 }

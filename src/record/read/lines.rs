@@ -94,13 +94,15 @@ fn object(text: &str) -> Result<Fields, String> {
 
 fn csv_records(path: &Path, file: Box<dyn BufRead>, take: &mut Take<'_>) -> Result<(), ReadError> {
     let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(file);
-    let malformed = |line: u64, detail: String| {
-        ReadError::Malformed { path: path.to_owned(), line, detail }
-    };
+    let malformed =
+        |line: u64, detail: String| ReadError::Malformed { path: path.to_owned(), line, detail };
     let header = reader.headers().map_err(|error| malformed(1, error.to_string()))?.clone();
     let mut record = csv::ByteRecord::new();
     let mut last = 1;
-    while reader.read_byte_record(&mut record).map_err(|error| malformed(last, error.to_string()))? {
+    while reader
+        .read_byte_record(&mut record)
+        .map_err(|error| malformed(last, error.to_string()))?
+    {
         let line = record.position().map_or(last, csv::Position::line);
         last = line;
         let raw = record.iter().map(String::from_utf8_lossy).collect::<Vec<_>>().join(",");
@@ -122,9 +124,8 @@ fn csv_records(path: &Path, file: Box<dyn BufRead>, take: &mut Take<'_>) -> Resu
 }
 
 fn parquet_rows(path: &Path, take: &mut Take<'_>) -> Result<(), ReadError> {
-    let malformed = |line: u64, detail: String| {
-        ReadError::Malformed { path: path.to_owned(), line, detail }
-    };
+    let malformed =
+        |line: u64, detail: String| ReadError::Malformed { path: path.to_owned(), line, detail };
     let file = File::open(path).map_err(at(path, 0))?;
     let batches = ParquetRecordBatchReaderBuilder::try_new(file)
         .and_then(|builder| builder.with_batch_size(1024).build())

@@ -197,7 +197,8 @@ impl<'a> Reader<'a> {
                 self.good = true;
                 row.push(id, record.line, self.options, &mut self.rows);
                 if self.rows.len() == BATCH {
-                    let full = std::mem::replace(&mut self.rows, BatchBuilder::new(self.options.relation));
+                    let full =
+                        std::mem::replace(&mut self.rows, BatchBuilder::new(self.options.relation));
                     self.done.push(full.finish());
                 }
             }
@@ -244,7 +245,8 @@ impl<'a> Reader<'a> {
     }
 
     fn finish(mut self) -> Result<ReadRows, ReadError> {
-        if let (false, true, Some((line, fault, found))) = (self.good, self.alike, self.first_fault) {
+        if let (false, true, Some((line, fault, found))) = (self.good, self.alike, self.first_fault)
+        {
             let path = self.path.to_owned();
             match fault {
                 Fault::Broken(detail) => return Err(ReadError::Malformed { path, line, detail }),

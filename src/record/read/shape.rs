@@ -131,7 +131,8 @@ fn demonstration(fields: &mut Fields, format: Format) -> Result<(Vec<Message>, S
     if !fields.contains_key("prompt")
         && let Some(value) = fields.shift_remove("messages")
     {
-        let mut all = turns(&value).map_err(|detail| Fault::Row(format!("`messages`: {detail}")))?;
+        let mut all =
+            turns(&value).map_err(|detail| Fault::Row(format!("`messages`: {detail}")))?;
         let last = all.pop();
         let completion = answer("messages", last.as_slice()).map_err(Fault::Row)?;
         return Ok((all, Said::Demonstration(completion)));
@@ -151,9 +152,7 @@ fn response(fields: &mut Fields, name: &str, prompt: &[Message]) -> Result<Vec<M
     let fault = |detail| Fault::Row(format!("`{name}`: {detail}"));
     match fields.shift_remove(name) {
         None => Err(lacks(name)),
-        Some(Value::String(text)) => {
-            answer(name, &[Message::assistant(text)]).map_err(Fault::Row)
-        }
+        Some(Value::String(text)) => answer(name, &[Message::assistant(text)]).map_err(Fault::Row),
         Some(value) => {
             let turns = turns(&value).map_err(fault)?;
             let own = turns.strip_prefix(prompt).unwrap_or(&turns);
@@ -261,8 +260,9 @@ fn tags(value: Option<Value>) -> Result<Vec<String>, Fault> {
 impl Shaped {
     /// Adds what the record says to a hash.
     pub(super) fn hash_into(&self, hasher: &mut KeyHasher) {
-        let conversation =
-            |turns: &[Message], hasher: &mut KeyHasher| Cell::Messages(turns.into()).hash_into(hasher);
+        let conversation = |turns: &[Message], hasher: &mut KeyHasher| {
+            Cell::Messages(turns.into()).hash_into(hasher)
+        };
         conversation(&self.prompt, hasher);
         match &self.said {
             Said::Prompt => hasher.add_text("prompt"),
@@ -272,12 +272,16 @@ impl Shaped {
             }
             Said::Chosen(pair, weight) => {
                 hasher.add_text("chosen");
-                pair.iter().for_each(|turns| conversation(turns, hasher));
+                for turns in pair {
+                    conversation(turns, hasher);
+                }
                 hasher.add_f64(*weight);
             }
             Said::Pair(pair, p, weight) => {
                 hasher.add_text("pair");
-                pair.iter().for_each(|turns| conversation(turns, hasher));
+                for turns in pair {
+                    conversation(turns, hasher);
+                }
                 hasher.add_f64(*p);
                 hasher.add_f64(*weight);
             }
@@ -313,7 +317,8 @@ impl Shaped {
                 return;
             }
             Said::Demonstration(completion) => {
-                let messages: Vec<Message> = self.prompt.iter().chain(completion).cloned().collect();
+                let messages: Vec<Message> =
+                    self.prompt.iter().chain(completion).cloned().collect();
                 let cells = [
                     ("prompt", prompt),
                     ("completion", Cell::messages(&completion[..])),
@@ -338,7 +343,8 @@ impl Shaped {
         let [a, b] = pair.map(|turns| Cell::messages(&turns[..]));
         let tie = KeyHasher::new("amend/tie/1").with(id).id().low() & 1 == 0;
         let a_wins = p > 0.5 || (p >= 0.5 && tie);
-        let (chosen, rejected) = if a_wins { (a.clone(), b.clone()) } else { (b.clone(), a.clone()) };
+        let (chosen, rejected) =
+            if a_wins { (a.clone(), b.clone()) } else { (b.clone(), a.clone()) };
         let cells = [
             ("prompt", prompt),
             ("response_a", a),

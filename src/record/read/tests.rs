@@ -26,7 +26,10 @@ fn read_bytes(bytes: &[u8], options: &ReadOptions) -> Result<ReadRows, ReadError
 }
 
 fn said(row: Row<'_>, name: &str) -> String {
-    row.turns(name).map(|(role, content)| format!("{role}: {content:?}")).collect::<Vec<_>>().join(", ")
+    row.turns(name)
+        .map(|(role, content)| format!("{role}: {content:?}"))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// The rows a line each, then the rejects.
@@ -38,7 +41,9 @@ fn show(read: &ReadRows, columns: &[&str]) -> String {
                 crate::record::Kind::Messages => said(row, name),
                 crate::record::Kind::Float => format!("{:?}", row.float(name)),
                 crate::record::Kind::Texts => format!("{:?}", row.texts(name)),
-                crate::record::Kind::Int32 | crate::record::Kind::Int64 => format!("{:?}", row.int(name)),
+                crate::record::Kind::Int32 | crate::record::Kind::Int64 => {
+                    format!("{:?}", row.int(name))
+                }
                 _ => format!("{:?}", row.text(name)),
             };
             let _ = write!(text, "{name} = {value}  ");
@@ -121,7 +126,8 @@ fn a_comparison_has_any_of_the_three_shapes() {
 
 #[test]
 fn the_better_response_is_a_as_often_as_b() {
-    let line = |n: u32| format!("{{\"prompt\": \"{n}\", \"chosen\": \"x\", \"rejected\": \"y\"}}\n");
+    let line =
+        |n: u32| format!("{{\"prompt\": \"{n}\", \"chosen\": \"x\", \"rejected\": \"y\"}}\n");
     let file: String = (0..400).map(line).collect();
     let read = read_bytes(file.as_bytes(), &options(Relation::Comparisons)).unwrap();
     let first = read.rows[0].0.iter().filter(|row| row.float("p") == Some(1.0)).count();
@@ -161,9 +167,16 @@ fn a_row_with_a_key_keeps_its_id_when_it_is_edited() {
     let after = read("{\"n\": 2, \"prompt\": \"c\"}\n{\"n\": 1, \"prompt\": \"a\"}\n").unwrap();
     assert_eq!(ids(&before), [ids(&after)[1], ids(&after)[0]]);
 
-    let error = read("{\"n\": 1, \"prompt\": \"a\"}\n\n{\"n\": 1, \"prompt\": \"b\"}\n").unwrap_err();
-    assert!(error.to_string().ends_with("rows: lines 1 and 3 have the key 1 and differ"), "{error}");
-    assert_eq!(read("{\"n\": 1, \"prompt\": \"a\"}\n{\"n\": 1, \"prompt\": \"a\"}\n").unwrap().len(), 2);
+    let error =
+        read("{\"n\": 1, \"prompt\": \"a\"}\n\n{\"n\": 1, \"prompt\": \"b\"}\n").unwrap_err();
+    assert!(
+        error.to_string().ends_with("rows: lines 1 and 3 have the key 1 and differ"),
+        "{error}"
+    );
+    assert_eq!(
+        read("{\"n\": 1, \"prompt\": \"a\"}\n{\"n\": 1, \"prompt\": \"a\"}\n").unwrap().len(),
+        2
+    );
 }
 
 #[test]

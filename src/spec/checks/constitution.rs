@@ -21,13 +21,15 @@ pub(in crate::spec) fn constitution(constitution: &Constitution, mistakes: &mut 
     for example in &constitution.few_shot.judge_cot {
         let slots = example.matches("{}").count();
         if slots != 1 {
-            let message = format!("an example of \"judge_cot\" has {slots} places for its principle");
+            let message =
+                format!("an example of \"judge_cot\" has {slots} places for its principle");
             mistakes.push(example.place, message, "write one `{}` where the instruction goes");
         }
     }
     for name in constitution.templates.keys() {
         if !TEMPLATES.contains(&name.as_str()) {
-            let help = did_you_mean(name, TEMPLATES).unwrap_or_else(|| format!("there are {}", TEMPLATES.join(", ")));
+            let help = did_you_mean(name, TEMPLATES)
+                .unwrap_or_else(|| format!("there are {}", TEMPLATES.join(", ")));
             mistakes.push(name.place, format!("\"{name}\" is not the name of a template"), help);
         }
     }
@@ -36,7 +38,12 @@ pub(in crate::spec) fn constitution(constitution: &Constitution, mistakes: &mut 
 /// Ids, and the former ids that draws go by, are unique.
 fn unique(constitution: &Constitution, mistakes: &mut Mistakes) {
     let mut seen: BTreeMap<&str, Place> = BTreeMap::new();
-    for id in constitution.principles.iter().map(|principle| &principle.id).filter(|id| id.place.is_somewhere()) {
+    for id in constitution
+        .principles
+        .iter()
+        .map(|principle| &principle.id)
+        .filter(|id| id.place.is_somewhere())
+    {
         if let Some(first) = seen.get(id.as_str()) {
             let help = format!("the first is on line {}; give one of them another id", first.line);
             mistakes.push(id.place, format!("there are two principles \"{id}\""), help);
@@ -46,8 +53,15 @@ fn unique(constitution: &Constitution, mistakes: &mut Mistakes) {
     }
     for was in constitution.principles.iter().filter_map(|principle| principle.was.as_ref()) {
         if let Some(other) = seen.get(was.as_str()) {
-            let help = format!("the principle on line {} has that id, and they would draw the same rows", other.line);
-            mistakes.push(was.place, format!("\"was\" names \"{was}\", which is a principle of today"), help);
+            let help = format!(
+                "the principle on line {} has that id, and they would draw the same rows",
+                other.line
+            );
+            mistakes.push(
+                was.place,
+                format!("\"was\" names \"{was}\", which is a principle of today"),
+                help,
+            );
         } else {
             seen.insert(was, was.place);
         }
@@ -62,17 +76,32 @@ fn texts(principle: &Principle, check: &mut Check<'_>) {
     let lacks = |purpose: Purpose| !principle.serves(purpose);
     match principle.stage {
         Some(Stage::Sl) if lacks(Purpose::Revise) => {
-            check.says(id.place, "is for stage \"sl\" and has no \"revise\"", "add `revise: …`, the revision request");
+            check.says(
+                id.place,
+                "is for stage \"sl\" and has no \"revise\"",
+                "add `revise: …`, the revision request",
+            );
         }
         Some(Stage::Rl) if lacks(Purpose::Judge) => {
-            check.says(id.place, "is for stage \"rl\" and has no \"judge\"", "add `judge: …`, the judge's instruction");
+            check.says(
+                id.place,
+                "is for stage \"rl\" and has no \"judge\"",
+                "add `judge: …`, the judge's instruction",
+            );
         }
-        None if lacks(Purpose::CritiqueAlone) && lacks(Purpose::Revise) && lacks(Purpose::Judge) => {
+        None if lacks(Purpose::CritiqueAlone)
+            && lacks(Purpose::Revise)
+            && lacks(Purpose::Judge) =>
+        {
             check.says(id.place, "has no text", "add `critique` and `revise`, or `judge`");
         }
         _ => {}
     }
-    for (key, text) in [("critique", &principle.critique), ("revise", &principle.revise), ("judge", &principle.judge)] {
+    for (key, text) in [
+        ("critique", &principle.critique),
+        ("revise", &principle.revise),
+        ("judge", &principle.judge),
+    ] {
         if let Some(text) = text
             && text.trim().is_empty()
         {
@@ -82,7 +111,11 @@ fn texts(principle: &Principle, check: &mut Check<'_>) {
 }
 
 /// Checks that what nodes select is there: ids, and at least one principle with the texts needed, and examples.
-pub(in crate::spec) fn selectors(pipeline: &Pipeline, constitution: &Constitution, mistakes: &mut Mistakes) {
+pub(in crate::spec) fn selectors(
+    pipeline: &Pipeline,
+    constitution: &Constitution,
+    mistakes: &mut Mistakes,
+) {
     for (node, op) in &pipeline.nodes {
         for (selector, purpose) in uses(op) {
             let mut known = Known { node, constitution, mistakes };
@@ -99,12 +132,23 @@ pub(in crate::spec) fn selectors(pipeline: &Pipeline, constitution: &Constitutio
     }
 }
 
+/// Reports that a node draws principles in a pipeline that names no constitution.
+pub(in crate::spec) fn no_constitution(pipeline: &Pipeline, mistakes: &mut Mistakes) {
+    if let Some((node, _)) = pipeline.nodes.iter().find(|(_, op)| !uses(op).is_empty()) {
+        let message =
+            format!("node \"{node}\" draws principles, and the pipeline names no constitution");
+        mistakes.push(node.place, message, "add `constitution: FILE`");
+    }
+}
+
 /// The selectors of a node and what they select for.
 fn uses(op: &Op) -> Vec<(&Selector, Purpose)> {
     match op {
         Op::Critique(op) => vec![(&op.principles, Purpose::CritiqueAlone)],
         // A revision of critiques states no selector of its own, and needs none.
-        Op::Revise(op) if op.principles != Selector::default() => vec![(&op.principles, Purpose::Revise)],
+        Op::Revise(op) if op.principles != Selector::default() => {
+            vec![(&op.principles, Purpose::Revise)]
+        }
         Op::Repeat(op) if op.critique == Critiquing::None => vec![(op.selector(), Purpose::Revise)],
         Op::Repeat(op) => vec![(op.selector(), Purpose::Critique)],
         Op::PairwiseJudge(op) => vec![(&op.principles, Purpose::Judge)],
@@ -126,7 +170,9 @@ fn shots<'a>(op: &'a Op, constitution: &Constitution) -> Vec<(&'a FewShot, usize
             };
             vec![(critic, critique), (op.revise.few_shot.as_ref(), critique)]
         }
-        Op::PairwiseJudge(op) if op.cot.is_some() => vec![(op.few_shot.as_ref(), examples.judge_cot.len())],
+        Op::PairwiseJudge(op) if op.cot.is_some() => {
+            vec![(op.few_shot.as_ref(), examples.judge_cot.len())]
+        }
         Op::PairwiseJudge(op) => vec![(op.few_shot.as_ref(), judge)],
         _ => Vec::new(),
     };
@@ -144,16 +190,16 @@ impl Known<'_> {
         let ids: BTreeSet<&str> =
             self.constitution.principles.iter().map(|principle| principle.id.as_str()).collect();
         for id in selector.ids.iter().filter(|id| !id.is_empty() && !ids.contains(id.as_str())) {
-            let message = format!("node \"{}\" selects \"{id}\", which is not a principle", self.node);
+            let message =
+                format!("node \"{}\" selects \"{id}\", which is not a principle", self.node);
             self.mistakes.add(id.place, message, did_you_mean(id, ids.iter().copied()));
         }
     }
 
     fn some(&mut self, selector: &Selector, purpose: Purpose) {
-        let ids_are_known = selector
-            .ids
-            .iter()
-            .all(|id| self.constitution.principles.iter().any(|principle| principle.id.value == id.value));
+        let ids_are_known = selector.ids.iter().all(|id| {
+            self.constitution.principles.iter().any(|principle| principle.id.value == id.value)
+        });
         if ids_are_known && selector.select(self.constitution, purpose).is_empty() {
             let needs = match purpose {
                 Purpose::Critique => "a critique and a revision request",
@@ -161,8 +207,15 @@ impl Known<'_> {
                 Purpose::Revise => "a revision request",
                 Purpose::Judge => "a judge's instruction",
             };
-            let message = format!("node \"{}\" selects no principle that has {needs} and a weight above 0", self.node);
-            self.mistakes.push(self.node.place, message, "look at its `principles:` and at the constitution");
+            let message = format!(
+                "node \"{}\" selects no principle that has {needs} and a weight above 0",
+                self.node
+            );
+            self.mistakes.push(
+                self.node.place,
+                message,
+                "look at its `principles:` and at the constitution",
+            );
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use super::Check;
 use crate::spec::op::{
-    Cot, Critiquing, Evaluate, FewShot, Filter, Init, Keep, Mix, Op, PairwiseJudge, PpoUpdate, Read, Repeat,
-    Rounds, Scratch, Source, Split, TrainPm, TrainSl,
+    Cot, Critiquing, Evaluate, FewShot, Filter, Init, Keep, Mix, Op, PairwiseJudge, PpoUpdate,
+    Read, Repeat, Rounds, Scratch, Source, Split, TrainPm, TrainSl,
 };
 use crate::spec::place::{Place, Spanned};
 
@@ -13,11 +13,11 @@ pub(super) fn op(place: Place, op: &Op, check: &mut Check<'_>) {
         Op::Read(op) => read(op, check),
         Op::Split(op) => split(place, op, check),
         Op::Sample(op) => {
-            check.from_one("n", &op.n);
+            check.count("n", &op.n);
             sampling(&op.temperature, &op.top_p, &op.min_p, &op.max_tokens, check);
         }
         Op::Critique(op) => {
-            check.from_one("draws", &op.draws);
+            check.count("draws", &op.draws);
             few_shot(op.few_shot.as_ref(), check);
             sampling(&op.temperature, &op.top_p, &op.min_p, &op.max_tokens, check);
         }
@@ -39,7 +39,11 @@ pub(super) fn op(place: Place, op: &Op, check: &mut Check<'_>) {
 fn read(op: &Read, check: &mut Check<'_>) {
     if op.format.is_none() && op.format().is_none() && !op.path.written.is_empty() {
         let help = "add `format: jsonl`, `parquet`, `csv` or `hh-rlhf`";
-        check.says(op.path.place, &format!("reads \"{}\", whose ending says no format", op.path.written), help);
+        check.says(
+            op.path.place,
+            &format!("reads \"{}\", whose ending says no format", op.path.written),
+            help,
+        );
     }
 }
 
@@ -49,7 +53,9 @@ fn split(place: Place, op: &Split, check: &mut Check<'_>) {
         check.share(&format!("parts.{name}"), share);
     }
     let sum: f64 = op.parts.values().map(|share| share.value).sum();
-    if (sum - 1.0).abs() > 1e-6 && op.parts.values().all(|share| share.value > 0.0 && share.value <= 1.0) {
+    if (sum - 1.0).abs() > 1e-6
+        && op.parts.values().all(|share| share.value > 0.0 && share.value <= 1.0)
+    {
         let at = op.parts.keys().next().map_or(place, |name| name.place);
         let help = "shares of all parts sum to 1: `{ train: 0.9, test: 0.1 }`";
         check.says(at, &format!("has parts that sum to {}", (sum * 1e6).round() / 1e6), help);
@@ -66,45 +72,59 @@ fn sampling(
     check.least("temperature", temperature, 0.0);
     check.share("top_p", top_p);
     check.within("min_p", min_p, 0.0, 1.0);
-    check.from_one("max_tokens", max_tokens);
+    check.count("max_tokens", max_tokens);
 }
 
 fn few_shot(few_shot: Option<&FewShot>, check: &mut Check<'_>) {
     if let Some(few_shot) = few_shot {
-        check.from_one("few_shot.count", &few_shot.count);
+        check.count("few_shot.count", &few_shot.count);
     }
 }
 
 fn repeat(op: &Repeat, check: &mut Check<'_>) {
-    check.from_one("times", &op.times);
+    check.count("times", &op.times);
     if let Critiquing::Asked(critic) = &op.critique {
-        check.from_one("critique.draws", &critic.draws);
+        check.count("critique.draws", &critic.draws);
         few_shot(critic.few_shot.as_ref(), check);
         sampling(&critic.temperature, &critic.top_p, &critic.min_p, &critic.max_tokens, check);
     }
     few_shot(op.revise.few_shot.as_ref(), check);
-    sampling(&op.revise.temperature, &op.revise.top_p, &op.revise.min_p, &op.revise.max_tokens, check);
+    sampling(
+        &op.revise.temperature,
+        &op.revise.top_p,
+        &op.revise.min_p,
+        &op.revise.max_tokens,
+        check,
+    );
     if let Some(pattern) = &op.skip_if {
         check.pattern("skip_if", pattern);
         if op.critique == Critiquing::None {
-            check.says(pattern.place, "skips by a critique and has none", "leave `skip_if` out, or ask for a critique");
+            check.says(
+                pattern.place,
+                "skips by a critique and has none",
+                "leave `skip_if` out, or ask for a critique",
+            );
         }
     }
 }
 
 fn judge(op: &PairwiseJudge, check: &mut Check<'_>) {
-    check.from_one("draws", &op.draws);
+    check.count("draws", &op.draws);
     check.above("label_temperature", &op.label_temperature, 0.0);
     check.within("min_label_mass", &op.min_label_mass, 0.0, 1.0);
     few_shot(op.few_shot.as_ref(), check);
     let Some(Cot { samples, max_tokens, temperature, clamp }) = &op.cot else { return };
-    check.from_one("cot.samples", samples);
-    check.from_one("cot.max_tokens", max_tokens);
+    check.count("cot.samples", samples);
+    check.count("cot.max_tokens", max_tokens);
     check.least("cot.temperature", temperature, 0.0);
     if let Some(Spanned { value: [low, high], place }) = clamp
         && !(0.0 <= *low && low <= high && *high <= 1.0)
     {
-        check.wrong("cot.clamp", *place, &format!("two probabilities in order, not [{low}, {high}]"));
+        check.wrong(
+            "cot.clamp",
+            *place,
+            &format!("two probabilities in order, not [{low}, {high}]"),
+        );
     }
 }
 
@@ -119,7 +139,11 @@ fn sources(key: &str, place: Place, sources: &[Source], check: &mut Check<'_>) {
             check.share("share", share);
         }
         if source.count.is_some() && source.share.is_some() {
-            check.says(at, &format!("takes both a count and a share of \"{}\"", source.rows), "leave one of them out");
+            check.says(
+                at,
+                &format!("takes both a count and a share of \"{}\"", source.rows),
+                "leave one of them out",
+            );
         }
         if source.rounds == Rounds::UpTo(0) {
             check.wrong("up_to", at, "from 1, not 0");
@@ -129,9 +153,13 @@ fn sources(key: &str, place: Place, sources: &[Source], check: &mut Check<'_>) {
 
 fn filter(place: Place, op: &Filter, check: &mut Check<'_>) {
     if op.condition.is_none() && op.drop.is_empty() && op.dedupe.is_none() {
-        check.says(place, "filters nothing", "add `where: SQL`, `drop: […]` or `dedupe: { by: […] }`");
+        check.says(
+            place,
+            "filters nothing",
+            "add `where: SQL`, `drop: […]` or `dedupe: { by: […] }`",
+        );
     }
-    check.from_one("max_tokens", &op.max_tokens);
+    check.count("max_tokens", &op.max_tokens);
 }
 
 fn evaluate(place: Place, op: &Evaluate, check: &mut Check<'_>) {
@@ -150,9 +178,15 @@ fn evaluate(place: Place, op: &Evaluate, check: &mut Check<'_>) {
             let help = "labels are for responses, choices for multiple-choice prompts: leave one of them out";
             check.says(place, "has both \"labels\" and \"choices\"", help);
         }
-        (true, Some(_), None) => check.says(place, "has \"choices\" and no \"model\"", "add `model: …`, which chooses"),
+        (true, Some(_), None) => {
+            check.says(place, "has \"choices\" and no \"model\"", "add `model: …`, which chooses")
+        }
         (false, None, Some(model)) => {
-            check.says(model.place, "has a \"model\" and no \"choices\"", "add `choices: [\" (A)\", \" (B)\"]`");
+            check.says(
+                model.place,
+                "has a \"model\" and no \"choices\"",
+                "add `choices: [\" (A)\", \" (B)\"]`",
+            );
         }
         _ => {}
     }
@@ -170,10 +204,11 @@ fn init(init: &Init, check: &mut Check<'_>) {
         ("num_attention_heads", heads),
         ("max_position_embeddings", architecture.max_position_embeddings),
     ] {
-        check.from_one(key, &value);
+        check.count(key, &value);
     }
     if heads.value > 0 && !architecture.hidden_size.value.is_multiple_of(2 * heads.value) {
-        let text = format!("a multiple of twice the {heads} heads, not {}", architecture.hidden_size);
+        let text =
+            format!("a multiple of twice the {heads} heads, not {}", architecture.hidden_size);
         check.wrong("hidden_size", architecture.hidden_size.place, &text);
     }
     if let Some(shared) = architecture.num_key_value_heads
@@ -193,25 +228,35 @@ fn train_sl(place: Place, op: &TrainSl, check: &mut Check<'_>) {
     sources("from", place, &op.from, check);
     init(&op.init, check);
     check.above("epochs", &op.epochs, 0.0);
-    check.from_one("max_length", &op.max_length);
+    check.count("max_length", &op.max_length);
     check.part("held_out", &op.held_out);
-    check.divides("gradient_accumulation_steps", &op.gradient_accumulation_steps, "batch_size", &op.batch_size);
+    check.divides(
+        "gradient_accumulation_steps",
+        &op.gradient_accumulation_steps,
+        "batch_size",
+        &op.batch_size,
+    );
     check.above("learning_rate", &op.learning_rate, 0.0);
     check.within("warmup_ratio", &op.warmup_ratio, 0.0, 1.0);
-    check.from_one("logging_steps", &op.logging_steps);
+    check.count("logging_steps", &op.logging_steps);
 }
 
 fn train_pm(place: Place, op: &TrainPm, check: &mut Check<'_>) {
     sources("from", place, &op.from, check);
     init(&op.init, check);
     check.above("epochs", &op.epochs, 0.0);
-    check.from_one("max_length", &op.max_length);
+    check.count("max_length", &op.max_length);
     check.part("held_out", &op.held_out);
     check.least("center_rewards_coefficient", &op.center_rewards_coefficient, 0.0);
-    check.divides("gradient_accumulation_steps", &op.gradient_accumulation_steps, "batch_size", &op.batch_size);
+    check.divides(
+        "gradient_accumulation_steps",
+        &op.gradient_accumulation_steps,
+        "batch_size",
+        &op.batch_size,
+    );
     check.above("learning_rate", &op.learning_rate, 0.0);
     check.within("warmup_ratio", &op.warmup_ratio, 0.0, 1.0);
-    check.from_one("logging_steps", &op.logging_steps);
+    check.count("logging_steps", &op.logging_steps);
 }
 
 fn ppo(place: Place, op: &PpoUpdate, check: &mut Check<'_>) {
@@ -221,10 +266,10 @@ fn ppo(place: Place, op: &PpoUpdate, check: &mut Check<'_>) {
         let text = format!("at least one batch of {}, not {}", op.batch_size, op.total_episodes);
         check.wrong("total_episodes", op.total_episodes.place, &text);
     }
-    check.from_one("num_ppo_epochs", &op.num_ppo_epochs);
+    check.count("num_ppo_epochs", &op.num_ppo_epochs);
     check.divides("num_mini_batches", &op.num_mini_batches, "batch_size", &op.batch_size);
-    check.from_one("gradient_accumulation_steps", &op.gradient_accumulation_steps);
-    check.from_one("response_length", &op.response_length);
+    check.count("gradient_accumulation_steps", &op.gradient_accumulation_steps);
+    check.count("response_length", &op.response_length);
     check.above("cliprange", &op.cliprange, 0.0);
     check.above("cliprange_value", &op.cliprange_value, 0.0);
     check.least("vf_coef", &op.vf_coef, 0.0);
@@ -238,16 +283,20 @@ fn ppo(place: Place, op: &PpoUpdate, check: &mut Check<'_>) {
     }
     check.above("learning_rate", &op.learning_rate, 0.0);
     check.within("warmup_ratio", &op.warmup_ratio, 0.0, 1.0);
-    check.from_one("logging_steps", &op.logging_steps);
+    check.count("logging_steps", &op.logging_steps);
 }
 
 impl Check<'_> {
     /// A count that divides another.
     fn divides(&mut self, key: &str, count: &Spanned<u32>, of: &str, whole: &Spanned<u32>) {
-        self.from_one(of, whole);
+        self.count(of, whole);
         if count.value == 0 || !whole.value.is_multiple_of(count.value) {
             let place = if count.place.is_somewhere() { count.place } else { whole.place };
-            self.wrong(key, place, &format!("a divisor of \"{of}\", which is {whole}, not {count}"));
+            self.wrong(
+                key,
+                place,
+                &format!("a divisor of \"{of}\", which is {whole}, not {count}"),
+            );
         }
     }
 }

@@ -43,11 +43,14 @@ fn handbook(object: &Map<String, Value>, to: &mut Constitution) -> Option<()> {
         _ => chats.iter().collect(),
     };
     for chat in messages.chunks_exact(6) {
-        let names = ["Human", "Assistant", "CritiqueRequest", "Critique", "RevisionRequest", "Revision"];
+        let names =
+            ["Human", "Assistant", "CritiqueRequest", "Critique", "RevisionRequest", "Revision"];
         let turns: Option<Vec<_>> = names
             .iter()
             .zip(chat)
-            .map(|(name, message)| Some(format!("{name}: {}", message.get("content")?.as_str()?.trim())))
+            .map(|(name, message)| {
+                Some(format!("{name}: {}", message.get("content")?.as_str()?.trim()))
+            })
             .collect();
         to.few_shot.critique_revise.push(Spanned::nowhere(turns?.join("\n\n")));
     }
@@ -68,11 +71,16 @@ fn list(items: &[Value], to: &mut Constitution) -> Option<()> {
             }
             Value::String(text) => {
                 let judge = text.strip_prefix('\n')?.strip_suffix(" Options:")?;
-                to.principles.push(Principle { judge: text_of(judge), ..principle(&format!("rl{index}")) });
+                to.principles
+                    .push(Principle { judge: text_of(judge), ..principle(&format!("rl{index}")) });
             }
             Value::Object(object) if object.contains_key("critique_request") => {
                 let text = |key: &str| object.get(key).and_then(Value::as_str);
-                to.principles.push(critic(text("name")?, text("critique_request")?, text("revision_request")?));
+                to.principles.push(critic(
+                    text("name")?,
+                    text("critique_request")?,
+                    text("revision_request")?,
+                ));
             }
             Value::Object(object) => example(object, to)?,
             _ => return None,
@@ -91,7 +99,9 @@ fn example(object: &Map<String, Value>, to: &mut Constitution) -> Option<()> {
             to.few_shot.judge.push(JudgeExample { prompt, chosen, rejected });
         }
         (None, None) if prompt.contains("{}") => {
-            to.few_shot.judge_cot.push(Spanned::nowhere(prompt.trim_start_matches('\n').to_owned()));
+            to.few_shot
+                .judge_cot
+                .push(Spanned::nowhere(prompt.trim_start_matches('\n').to_owned()));
         }
         _ => return None,
     }
@@ -101,8 +111,8 @@ fn example(object: &Map<String, Value>, to: &mut Constitution) -> Option<()> {
 /// A principle of the first stage, without the words that templates put around its texts.
 fn critic(id: &str, critique: &str, revise: &str) -> Principle {
     Principle {
-        critique: text_of(between(critique, "CritiqueRequest:", "Critique:")),
-        revise: text_of(between(revise, "RevisionRequest:", "Revision:")),
+        critique: Some(text_of(between(critique, "CritiqueRequest:", "Critique:"))),
+        revise: Some(text_of(between(revise, "RevisionRequest:", "Revision:"))),
         ..principle(id)
     }
 }
@@ -113,8 +123,8 @@ fn between<'a>(text: &'a str, before: &str, after: &str) -> &'a str {
     text.strip_suffix(after).unwrap_or(text).trim()
 }
 
-fn text_of(text: &str) -> Option<Spanned<String>> {
-    Some(Spanned::nowhere(text.to_owned()))
+fn text_of(text: &str) -> Spanned<String> {
+    Spanned::nowhere(text.to_owned())
 }
 
 fn principle(id: &str) -> Principle {
@@ -137,8 +147,11 @@ fn found(value: &Value) -> String {
             format!("an object with the keys {}", keys.join(", "))
         }
         Value::Array(items) => match items.first() {
-            Some(first @ (Value::Object(_) | Value::Array(_))) => format!("a list of {}", found(first)),
-            Some(_) => "a list of texts or numbers that are neither instructions nor transcripts".to_owned(),
+            Some(first @ (Value::Object(_) | Value::Array(_))) => {
+                format!("a list of {}", found(first))
+            }
+            Some(_) => "a list of texts or numbers that are neither instructions nor transcripts"
+                .to_owned(),
             None => "an empty list".to_owned(),
         },
         _ => "a text or a number".to_owned(),

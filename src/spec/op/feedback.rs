@@ -190,8 +190,8 @@ impl Repeat {
     /// The principles that every round draws from.
     pub fn selector(&self) -> &Selector {
         match &self.critique {
-            Critiquing::Asked(Critic { principles: Some(principles), .. }) => principles,
-            _ => &self.principles,
+            Critiquing::Asked(critic) => critic.principles.as_ref().unwrap_or(&self.principles),
+            Critiquing::None => &self.principles,
         }
     }
 }
@@ -230,7 +230,7 @@ pub enum Critiquing {
     /// Direct revision, without a critique.
     None,
     /// A model is asked.
-    Asked(Critic),
+    Asked(Box<Critic>),
 }
 
 /// `none`, or how each round critiques.
@@ -241,7 +241,7 @@ enum Written {
     #[serde(rename = "$text")]
     Word(NoCritique),
     #[serde(rename = "$map")]
-    Asked(Critic),
+    Asked(Box<Critic>),
 }
 
 #[derive(Serialize, Deserialize, JsonSchema)]

@@ -47,7 +47,9 @@ impl Serialize for Init {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Model(name) => name.serialize(serializer),
-            Self::Scratch(scratch) => FromScratch { scratch: scratch.clone() }.serialize(serializer),
+            Self::Scratch(scratch) => {
+                FromScratch { scratch: scratch.clone() }.serialize(serializer)
+            }
         }
     }
 }

@@ -36,11 +36,10 @@ const CHECKSUMS: &str = "amend.crc32c";
 /// One compacted segment, open for reading. The file stays readable when its name is gone.
 pub(super) struct Archive {
     path: PathBuf,
-    /// Held while a group is decoded, so that threads that want the same one decode it once.
+    /// Clones of a file share their place in it, so threads take turns.
     file: Mutex<File>,
     metadata: ArrowReaderMetadata,
     groups: Vec<Extent>,
-    bytes: u64,
 }
 
 /// Where a row group stands, and the checksum of its bytes.
@@ -54,7 +53,6 @@ impl Archive {
     /// Opens a file; reads its metadata only.
     pub(super) fn open(path: &Path) -> Result<Archive> {
         let file = File::open(path).at("open", path)?;
-        let bytes = file.metadata().at("read", path)?.len();
         let metadata = ArrowReaderMetadata::load(&file, ArrowReaderOptions::new())
             .map_err(|error| damage(path, &error.to_string()))?;
         let entries = metadata.metadata().file_metadata().key_value_metadata();
@@ -65,17 +63,12 @@ impl Archive {
             .filter(|groups| groups.len() == metadata.metadata().num_row_groups())
             .ok_or_else(|| damage(path, "it has no checksums"))?;
         let file = Mutex::new(file);
-        Ok(Archive { path: path.to_owned(), file, metadata, groups: checksums, bytes })
+        Ok(Archive { path: path.to_owned(), file, metadata, groups: checksums })
     }
 
     /// The file.
     pub(super) fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// Its size.
-    pub(super) fn bytes(&self) -> u64 {
-        self.bytes
     }
 
     /// How many row groups it has.

@@ -25,7 +25,7 @@ pub(super) const KEY_LEN: usize = 32;
 
 /// Positions in the schema.
 #[derive(Clone, Copy)]
-enum At {
+enum Col {
     #[expect(dead_code, reason = "it keeps the count; the whole key stands in the last column")]
     CallKey,
     Kind,
@@ -122,11 +122,7 @@ pub(super) fn encode(entries: &[Entry]) -> RecordBatch {
         text(entries, |entry| answer(entry)?.device.as_ref()),
         text(entries, |entry| Some(&failure(entry)?.message)),
         number::<Int32Type>(entries, |entry| failure(entry)?.status.map(i32::from)),
-        Arc::new(BooleanArray::from_iter(
-            entries
-                .iter()
-                .map(|entry| Some(failure(entry).is_some_and(|failure| failure.too_long))),
-        )),
+        too_long(entries),
         whole_keys(entries),
     ];
     RecordBatch::try_new(calls_schema(), columns).expect("the columns are those of the schema")
@@ -156,7 +152,9 @@ fn number<T: ArrowPrimitiveType>(
     field: impl Fn(&Entry) -> Option<T::Native>,
 ) -> ArrayRef {
     let mut numbers = PrimitiveBuilder::<T>::with_capacity(entries.len());
-    entries.iter().for_each(|entry| numbers.append_option(field(entry)));
+    for entry in entries {
+        numbers.append_option(field(entry));
+    }
     Arc::new(numbers.finish())
 }
 
@@ -174,6 +172,11 @@ fn list<T: ArrowPrimitiveType>(
         lists.append(numbers.is_some());
     }
     Arc::new(lists.finish())
+}
+
+fn too_long(entries: &[Entry]) -> ArrayRef {
+    let too_long = |entry| Some(failure(entry).is_some_and(|failure| failure.too_long));
+    Arc::new(entries.iter().map(too_long).collect::<BooleanArray>())
 }
 
 fn times(entries: &[Entry]) -> ArrayRef {
@@ -211,7 +214,7 @@ pub(super) fn adapt(rows: &RecordBatch) -> Result<RecordBatch, ArrowError> {
 
 /// The key of a row.
 pub(super) fn key(rows: &RecordBatch, row: usize) -> CallKey {
-    let keys: &FixedSizeBinaryArray = rows.column(At::Key as usize).as_fixed_size_binary();
+    let keys: &FixedSizeBinaryArray = rows.column(Col::Key as usize).as_fixed_size_binary();
     CallKey(keys.value(row).try_into().expect("the column has the width of a key"))
 }
 
@@ -225,52 +228,52 @@ pub(super) fn keys(rows: &RecordBatch) -> Option<Vec<(CallKey, bool)>> {
 
 /// Whether a row is a failure.
 pub(super) fn failed(rows: &RecordBatch, row: usize) -> bool {
-    rows.column(At::Error as usize).is_valid(row)
+    rows.column(Col::Error as usize).is_valid(row)
 }
 
 /// What came of the call of a row; the request is not read.
 pub(super) fn outcome(rows: &RecordBatch, row: usize) -> Outcome {
     let cells = Cells { rows, row };
-    if let Some(message) = cells.text(At::Error) {
+    if let Some(message) = cells.text(Col::Error) {
         return Err(Failure {
-            status: cells.int(At::ErrorStatus).map(|status| status as u16),
+            status: cells.int(Col::ErrorStatus).map(|status| status as u16),
             message,
-            too_long: rows.column(At::TooLong as usize).as_boolean().value(row),
+            too_long: rows.column(Col::TooLong as usize).as_boolean().value(row),
         });
     }
     Ok(Answer {
-        text: cells.text(At::Answer).unwrap_or_default(),
-        finish: cells.str(At::FinishReason).map(Finish::from_name).unwrap_or_default(),
-        token_logprobs: cells.list::<Float32Type>(At::TokenLogprobs),
-        choice_logprobs: cells.list::<Float64Type>(At::ChoiceLogprobs),
-        votes: cells.int(At::Votes),
-        prompt_tokens: cells.int(At::PromptTokens).unwrap_or_default(),
-        cached_tokens: cells.int(At::CachedTokens).unwrap_or_default(),
-        completion_tokens: cells.int(At::CompletionTokens).unwrap_or_default(),
-        attempts: cells.int(At::Attempts).unwrap_or_default(),
-        started_at_us: cells.number::<TimestampMicrosecondType>(At::StartedAt).unwrap_or_default(),
-        latency_ms: cells.number::<Float64Type>(At::LatencyMs).unwrap_or_default(),
-        served_model: cells.text(At::ServedModel),
-        system_fingerprint: cells.text(At::SystemFingerprint),
-        device: cells.text(At::Device),
+        text: cells.text(Col::Answer).unwrap_or_default(),
+        finish: cells.str(Col::FinishReason).map(Finish::from_name).unwrap_or_default(),
+        token_logprobs: cells.list::<Float32Type>(Col::TokenLogprobs),
+        choice_logprobs: cells.list::<Float64Type>(Col::ChoiceLogprobs),
+        votes: cells.int(Col::Votes),
+        prompt_tokens: cells.int(Col::PromptTokens).unwrap_or_default(),
+        cached_tokens: cells.int(Col::CachedTokens).unwrap_or_default(),
+        completion_tokens: cells.int(Col::CompletionTokens).unwrap_or_default(),
+        attempts: cells.int(Col::Attempts).unwrap_or_default(),
+        started_at_us: cells.number::<TimestampMicrosecondType>(Col::StartedAt).unwrap_or_default(),
+        latency_ms: cells.number::<Float64Type>(Col::LatencyMs).unwrap_or_default(),
+        served_model: cells.text(Col::ServedModel),
+        system_fingerprint: cells.text(Col::SystemFingerprint),
+        device: cells.text(Col::Device),
     })
 }
 
 /// The entry of a row, or what in it cannot be read.
 pub(super) fn entry(rows: &RecordBatch, row: usize) -> Result<Entry, String> {
     let cells = Cells { rows, row };
-    let (kind, fingerprint) = (cells.str(At::Kind), cells.str(At::ModelFingerprint));
+    let (kind, fingerprint) = (cells.str(Col::Kind), cells.str(Col::ModelFingerprint));
     Ok(Entry {
         key: key(rows, row),
         kind: kind.and_then(CallKind::from_name).ok_or_else(|| format!("kind {kind:?}"))?,
-        model: cells.text(At::Model).unwrap_or_default(),
+        model: cells.text(Col::Model).unwrap_or_default(),
         model_fingerprint: fingerprint
             .and_then(|digits| digits.parse().ok())
             .ok_or_else(|| format!("model_fingerprint {fingerprint:?}"))?,
-        request_json: cells.text(At::Request).unwrap_or_default(),
+        request_json: cells.text(Col::Request).unwrap_or_default(),
         outcome: outcome(rows, row),
-        seed: cells.number::<Int64Type>(At::Seed),
-        cost_usd: cells.number::<Float64Type>(At::CostUsd),
+        seed: cells.number::<Int64Type>(Col::Seed),
+        cost_usd: cells.number::<Float64Type>(Col::CostUsd),
     })
 }
 
@@ -281,25 +284,25 @@ struct Cells<'a> {
 }
 
 impl<'a> Cells<'a> {
-    fn str(&self, at: At) -> Option<&'a str> {
+    fn str(&self, at: Col) -> Option<&'a str> {
         let array: &StringArray = self.rows.column(at as usize).as_string();
         array.is_valid(self.row).then(|| array.value(self.row))
     }
 
-    fn text(&self, at: At) -> Option<String> {
+    fn text(&self, at: Col) -> Option<String> {
         self.str(at).map(str::to_owned)
     }
 
-    fn number<T: ArrowPrimitiveType>(&self, at: At) -> Option<T::Native> {
+    fn number<T: ArrowPrimitiveType>(&self, at: Col) -> Option<T::Native> {
         let array = self.rows.column(at as usize).as_primitive::<T>();
         array.is_valid(self.row).then(|| array.value(self.row))
     }
 
-    fn int(&self, at: At) -> Option<i32> {
+    fn int(&self, at: Col) -> Option<i32> {
         self.number::<Int32Type>(at)
     }
 
-    fn list<T: ArrowPrimitiveType>(&self, at: At) -> Option<Vec<T::Native>> {
+    fn list<T: ArrowPrimitiveType>(&self, at: Col) -> Option<Vec<T::Native>> {
         let array: &ListArray = self.rows.column(at as usize).as_list();
         let numbers = || array.value(self.row).as_primitive::<T>().values().to_vec();
         array.is_valid(self.row).then(numbers)

@@ -184,7 +184,9 @@ fn write_archive(files: &[Named], mut to: ArchiveWriter, options: &MemoOptions) 
     let opened: Vec<Opened> = opened.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
     let index = Index::default();
     for (at, (_, frames)) in opened.iter().enumerate() {
-        frames.iter().for_each(|(offset, keys)| index.insert(at as u32, *offset, keys));
+        for (offset, keys) in frames {
+            index.insert(at as u32, *offset, keys);
+        }
     }
     let mut held: Vec<RecordBatch> = Vec::new();
     for (at, (segment, frames)) in opened.iter().enumerate() {

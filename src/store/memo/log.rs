@@ -33,9 +33,9 @@ use crate::store::disk::{Disk, Output, crash_point, parent};
 use crate::store::error::{At, Result, StoreError};
 
 const MAGIC: &[u8; 8] = b"AMENDLG1";
-const SCHEMA: &[u8; 4] = b"AmdS";
-const ROWS: &[u8; 4] = b"AmdR";
-const END: &[u8; 4] = b"AmdE";
+const SCHEMA: [u8; 4] = *b"AmdS";
+const ROWS: [u8; 4] = *b"AmdR";
+const END: [u8; 4] = *b"AmdE";
 const HEAD_LEN: usize = 24;
 /// A key and whether the call failed.
 const KEY_ROW_LEN: usize = KEY_LEN + 1;
@@ -113,10 +113,10 @@ pub(super) fn seal(disk: &dyn Disk, path: &Path, end: u64) -> Result<()> {
 
 fn encode(encoder: &mut StreamEncoder, rows: &RecordBatch) -> Vec<u8> {
     let buffers = encoder.encode(rows).expect("the rows have the encoder's schema");
-    buffers.iter().flat_map(|buffer| buffer.as_slice()).copied().collect()
+    buffers.iter().flat_map(Buffer::as_slice).copied().collect()
 }
 
-fn frame(tag: &[u8; 4], keys: &[u8], payload: &[u8]) -> Vec<u8> {
+fn frame(tag: [u8; 4], keys: &[u8], payload: &[u8]) -> Vec<u8> {
     let mut frame = Vec::with_capacity(HEAD_LEN + keys.len() + payload.len());
     frame.extend(tag);
     frame.extend(((keys.len() / KEY_ROW_LEN) as u32).to_le_bytes());
@@ -140,7 +140,7 @@ struct Head {
     rows: u32,
     payload_len: u64,
     payload_crc: u32,
-    head_crc: u32,
+    crc: u32,
 }
 
 impl Head {
@@ -151,9 +151,9 @@ impl Head {
             rows: word(4)?,
             payload_len: u64::from_le_bytes(bytes.get(8..16)?.try_into().ok()?),
             payload_crc: word(16)?,
-            head_crc: word(20)?,
+            crc: word(20)?,
         };
-        let known = [SCHEMA, ROWS, END].contains(&&head.tag);
+        let known = [SCHEMA, ROWS, END].contains(&head.tag);
         (known && head.rows <= ROWS_MAX && head.payload_len < 1 << 40).then_some(head)
     }
 
@@ -203,7 +203,7 @@ impl Log {
         }
         let start = MAGIC.len() as u64;
         let head = head_at(&file, start, len).at("read", path)?;
-        let Some((head, _)) = head.filter(|(head, _)| &head.tag == SCHEMA) else {
+        let Some((head, _)) = head.filter(|(head, _)| head.tag == SCHEMA) else {
             return match frame_after(&file, start, len).at("read", path)? {
                 Some(_) => Err(damage(path, "its schema is broken")),
                 None => Ok(None),
@@ -230,7 +230,7 @@ impl Log {
                 break;
             };
             let end = head.end(offset);
-            if &head.tag == END {
+            if head.tag == END {
                 sealed = end == len;
                 break;
             }
@@ -280,7 +280,7 @@ impl Log {
     pub(super) fn read(&self, offset: u64) -> Result<(RecordBatch, usize)> {
         let broken = |what: &str| damage(&self.path, &format!("the frame at byte {offset} {what}"));
         let head = bytes_at(&self.file, offset, HEAD_LEN, self.end()).at("read", &self.path)?;
-        let head = Head::parse(&head).filter(|head| &head.tag == ROWS);
+        let head = Head::parse(&head).filter(|head| head.tag == ROWS);
         let head = head.ok_or_else(|| broken("has no head"))?;
         let payload = payload_at(&self.file, &head, offset).at("read", &self.path)?;
         let payload = payload.ok_or_else(|| broken("has another checksum"))?;
@@ -330,7 +330,7 @@ fn head_at(file: &File, offset: u64, len: u64) -> io::Result<Option<(Head, Vec<u
         bytes = bytes_at(file, offset, head_len, len)?;
     }
     let keys = bytes[HEAD_LEN..head_len].to_vec();
-    let whole = crc32c_append(crc32c(&bytes[..HEAD_LEN - 4]), &keys) == head.head_crc;
+    let whole = crc32c_append(crc32c(&bytes[..HEAD_LEN - 4]), &keys) == head.crc;
     Ok(whole.then_some((head, keys)))
 }
 
@@ -366,5 +366,7 @@ fn parse_rows(payload: Buffer, schema: &SchemaRef) -> std::result::Result<Record
     let batch = message.header_as_record_batch().ok_or_else(absent)?;
     let body = payload.slice(body_at);
     let (schema, version) = (Arc::clone(schema), message.version());
-    reader::read_record_batch(&body, batch, schema, &Default::default(), None, &version)
+    #[expect(clippy::default_trait_access, reason = "its type, a hash map, is not to be named")]
+    let dictionaries = Default::default(); // empty: no column has a dictionary
+    reader::read_record_batch(&body, batch, schema, &dictionaries, None, &version)
 }

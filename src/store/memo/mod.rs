@@ -237,7 +237,10 @@ impl Drop for Memo {
 
 impl fmt::Debug for Memo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Memo").field("dir", &self.shared.dir).field("len", &self.len()).finish()
+        f.debug_struct("Memo")
+            .field("dir", &self.shared.dir)
+            .field("len", &self.len())
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,7 +1,8 @@
 //! What the memo promises, tried on real files.
 
-use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
+use std::{fs, io};
 
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -9,6 +10,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::model::{Answer, Finish};
 use crate::record::{Id, KeyHasher};
+use crate::store::disk::Output;
 
 fn key(n: u64) -> CallKey {
     KeyHasher::new("amend/test/1").u64(n).call_key()
@@ -24,8 +26,8 @@ fn entry(n: u64) -> Entry {
         outcome: Ok(Answer {
             text: format!("answer {n}"),
             finish: Finish::Length,
-            token_logprobs: (n % 2 == 0).then(|| vec![-0.5, -1.5]),
-            choice_logprobs: (n % 3 == 0).then(|| vec![-0.25, f64::NEG_INFINITY]),
+            token_logprobs: (n.is_multiple_of(2)).then(|| vec![-0.5, -1.5]),
+            choice_logprobs: (n.is_multiple_of(3)).then(|| vec![-0.25, f64::NEG_INFINITY]),
             votes: (n % 3 == 1).then_some(5),
             prompt_tokens: 10,
             cached_tokens: 4,
@@ -43,8 +45,11 @@ fn entry(n: u64) -> Entry {
 }
 
 fn failure(n: u64) -> Entry {
-    let failure =
-        Failure { status: Some(400), message: format!("refused {n}"), too_long: n % 2 == 0 };
+    let failure = Failure {
+        status: Some(400),
+        message: format!("refused {n}"),
+        too_long: n.is_multiple_of(2),
+    };
     Entry { outcome: Err(failure), ..entry(n) }
 }
 
@@ -56,7 +61,9 @@ fn append(memo: &Memo, entries: impl IntoIterator<Item = Entry>) {
         memo.append(entry, Box::new(move |result| told.send(result).unwrap()));
     }
     drop(told);
-    results.iter().for_each(|result| result.unwrap());
+    for result in results {
+        result.unwrap();
+    }
 }
 
 fn files(dir: &Path) -> Vec<String> {
@@ -145,7 +152,7 @@ fn a_torn_tail_is_cut_wherever_it_is_torn() {
         let dir = TempDir::new().unwrap();
         fs::File::create(dir.path().join("000001.log")).unwrap();
         let torn = fs::OpenOptions::new().append(true).open(dir.path().join("000001.log"));
-        std::io::Write::write_all(&mut torn.unwrap(), &bytes[..len]).unwrap();
+        io::Write::write_all(&mut torn.unwrap(), &bytes[..len]).unwrap();
         let read_only = Memo::open_read_only(dir.path()).unwrap().len();
         let memo = Memo::open(dir.path()).unwrap();
         assert_eq!(memo.len(), read_only);
@@ -208,6 +215,71 @@ fn a_small_cache_gives_the_same_answers_to_all_threads() {
             });
         }
     });
+}
+
+/// A disk that is full while it is told to be.
+#[derive(Debug, Default)]
+struct FullDisk {
+    full: Arc<AtomicBool>,
+}
+
+struct FullOutput {
+    full: Arc<AtomicBool>,
+    output: Box<dyn Output>,
+}
+
+impl Output for FullOutput {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.full.load(Ordering::SeqCst) {
+            self.output.append(&bytes[..bytes.len() / 2])?;
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.output.append(bytes)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.output.sync()
+    }
+}
+
+#[rustfmt::skip]
+impl Disk for FullDisk {
+    fn create(&self, path: &Path) -> io::Result<Box<dyn Output>> {
+        Ok(Box::new(FullOutput { full: Arc::clone(&self.full), output: LocalDisk.create(path)? }))
+    }
+    fn reopen(&self, path: &Path, len: u64) -> io::Result<Box<dyn Output>> { LocalDisk.reopen(path, len) }
+    fn create_dir(&self, path: &Path) -> io::Result<()> { LocalDisk.create_dir(path) }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> { LocalDisk.rename(from, to) }
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> { LocalDisk.link(from, to) }
+    fn symlink(&self, target: &Path, link: &Path) -> io::Result<()> { LocalDisk.symlink(target, link) }
+    fn remove(&self, path: &Path) -> io::Result<()> { LocalDisk.remove(path) }
+    fn protect(&self, path: &Path) -> io::Result<()> { LocalDisk.protect(path) }
+    fn sync_file(&self, path: &Path) -> io::Result<()> { LocalDisk.sync_file(path) }
+    fn sync_dir(&self, path: &Path) -> io::Result<()> { LocalDisk.sync_dir(path) }
+}
+
+#[test]
+fn a_full_disk_is_told_to_the_caller_and_loses_nothing() {
+    let dir = TempDir::new().unwrap();
+    let disk = FullDisk::default();
+    let full = Arc::clone(&disk.full);
+    let options = MemoOptions { disk: Arc::new(disk), ..MemoOptions::default() };
+    let memo = Memo::open_with(dir.path(), options).unwrap();
+    append(&memo, (0..10).map(entry));
+    for n in [10, 11] {
+        full.store(true, Ordering::SeqCst);
+        let (told, results) = mpsc::channel();
+        memo.append(entry(n), Box::new(move |result| told.send(result).unwrap()));
+        let error = results.recv().unwrap().unwrap_err().to_string();
+        assert!(error.contains("free some space") && !memo.contains(&key(n)), "{error}");
+        assert_eq!(Memo::open_read_only(dir.path()).unwrap().len(), 10);
+    }
+    full.store(false, Ordering::SeqCst);
+    append(&memo, (20..30).map(entry));
+    memo.close().unwrap();
+    let memo = Memo::open(dir.path()).unwrap();
+    assert_eq!(memo.len(), 20);
+    (0..10).chain(20..30).for_each(|n| assert_eq!(*memo.get(&key(n)).unwrap().unwrap(), entry(n)));
 }
 
 #[test]

@@ -35,7 +35,9 @@ pub(super) fn spawn(
     let work = move || {
         while let Some((entries, waiting)) = next_group(&jobs) {
             let result = writer.write(&entries);
-            waiting.into_iter().for_each(|durable| durable(result.clone()));
+            for durable in waiting {
+                durable(result.clone());
+            }
         }
         writer.active.take().map_or(Ok(()), |active| active.writer.close())
     };

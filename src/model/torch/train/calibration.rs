@@ -127,14 +127,20 @@ mod tests {
     fn scores_that_say_the_target_are_calibrated_and_cost_nothing_in_excess() {
         let z = (0.8_f64 / 0.2).ln();
         let metrics = metrics_by_group(&[judged(z, 0.8, "ai"), judged(-z, 0.2, "ai")]);
-        for (name, expected) in [("ece", 0.0), ("excess_loss", 0.0), ("brier", 0.0), ("accuracy", 1.0), ("margin", z)] {
+        for (name, expected) in
+            [("ece", 0.0), ("excess_loss", 0.0), ("brier", 0.0), ("accuracy", 1.0), ("margin", z)]
+        {
             assert!((value(&metrics, name) - expected).abs() < 1e-12, "{name}");
         }
     }
 
     #[test]
     fn each_source_and_category_is_measured_by_itself() {
-        let metrics = metrics_by_group(&[judged(1.0, 0.9, "ai"), judged(-1.0, 0.9, "human"), judged(0.0, 0.9, "human")]);
+        let metrics = metrics_by_group(&[
+            judged(1.0, 0.9, "ai"),
+            judged(-1.0, 0.9, "human"),
+            judged(0.0, 0.9, "human"),
+        ]);
         assert!((value(&metrics, "accuracy") - 0.5).abs() < 1e-12);
         assert!((value(&metrics, "accuracy/source/ai") - 1.0).abs() < 1e-12);
         assert!((value(&metrics, "accuracy/source/human") - 0.25).abs() < 1e-12);

@@ -42,7 +42,11 @@ impl Judge {
     /// The scores of the episodes' texts, read anew in the judge's own tokens, up to its end token.
     ///
     /// A text longer than the judge can read is read from as far back as it can.
-    pub(super) fn scores(&self, prompts: &[&str], episodes: &[Episode]) -> Result<Vec<f64>, TrainError> {
+    pub(super) fn scores(
+        &self,
+        prompts: &[&str],
+        episodes: &[Episode],
+    ) -> Result<Vec<f64>, TrainError> {
         let _guard = no_grad_guard();
         let row = |episode: &Episode| -> Result<Row, TrainError> {
             let mut row = self.model.text(prompts[episode.prompt], &episode.text)?;
@@ -126,7 +130,8 @@ impl Experience {
         let rows: Vec<Row> = episodes.iter().map(|episode| episode.row.clone()).collect();
         let all: Vec<usize> = (0..rows.len()).collect();
         let empty = || vec![Vec::new(); rows.len()];
-        let (mut old, mut reference, mut values, mut entropy) = (empty(), empty(), empty(), empty());
+        let (mut old, mut reference, mut values, mut entropy) =
+            (empty(), empty(), empty(), empty());
         for micro in micro_batches(&rows, &all, actors.policy.device()) {
             let logits = logits(actors.policy, &micro); // (N, V)
             micro.scatter(&log_probs(&logits, &micro.targets, temperature), &mut old);

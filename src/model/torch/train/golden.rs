@@ -123,13 +123,19 @@ fn each_loss_and_its_gradient_are_those_of_pytorch() {
 
     let of = &golden["value"];
     let values = tensor(of, "values").set_requires_grad(true);
-    let (sum, n_clipped) = loss::clipped_value(&values, &tensor(of, "old"), &tensor(of, "returns"), 0.2);
+    let (sum, n_clipped) =
+        loss::clipped_value(&values, &tensor(of, "old"), &tensor(of, "returns"), 0.2);
     check_loss("value", of, &sum, &values);
     check("clipped", &[n_clipped.double_value(&[]) as f32], &numbers(of, "n_clipped"), 0.1);
 
     let of = &golden["temperature"];
     let logits = matrix(of, "logits");
-    check("log_probs", &floats(&loss::log_probs(&logits, &ids(of, "targets"), 0.7)), &numbers(of, "log_probs"), 1e-5);
+    check(
+        "log_probs",
+        &floats(&loss::log_probs(&logits, &ids(of, "targets"), 0.7)),
+        &numbers(of, "log_probs"),
+        1e-5,
+    );
     check("entropies", &floats(&loss::entropies(&logits, 0.7)), &numbers(of, "entropies"), 1e-5);
 }
 
@@ -197,16 +203,24 @@ fn ten_steps_of_fine_tuning_are_those_of_pytorch() {
         rows: golden.rows.iter().map(|row| Row::new(&row.prompt, &row.completion)).collect(),
         weights: golden.rows.iter().map(|row| row.weight).collect(),
     };
-    check_ten_steps(&model, data.rows.len(), golden.batch_size, &golden.losses, &golden.grad_norms, |batch| {
-        let outcome = sl::accumulate(&model, &data, batch);
-        outcome.loss / outcome.n_predicted
-    });
+    check_ten_steps(
+        &model,
+        data.rows.len(),
+        golden.batch_size,
+        &golden.losses,
+        &golden.grad_norms,
+        |batch| {
+            let outcome = sl::accumulate(&model, &data, batch);
+            outcome.loss / outcome.n_predicted
+        },
+    );
 }
 
 #[test]
 fn ten_steps_of_a_preference_model_are_those_of_pytorch() {
     let golden = golden().pm;
-    let model = Learner::scorer_with(&fixture(), &Tensor::from_slice(&golden.head[0]).view([1, -1]));
+    let model =
+        Learner::scorer_with(&fixture(), &Tensor::from_slice(&golden.head[0]).view([1, -1]));
     let row = |row: &PmRow| pm::Comparison {
         id: Id::ZERO,
         rows: [Row::new(&row.prompt, &row.a), Row::new(&row.prompt, &row.b)],
@@ -216,7 +230,55 @@ fn ten_steps_of_a_preference_model_are_those_of_pytorch() {
         category: None,
     };
     let data: Vec<pm::Comparison> = golden.pairs.iter().map(row).collect();
-    check_ten_steps(&model, data.len(), golden.batch_size, &golden.losses, &golden.grad_norms, |batch| {
-        pm::accumulate(&model, &data, batch, 0.01).0
-    });
+    check_ten_steps(
+        &model,
+        data.len(),
+        golden.batch_size,
+        &golden.losses,
+        &golden.grad_norms,
+        |batch| pm::accumulate(&model, &data, batch, 0.01).0,
+    );
+}
+
+/// The gradients that a batch leaves, and then forgets.
+fn gradients(model: &Learner) -> Vec<f32> {
+    let taken = |weight: Tensor| {
+        let grad = floats(&weight.grad());
+        let _ = weight.grad().zero_();
+        grad
+    };
+    model.weights().into_iter().flat_map(taken).collect()
+}
+
+#[test]
+fn neither_order_nor_padding_nor_the_cut_into_micro_batches_changes_the_gradient() {
+    let golden = golden().sft;
+    let model = Learner::read(&fixture(), Head::Lm).unwrap();
+    let data = |pick: &[usize]| sl::Demonstrations {
+        ids: vec![Id::ZERO; pick.len()],
+        rows: pick
+            .iter()
+            .map(|&row| Row::new(&golden.rows[row].prompt, &golden.rows[row].completion))
+            .collect(),
+        weights: pick.iter().map(|&row| golden.rows[row].weight).collect(),
+    };
+    let all: Vec<usize> = (0..12).collect();
+    let whole = data(&all);
+    sl::accumulate(&model, &whole, &all);
+    let expected = gradients(&model);
+
+    sl::accumulate(&model, &whole, &all.iter().rev().copied().collect::<Vec<_>>());
+    check("reversed", &gradients(&model), &expected, 1e-6);
+
+    // One row at a time without padding; each mean per token is weighed by its tokens.
+    let n_all: usize = whole.rows.iter().map(|row| row.predicted().len()).sum();
+    let mut summed = vec![0.0; expected.len()];
+    for &row in &all {
+        let outcome = sl::accumulate(&model, &data(&[row]), &[0]);
+        let share = outcome.n_predicted as f32 / n_all as f32;
+        for (sum, gradient) in summed.iter_mut().zip(gradients(&model)) {
+            *sum += share * gradient;
+        }
+    }
+    check("row by row", &summed, &expected, 1e-6);
 }

@@ -84,7 +84,9 @@ impl Learner {
         let llama = Llama::new(&checkpoint.config, &checkpoint.weights, Kind::Float, Device::Cpu)
             .map_err(refused)?;
         let eos = *checkpoint.config.eos_token_ids.first().ok_or_else(|| {
-            TrainError::Data("config.json has no eos_token_id: nothing would end an answer".to_owned())
+            TrainError::Data(
+                "config.json has no eos_token_id: nothing would end an answer".to_owned(),
+            )
         })?;
         Ok(Learner { checkpoint, llama, tokenizer, eos, stored })
     }
@@ -116,7 +118,7 @@ impl Learner {
 
     /// The states that the head sees.
     pub(super) fn hidden(&self, ids: &Tensor) -> Tensor {
-        self.llama.hidden(ids) // (B, T) -> (B, T, d)
+        self.llama.hidden_fused(ids) // (B, T) -> (B, T, d)
     }
 
     /// The logits of states.
@@ -173,7 +175,8 @@ impl Learner {
 
     /// Whether both read the same tokens.
     pub(super) fn has_tokenizer_of(&self, other: &Learner) -> bool {
-        let file = |learner: &Learner| learner.checkpoint.tokenizer_files.get("tokenizer.json").cloned();
+        let file =
+            |learner: &Learner| learner.checkpoint.tokenizer_files.get("tokenizer.json").cloned();
         file(self) == file(other)
     }
 
@@ -191,7 +194,10 @@ impl Learner {
     pub(super) fn save(self, out: &Path, training: &str) -> Result<Id, TrainError> {
         let Checkpoint { config, weights, tokenizer_files } = self.checkpoint;
         let _guard = tch::no_grad_guard();
-        let stored = weights.0.into_iter().map(|(name, weight)| (name, weight.detach().to_kind(self.stored)));
+        let stored = weights
+            .0
+            .into_iter()
+            .map(|(name, weight)| (name, weight.detach().to_kind(self.stored)));
         let weights = Weights(stored.collect());
         let card = card(&config, training);
         Checkpoint { config, weights, tokenizer_files }.write(out, &card).map_err(refused)?;
@@ -209,7 +215,8 @@ fn from_nothing(
     let length = scratch.max_position_embeddings;
     let vocab_size = train_tokenizer(texts.0.iter().copied(), scratch.vocab_size, length, out)?;
     let tokenizer = TextTokenizer::read(out).map_err(refused)?;
-    let id = |token| tokenizer.id_of(token).expect("the tokenizer was made with its special tokens");
+    let id =
+        |token| tokenizer.id_of(token).expect("the tokenizer was made with its special tokens");
     let config = LlamaConfig::scratch(scratch, vocab_size, None, id(EOS), id(PAD));
     let weights = Weights::random(&config, seed);
     let tokenizer_files = read_tokenizer_files(out).map_err(refused)?;
@@ -222,7 +229,10 @@ fn pad_of(checkpoint: &Checkpoint) -> Result<i64, TrainError> {
     let config = &checkpoint.config;
     let tokenizer = checkpoint.tokenizer().map_err(refused)?;
     let named = ["<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<unk>"];
-    let candidates = config.pad_token_id.into_iter().chain(named.iter().filter_map(|token| tokenizer.id_of(token)));
+    let candidates = config
+        .pad_token_id
+        .into_iter()
+        .chain(named.iter().filter_map(|token| tokenizer.id_of(token)));
     let found = candidates.chain(config.bos_token_id).find(|id| !config.eos_token_ids.contains(id));
     found.ok_or_else(|| {
         TrainError::Data("the tokenizer has no token to pad with but its end token: set pad_token_id in config.json".to_owned())
@@ -234,7 +244,9 @@ fn card(config: &LlamaConfig, training: &str) -> String {
         Head::Lm => "text-generation",
         Head::Score => "text-classification",
     };
-    format!("---\nlibrary_name: transformers\npipeline_tag: {kind}\ntags: [amend, constitutional-ai]\n---\n\nTrained by amend: `{training}`.\n")
+    format!(
+        "---\nlibrary_name: transformers\npipeline_tag: {kind}\ntags: [amend, constitutional-ai]\n---\n\nTrained by amend: `{training}`.\n"
+    )
 }
 
 /// The error of a training for that of the local model.

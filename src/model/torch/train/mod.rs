@@ -6,12 +6,12 @@
 //! come in an order that their ids decide.
 
 mod learner;
-mod rows;
-mod order;
-mod tokenizer;
+mod log;
 mod loss;
 mod optimizer;
-mod log;
+mod order;
+mod rows;
+mod tokenizer;
 
 mod sl;
 
@@ -19,13 +19,15 @@ mod calibration;
 mod pm;
 
 mod advantage;
-mod rollout;
 mod experience;
-mod update;
 mod ppo;
+mod rollout;
+mod update;
 
 #[cfg(test)]
 mod golden;
+#[cfg(test)]
+mod tests;
 
 use crate::model::train::{TrainError, TrainJob, TrainSettings, Trained, Trainer};
 

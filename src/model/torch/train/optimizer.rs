@@ -33,7 +33,12 @@ impl AdamW {
         let slot = |weight: Tensor| {
             assert!(weight.requires_grad(), "a weight under training requires gradients");
             let decays = weight.dim() >= 2;
-            Slot { first: weight.detach().zeros_like(), second: weight.detach().zeros_like(), decays, weight }
+            Slot {
+                first: weight.detach().zeros_like(),
+                second: weight.detach().zeros_like(),
+                decays,
+                weight,
+            }
         };
         AdamW {
             slots: weights.into_iter().map(slot).collect(),
@@ -195,8 +200,13 @@ mod tests {
             (0..=10).map(|step| (schedule.rate(step) * 1e4).round() / 1e4).collect()
         };
         assert_eq!(rates("constant")[..4], [0.0, 0.05, 0.1, 0.1]);
-        assert_eq!(rates("linear")[1..], [0.05, 0.1, 0.0875, 0.075, 0.0625, 0.05, 0.0375, 0.025, 0.0125, 0.0]);
-        assert_eq!(rates("cosine")[6], 0.05);
-        assert!(Schedule::new(&Optim { lr_scheduler_type: "step".to_owned(), ..optim() }, 1).is_err());
+        assert_eq!(
+            rates("linear")[1..],
+            [0.05, 0.1, 0.0875, 0.075, 0.0625, 0.05, 0.0375, 0.025, 0.0125, 0.0]
+        );
+        assert_eq!(rates("cosine")[6..7], [0.05]);
+        assert!(
+            Schedule::new(&Optim { lr_scheduler_type: "step".to_owned(), ..optim() }, 1).is_err()
+        );
     }
 }

@@ -27,7 +27,7 @@ pub(crate) struct Steps<'a> {
     seed: u64,
     rows: &'a [Id],
     batch_size: usize,
-    steps_total: u64,
+    count: u64,
 }
 
 impl Steps<'_> {
@@ -36,12 +36,12 @@ impl Steps<'_> {
     pub(crate) fn new(seed: u64, rows: &[Id], batch_size: usize, epochs: f64) -> Steps<'_> {
         let batch_size = batch_size.max(1);
         let per_epoch = rows.len().div_ceil(batch_size) as f64;
-        Steps { seed, rows, batch_size, steps_total: (epochs * per_epoch).ceil() as u64 }
+        Steps { seed, rows, batch_size, count: (epochs * per_epoch).ceil() as u64 }
     }
 
     /// How many there are.
     pub(crate) fn total(&self) -> u64 {
-        self.steps_total
+        self.count
     }
 
     /// Passes over the data after so many steps.
@@ -56,7 +56,7 @@ impl Steps<'_> {
                 let order = epoch_order(self.seed, epoch, self.rows);
                 order.chunks(self.batch_size).map(<[usize]>::to_vec).collect::<Vec<_>>()
             })
-            .take(self.steps_total as usize)
+            .take(self.count as usize)
     }
 }
 

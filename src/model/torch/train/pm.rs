@@ -38,7 +38,8 @@ pub(super) fn train(job: &TrainJob, settings: &PmSettings) -> Result<Trained, Tr
     let mut trained = Trained { kind: "pm".to_owned(), ..Trained::default() };
     let texts = job.examples.iter().map(texts_of).collect::<Result<Vec<_>, _>>()?;
     let optim = &settings.optim;
-    let mut model = Learner::begin(&job.init, Head::Score, optim.seed, &Texts(&texts.concat()), &job.out)?;
+    let mut model =
+        Learner::begin(&job.init, Head::Score, optim.seed, &Texts(&texts.concat()), &job.out)?;
     let (held_out, learnt) = read(&model, &job.examples, settings, &mut trained)?;
 
     let ids: Vec<Id> = learnt.iter().map(|comparison| comparison.id).collect();
@@ -176,8 +177,8 @@ pub(super) fn accumulate(
         };
         let (p, weights) = (column(|c| c.p), column(|c| c.weight));
         let loss = bradley_terry(&(&a - &b), &p, &weights);
-        let loss = (loss + centring(&a, &b, &weights) * center_rewards_coefficient)
-            / batch.len() as f64; // ()
+        let loss =
+            (loss + centring(&a, &b, &weights) * center_rewards_coefficient) / batch.len() as f64; // ()
         loss.backward();
         mean += loss.double_value(&[]);
         judged.extend(judged_of(data, &bucket, &a, &b));

@@ -19,26 +19,47 @@ use crate::model::torch::config::Head;
 use crate::model::train::{Example, Init, PpoSettings, Rollout, TrainError, TrainJob, Trained};
 use crate::record::Id;
 
+/// The models of a training.
+struct Cast {
+    policy: Learner,
+    reference: Learner,
+    critic: Judge,
+    judge: Judge,
+    /// A second judge, from which nothing is learnt.
+    second: Option<Judge>,
+}
+
+impl Cast {
+    fn read(init: &Init, settings: &PpoSettings) -> Result<Cast, TrainError> {
+        let Init::Checkpoint(init) = init else {
+            return Err(TrainError::Data(
+                "a policy begins at a model, not from nothing".to_owned(),
+            ));
+        };
+        let judge_at = |dir: &Path| -> Result<Judge, TrainError> {
+            Ok(Judge::new(Learner::read(dir, Head::Score)?, settings.normalize_reward))
+        };
+        let cast = Cast {
+            policy: Learner::read(init, Head::Lm)?,
+            reference: Learner::read(init, Head::Lm)?,
+            critic: judge_at(&settings.reward)?,
+            judge: judge_at(&settings.reward)?,
+            second: settings.test_reward.as_deref().map(judge_at).transpose()?,
+        };
+        if !cast.critic.model.has_tokenizer_of(&cast.policy) {
+            return Err(TrainError::Data(
+                "the reward's tokenizer is not the policy's: the critic begins at the reward model \
+                 and reads the policy's tokens"
+                    .to_owned(),
+            ));
+        }
+        Ok(cast)
+    }
+}
+
 /// Does the training.
 pub(super) fn train(job: &TrainJob, settings: &PpoSettings) -> Result<Trained, TrainError> {
-    let Init::Checkpoint(init) = &job.init else {
-        return Err(TrainError::Data("a policy begins at a model, not from nothing".to_owned()));
-    };
-    let policy = Learner::read(init, Head::Lm)?;
-    let reference = Learner::read(init, Head::Lm)?;
-    let judge_at = |dir: &Path| -> Result<Judge, TrainError> {
-        Ok(Judge::new(Learner::read(dir, Head::Score)?, settings.normalize_reward))
-    };
-    let judge = judge_at(&settings.reward)?;
-    let critic = judge_at(&settings.reward)?;
-    let second = settings.test_reward.as_deref().map(judge_at).transpose()?;
-    if !critic.model.has_tokenizer_of(&policy) {
-        return Err(TrainError::Data(
-            "the reward's tokenizer is not the policy's: the critic begins at the reward model and \
-             reads the policy's tokens"
-                .to_owned(),
-        ));
-    }
+    let Cast { policy, reference, critic, judge, second } = Cast::read(&job.init, settings)?;
     let mut trained = Trained { kind: "lm".to_owned(), ..Trained::default() };
     let prompts = read(&policy, &job.examples, settings, &mut trained)?;
 
@@ -58,13 +79,22 @@ pub(super) fn train(job: &TrainJob, settings: &PpoSettings) -> Result<Trained, T
         let size = settings.batch_size.max(1).min(settings.total_episodes - n_episodes);
         let asked: Vec<usize> = order.by_ref().take(size).collect();
         let episodes = sample(&policy, &prompts, &asked, settings, n_episodes)?;
-        let actors = Actors { policy: &policy, reference: &reference, critic: &critic, judge: &judge };
+        let actors =
+            Actors { policy: &policy, reference: &reference, critic: &critic, judge: &judge };
         let experience = Experience::of(&actors, &prompts.texts, &episodes, settings)?;
-        let second = second.as_ref().map(|judge| judge.scores(&prompts.texts, &episodes)).transpose()?;
+        let second =
+            second.as_ref().map(|judge| judge.scores(&prompts.texts, &episodes)).transpose()?;
         let sums = update(&mut students, &experience, settings, step)?;
 
         n_episodes += size;
-        let batch = Batch { step: step + 1, n_episodes, episodes: &episodes, experience: &experience, judge: &judge, second: second.as_deref() };
+        let batch = Batch {
+            step: step + 1,
+            n_episodes,
+            episodes: &episodes,
+            experience: &experience,
+            judge: &judge,
+            second: second.as_deref(),
+        };
         batch.log(&mut log, settings, &sums);
         let done = step + 1;
         if done % settings.optim.logging_steps.max(1) == 0 || done == n_batches {
@@ -73,7 +103,10 @@ pub(super) fn train(job: &TrainJob, settings: &PpoSettings) -> Result<Trained, T
             let last = students.schedule.rate(done * per_batch - 1);
             log.push(done, epoch, "train", "lr", last);
             log.push(done, epoch, "train", "episode", n_episodes as f64);
-            let line = format!("step {done}/{n_batches} score {:.3} kl {:.3}", means["objective/scores"], means["objective/kl"]);
+            let line = format!(
+                "step {done}/{n_batches} score {:.3} kl {:.3}",
+                means["objective/scores"], means["objective/kl"]
+            );
             (job.progress)(&line, done, n_batches);
         }
         trained.rollouts.extend(batch.rollouts(&prompts, settings));
@@ -92,10 +125,15 @@ fn read<'a>(
     settings: &PpoSettings,
     trained: &mut Trained,
 ) -> Result<Prompts<'a>, TrainError> {
+    if settings.response_length == 0 || settings.total_episodes == 0 {
+        return Err(TrainError::Data(
+            "response_length and total_episodes are at least 1".to_owned(),
+        ));
+    }
     let mut prompts = Prompts::default();
     let room = policy.length_max().saturating_sub(settings.response_length);
     for example in examples {
-        let Example::Prompt { row_id, prompt, .. } = example else {
+        let Example::Prompt { row_id, prompt, messages } = example else {
             return Err(TrainError::Data("ppo-update learns from prompts only".to_owned()));
         };
         let tokens = policy.prompt(prompt)?;
@@ -105,13 +143,14 @@ fn read<'a>(
             _ => {
                 prompts.ids.push(*row_id);
                 prompts.texts.push(prompt);
+                prompts.messages.push(messages);
                 prompts.tokens.push(tokens);
                 continue;
             }
         };
         trained.rejected.push((*row_id, reason.to_owned(), detail));
     }
-    if prompts.ids.is_empty() || settings.total_episodes == 0 {
+    if prompts.ids.is_empty() {
         return Err(TrainError::Data(format!(
             "no prompt is left to train on: {} of {} are empty or longer than {room} tokens",
             trained.rejected.len(),
@@ -172,7 +211,10 @@ impl Batch<'_> {
             ("val/first_difference", sums.first_difference),
             ("rollout/max_difference", self.rollout_difference(settings)),
             ("response/len_mean", n_tokens / n),
-            ("response/truncated_frac", mean(&|row| f64::from(u8::from(!self.episodes[row].ended)))),
+            (
+                "response/truncated_frac",
+                mean(&|row| f64::from(u8::from(!self.episodes[row].ended))),
+            ),
         ];
         for (name, value) in numbers {
             log.add(name, value, 1.0);
@@ -216,6 +258,7 @@ impl Batch<'_> {
             let ids = tokens.iter().map(|&id| id as i32);
             Rollout {
                 prompt_row: prompts.ids[episode.prompt],
+                prompt: prompts.messages[episode.prompt].to_vec(),
                 completion: episode.text.clone(),
                 step: self.step as i64,
                 episode: (first + row + 1) as i64,

@@ -5,7 +5,7 @@ use super::rows::Row;
 use crate::model::torch::generate::{Continuation, Generated, generate};
 use crate::model::train::{PpoSettings, TrainError};
 use crate::model::{Finish, Sampling};
-use crate::record::{Id, KeyHasher};
+use crate::record::{Id, KeyHasher, Message};
 
 /// The most answers written at once.
 const SLOTS_MAX: usize = 256;
@@ -17,6 +17,8 @@ pub(super) struct Prompts<'a> {
     pub(super) ids: Vec<Id>,
     /// Their texts.
     pub(super) texts: Vec<&'a str>,
+    /// The same as messages.
+    pub(super) messages: Vec<&'a [Message]>,
     /// Their tokens in the policy's tokenizer.
     pub(super) tokens: Vec<Vec<i64>>,
 }
@@ -51,7 +53,9 @@ pub(super) fn sample(
     n_episodes: usize,
 ) -> Result<Vec<Episode>, TrainError> {
     if settings.temperature <= 0.0 {
-        return Err(TrainError::Data("a policy that explores has a temperature above 0".to_owned()));
+        return Err(TrainError::Data(
+            "a policy that explores has a temperature above 0".to_owned(),
+        ));
     }
     let continuation = |(place, &prompt): (usize, &usize)| {
         let seed = KeyHasher::new("amend/rollout/1")

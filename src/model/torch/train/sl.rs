@@ -46,7 +46,13 @@ impl Outcome {
 pub(super) fn train(job: &TrainJob, settings: &SlSettings) -> Result<Trained, TrainError> {
     let mut trained = Trained { kind: "lm".to_owned(), ..Trained::default() };
     let texts = job.examples.iter().map(texts_of).collect::<Result<Vec<_>, _>>()?;
-    let model = Learner::begin(&job.init, Head::Lm, settings.optim.seed, &Texts(&texts.concat()), &job.out)?;
+    let model = Learner::begin(
+        &job.init,
+        Head::Lm,
+        settings.optim.seed,
+        &Texts(&texts.concat()),
+        &job.out,
+    )?;
     let (held_out, learnt) = read(&model, &job.examples, settings, &mut trained)?;
     let data = Demonstrations::of(learnt);
 
@@ -177,6 +183,7 @@ fn run(
     outcome.loss += loss.double_value(&[]);
     outcome.n_correct += correct.sum(Kind::Float).double_value(&[]);
     outcome.n_predicted += micro.targets.size()[0] as f64;
-    outcome.n_tokens += micro.rows.iter().map(|&row| data.rows[row].tokens.len()).sum::<usize>() as f64;
+    outcome.n_tokens +=
+        micro.rows.iter().map(|&row| data.rows[row].tokens.len()).sum::<usize>() as f64;
     loss
 }

@@ -42,12 +42,14 @@ pub(crate) fn train_tokenizer<'a>(
             "vocab_size is {vocab_size}: a byte-level vocabulary has at least {VOCAB_SIZE_MIN} tokens"
         )));
     }
-    let tokenizer = learn(texts, vocab_size).map_err(|error| TrainError::Data(error.to_string()))?;
+    let tokenizer =
+        learn(texts, vocab_size).map_err(|error| TrainError::Data(error.to_string()))?;
     let size = tokenizer.get_vocab_size(true);
     assert_eq!(tokenizer.token_to_id(PAD), Some(0), "the first special token");
     assert_eq!(tokenizer.token_to_id(EOS), Some(1), "the second special token");
 
-    let tokenizer = tokenizer.to_string(true).map_err(|error| TrainError::Data(error.to_string()))?;
+    let tokenizer =
+        tokenizer.to_string(true).map_err(|error| TrainError::Data(error.to_string()))?;
     let special = json!({ "eos_token": EOS, "pad_token": PAD });
     let config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -127,7 +129,8 @@ mod tests {
 
     #[test]
     fn the_same_texts_give_the_same_bytes_in_any_order() {
-        let bytes = |dir: &tempfile::TempDir| std::fs::read(dir.path().join("tokenizer.json")).unwrap();
+        let bytes =
+            |dir: &tempfile::TempDir| std::fs::read(dir.path().join("tokenizer.json")).unwrap();
         let mut texts = TEXTS;
         let (first, _) = trained(&texts);
         texts.reverse();

@@ -114,9 +114,8 @@ pub(super) fn update(
 
 /// The rows in an order that is a function of seed and pass alone.
 fn shuffled(seed: u64, pass: u64, n_rows: usize) -> Vec<usize> {
-    let places: Vec<Id> = (0..n_rows as u64)
-        .map(|row| KeyHasher::new("amend/minibatch/1").u64(row).id())
-        .collect();
+    let places: Vec<Id> =
+        (0..n_rows as u64).map(|row| KeyHasher::new("amend/minibatch/1").u64(row).id()).collect();
     epoch_order(seed, pass + 1, &places)
 }
 

@@ -1,0 +1,280 @@
+//! A checkpoint as a backend: one thread owns the model and answers what comes through a channel.
+//!
+//! What is queued is gathered into batches: scores are read together by length, and prompts join
+//! the rows that are being continued as slots become free. The model is loaded when the first
+//! request comes, so a run whose answers are all in the memo loads nothing.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use tch::{Device, Kind};
+
+use super::checkpoint::Checkpoint;
+use super::config::{Head, LlamaConfig};
+use super::error::TorchError;
+use super::llama::Llama;
+use super::tokenizer::{TOKENIZER_FILE, TextTokenizer};
+use super::worker::{Job, Worker};
+use crate::model::{Backend, CallError, Done, Request};
+
+/// How long a worker that was idle waits for more requests to read with the first.
+const GATHER: Duration = Duration::from_millis(1);
+
+/// How a checkpoint is run.
+#[derive(Clone, Debug)]
+pub struct TorchOptions {
+    /// The model's name in the pipeline, for messages and the thread's name.
+    pub name: String,
+    /// Threads inside an operation. Bits are the same for the same number only.
+    pub threads: usize,
+    /// Where it runs.
+    pub device: DeviceChoice,
+    /// The kind it computes in; by default the one it is stored in, f32 for f16 on a CPU.
+    pub dtype: Option<Kind>,
+    /// The most requests to have in flight, and rows in a step.
+    pub max_in_flight: usize,
+}
+
+impl Default for TorchOptions {
+    fn default() -> TorchOptions {
+        TorchOptions {
+            name: "model".to_owned(),
+            threads: 1,
+            device: DeviceChoice::Auto,
+            dtype: None,
+            max_in_flight: 128,
+        }
+    }
+}
+
+/// Where a model runs, as it is written: `auto`, `cpu`, `cuda` or `cuda:1`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first GPU that libtorch sees, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// That GPU.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = TorchError;
+
+    fn from_str(text: &str) -> Result<DeviceChoice, TorchError> {
+        let cuda = |index: &str| index.parse().ok().map(DeviceChoice::Cuda);
+        let choice = match text {
+            "auto" => Some(DeviceChoice::Auto),
+            "cpu" => Some(DeviceChoice::Cpu),
+            "cuda" => Some(DeviceChoice::Cuda(0)),
+            _ => text.strip_prefix("cuda:").and_then(cuda),
+        };
+        choice.ok_or_else(|| {
+            TorchError::Options(format!("device {text:?} is not \"auto\", \"cpu\" or \"cuda:0\""))
+        })
+    }
+}
+
+impl DeviceChoice {
+    /// The device, if this machine has it.
+    pub fn device(self) -> Result<Device, TorchError> {
+        match self {
+            DeviceChoice::Auto => Ok(Device::cuda_if_available()),
+            DeviceChoice::Cpu => Ok(Device::Cpu),
+            DeviceChoice::Cuda(index) if int_below(index, tch::Cuda::device_count()) => {
+                Ok(Device::Cuda(index))
+            }
+            DeviceChoice::Cuda(index) => Err(TorchError::Options(format!(
+                "device \"cuda:{index}\" is not there: libtorch sees {} GPUs; use \"cpu\", or a \
+                 libtorch with CUDA (LIBTORCH)",
+                tch::Cuda::device_count()
+            ))),
+        }
+    }
+}
+
+fn int_below(index: usize, count: i64) -> bool {
+    i64::try_from(index).is_ok_and(|index| index < count)
+}
+
+/// A checkpoint run by libtorch in a thread of this process.
+pub struct TorchBackend {
+    jobs: Option<Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+    stopping: Arc<AtomicBool>,
+    max_in_flight: usize,
+}
+
+impl TorchBackend {
+    /// Opens a checkpoint's directory. Its config is checked now, its weights are read when the
+    /// first request comes.
+    pub fn open(dir: &Path, options: TorchOptions) -> Result<TorchBackend, TorchError> {
+        LlamaConfig::read(dir)?;
+        let tokenizer = dir.join(TOKENIZER_FILE);
+        if !tokenizer.is_file() {
+            let message = "is not there: a checkpoint needs its tokenizer beside its weights";
+            return Err(TorchError::content(&tokenizer, message));
+        }
+        let (jobs, queue) = unbounded();
+        let stopping = Arc::new(AtomicBool::new(false));
+        let max_in_flight = options.max_in_flight.max(1);
+        let (dir, is_stopping) = (dir.to_owned(), Arc::clone(&stopping));
+        let thread = std::thread::Builder::new()
+            .name(format!("torch {}", options.name))
+            .spawn(move || serve(&dir, &options, &queue, &is_stopping))
+            .map_err(TorchError::file("a thread for the model"))?;
+        Ok(TorchBackend { jobs: Some(jobs), thread: Some(thread), stopping, max_in_flight })
+    }
+}
+
+impl Backend for TorchBackend {
+    fn submit(&self, request: Arc<Request>, done: Done) {
+        let jobs = self.jobs.as_ref().expect("the channel is open until the backend is dropped");
+        if let Err(refused) = jobs.send(Job::new(request, done)) {
+            refused
+                .into_inner()
+                .fail(CallError::Outage { message: "the model's thread is gone".to_owned() });
+        }
+    }
+
+    fn max_in_flight(&self) -> usize {
+        self.max_in_flight
+    }
+}
+
+impl Drop for TorchBackend {
+    /// Stops after the step that is being done; what is not answered is told so.
+    fn drop(&mut self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        self.jobs = None;
+        let here = std::thread::current().id();
+        // An answer's receiver may be what drops the backend, in the model's own thread.
+        if let Some(thread) = self.thread.take().filter(|thread| thread.thread().id() != here) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What the thread needs of a checkpoint.
+struct Loaded {
+    llama: Llama,
+    tokenizer: TextTokenizer,
+}
+
+impl Loaded {
+    fn read(dir: &Path, options: &TorchOptions) -> Result<Loaded, TorchError> {
+        let device = options.device.device()?;
+        let checkpoint = Checkpoint::read(dir)?;
+        let kind = options.dtype.unwrap_or(match (checkpoint.config.dtype, device) {
+            (Kind::Half, Device::Cpu) => Kind::Float,
+            (stored, _) => stored,
+        });
+        let llama = Llama::new(&checkpoint.config, &checkpoint.weights, kind, device)?.stacked();
+        if checkpoint.config.head == Head::Lm && !llama.ignores_neighbours() {
+            let model = &options.name;
+            tracing::warn!(model, "on this machine an answer's last bits depend on its neighbours");
+        }
+        Ok(Loaded { llama, tokenizer: checkpoint.tokenizer()? })
+    }
+}
+
+/// The life of the model's thread.
+fn serve(dir: &Path, options: &TorchOptions, queue: &Receiver<Job>, stopping: &AtomicBool) {
+    let _guard = tch::no_grad_guard();
+    tch::set_num_threads(i32::try_from(options.threads.max(1)).unwrap_or(i32::MAX));
+    let Ok(first) = queue.recv() else { return };
+    let loaded = match catch(|| Loaded::read(dir, options)) {
+        Ok(Ok(loaded)) => loaded,
+        Ok(Err(error)) => return refuse(first, queue, &error.to_string()),
+        Err(message) => return refuse(first, queue, &message),
+    };
+    let mut first = Some(first);
+    loop {
+        let worker = Worker::new(&loaded.llama, &loaded.tokenizer, options.max_in_flight);
+        match work(worker, &mut first, queue, stopping) {
+            Ended::Closed => return,
+            Ended::Broken => tracing::warn!(model = options.name, "the model begins afresh"),
+        }
+    }
+}
+
+/// Why a worker ended.
+enum Ended {
+    Closed,
+    Broken,
+}
+
+fn work(
+    mut worker: Worker<'_>,
+    first: &mut Option<Job>,
+    queue: &Receiver<Job>,
+    stopping: &AtomicBool,
+) -> Ended {
+    loop {
+        let is_open = gather(&mut worker, first, queue);
+        if stopping.load(Ordering::Relaxed) {
+            queue.try_iter().for_each(|job| worker.accept(job));
+            worker.fail_all(&stopped());
+            return Ended::Closed;
+        }
+        if let Err(message) = catch(|| worker.step()) {
+            worker.fail_all(&CallError::Outage { message });
+            return Ended::Broken;
+        }
+        if !is_open && worker.is_idle() {
+            return Ended::Closed;
+        }
+    }
+}
+
+/// Takes what is queued; waits for it if there is nothing else to do. False when no more can come.
+fn gather(worker: &mut Worker<'_>, first: &mut Option<Job>, queue: &Receiver<Job>) -> bool {
+    if worker.is_idle() {
+        let Some(job) = first.take().or_else(|| queue.recv().ok()) else { return false };
+        worker.accept(job);
+        while let Ok(job) = queue.recv_timeout(GATHER) {
+            worker.accept(job);
+            if worker.is_full() {
+                break;
+            }
+        }
+    }
+    queue.try_iter().for_each(|job| worker.accept(job));
+    true
+}
+
+/// Answers everything with the reason why the model is not there.
+fn refuse(first: Job, queue: &Receiver<Job>, message: &str) {
+    for job in std::iter::once(first).chain(queue.iter()) {
+        job.fail(CallError::Outage { message: message.to_owned() });
+    }
+}
+
+fn stopped() -> CallError {
+    CallError::Transient { message: "the run is being stopped".to_owned(), attempts: 0 }
+}
+
+/// libtorch's refusals are panics in most of tch: here they become messages.
+fn catch<T>(run: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(run)).map_err(|panic: Box<dyn Any + Send>| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        // What follows the first line is a backtrace of C++.
+        let line = text.and_then(|text| text.split(['\n', '\r']).next());
+        let line = line.and_then(|line| line.split("\\nException raised").next());
+        format!("libtorch: {}", line.unwrap_or("a panic without a message"))
+    })
+}
+
+/// Whether the checkpoint in a directory is a preference model.
+pub fn is_preference_model(dir: &Path) -> Result<bool, TorchError> {
+    Ok(LlamaConfig::read(dir)?.head == Head::Score)
+}

@@ -1,0 +1,352 @@
+//! Whole trainings of tiny models.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::TorchTrainer;
+use crate::model::torch::{Head, LlamaConfig};
+use crate::model::train::{
+    Example, Init, Optim, PmSettings, PpoSettings, Scratch, SlSettings, TrainError, TrainJob,
+    TrainSettings, Trained, Trainer,
+};
+use crate::record::{Id, KeyHasher};
+
+const THINGS: [&str; 8] = ["bread", "bomb", "roses", "gun", "soup", "poison", "cake", "knife"];
+const BAD: [&str; 4] = ["bomb", "gun", "poison", "knife"];
+
+fn id(n: usize) -> Id {
+    KeyHasher::new("amend/test/1").u64(n as u64).id()
+}
+
+fn optim(learning_rate: f64) -> Optim {
+    Optim {
+        learning_rate,
+        lr_scheduler_type: "linear".to_owned(),
+        warmup_ratio: 0.05,
+        weight_decay: 0.01,
+        adam_beta1: 0.9,
+        adam_beta2: 0.98,
+        adam_epsilon: 1e-8,
+        max_grad_norm: 1.0,
+        seed: 17,
+        logging_steps: 5,
+    }
+}
+
+fn prompt(n: usize) -> String {
+    format!("Human: make the {} .\n\nAssistant:", THINGS[n % THINGS.len()])
+}
+
+fn answers(n: usize) -> [String; 2] {
+    let thing = THINGS[n % THINGS.len()];
+    [format!(" sure , i make the {thing} ."), format!(" no {thing} .")]
+}
+
+fn demonstration(n: usize) -> Example {
+    let completion = answers(n)[n / THINGS.len() % 2].clone();
+    Example::Demonstration { row_id: id(n), prompt: prompt(n), completion, weight: 1.0 }
+}
+
+fn comparison(n: usize) -> Example {
+    let [a, b] = answers(n);
+    let p = if BAD.contains(&THINGS[n % THINGS.len()]) { 0.1 } else { 0.9 };
+    Example::Comparison {
+        row_id: id(n),
+        prompt: prompt(n),
+        a,
+        b,
+        p,
+        weight: 1.0,
+        source: "ai".to_owned(),
+        category: None,
+    }
+}
+
+fn asked(n: usize) -> Example {
+    Example::Prompt { row_id: id(n), prompt: prompt(n), messages: Vec::new() }
+}
+
+fn scratch() -> Init {
+    Init::Scratch(Scratch {
+        vocab_size: 320,
+        hidden_size: 32,
+        intermediate_size: 64,
+        num_hidden_layers: 2,
+        num_attention_heads: 2,
+        num_key_value_heads: 1,
+        max_position_embeddings: 64,
+        rope_theta: 10_000.0,
+        tie_word_embeddings: true,
+        initializer_range: 0.05,
+    })
+}
+
+fn sl_settings() -> SlSettings {
+    SlSettings { optim: optim(0.01), epochs: 2.0, batch_size: 16, max_length: 64, held_out: 0.1 }
+}
+
+fn pm_settings() -> PmSettings {
+    PmSettings {
+        optim: optim(0.01),
+        epochs: 4.0,
+        batch_size: 16,
+        max_length: 64,
+        held_out: 0.1,
+        center_rewards_coefficient: 0.01,
+    }
+}
+
+fn ppo_settings(reward: &Path) -> PpoSettings {
+    PpoSettings {
+        optim: Optim { warmup_ratio: 0.0, weight_decay: 0.0, adam_epsilon: 1e-5, ..optim(0.002) },
+        total_episodes: 64,
+        batch_size: 32,
+        num_ppo_epochs: 2,
+        num_mini_batches: 1,
+        response_length: 12,
+        temperature: 1.0,
+        kl_coef: 0.02,
+        kl_estimator: "k1".to_owned(),
+        cliprange: 0.2,
+        cliprange_value: 0.2,
+        vf_coef: 0.1,
+        gamma: 1.0,
+        lam: 0.95,
+        missing_eos_penalty: 1.0,
+        reward_clip: 10.0,
+        whiten_advantages: true,
+        normalize_reward: true,
+        target_kl: 0.0,
+        stop: Vec::new(),
+        keep_tokens: true,
+        reward: reward.to_owned(),
+        test_reward: None,
+    }
+}
+
+/// A training, in a directory of its own.
+fn train(
+    settings: TrainSettings,
+    init: Init,
+    examples: Vec<Example>,
+) -> (tempfile::TempDir, Trained) {
+    let (dir, trained) = attempt(settings, init, examples);
+    (dir, trained.unwrap())
+}
+
+fn attempt(
+    settings: TrainSettings,
+    init: Init,
+    examples: Vec<Example>,
+) -> (tempfile::TempDir, Result<Trained, TrainError>) {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().to_owned();
+    let job = TrainJob { settings, init, examples, out, progress: Box::new(|_, _, _| {}) };
+    (dir, TorchTrainer::default().train(job))
+}
+
+fn base() -> (tempfile::TempDir, Trained) {
+    let settings = SlSettings { epochs: 6.0, ..sl_settings() };
+    train(TrainSettings::TrainSl(settings), scratch(), (0..160).map(demonstration).collect())
+}
+
+fn at(dir: &tempfile::TempDir) -> Init {
+    Init::Checkpoint(dir.path().to_owned())
+}
+
+/// The last value of each metric of a split.
+fn last(trained: &Trained, split: &str) -> BTreeMap<String, f64> {
+    let of_split = trained.metrics.iter().filter(|metric| metric.split == split);
+    of_split.map(|metric| (metric.name.clone(), metric.value)).collect()
+}
+
+fn first(trained: &Trained, name: &str) -> f64 {
+    trained.metrics.iter().find(|metric| metric.name == name).unwrap().value
+}
+
+#[test]
+fn fine_tuning_from_nothing_learns_and_gives_the_same_weights_again() {
+    let (dir, trained) = base();
+    let metrics = last(&trained, "train");
+    assert!(first(&trained, "loss") > 3.0 && metrics["loss"] < 0.5, "{metrics:?}");
+    assert!(metrics["mean_token_accuracy"] > 0.75, "{metrics:?}");
+    assert!((metrics["epoch"] - 6.0).abs() < 1e-9, "{metrics:?}");
+    assert!(last(&trained, "heldout")["loss"] < 1.0);
+    for name in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        assert!(dir.path().join(name).exists(), "{name}");
+    }
+    assert_eq!(LlamaConfig::read(dir.path()).unwrap().eos_token_ids, [1]);
+    let (_again, twice) = base();
+    assert_eq!(trained.weights, twice.weights);
+    assert_eq!(trained.metrics, twice.metrics);
+}
+
+#[test]
+fn what_cannot_be_learnt_from_is_rejected_with_the_reason() {
+    let mut examples: Vec<Example> = (0..20).map(demonstration).collect();
+    let row = |n, completion: String| Example::Demonstration {
+        row_id: id(n),
+        prompt: prompt(n),
+        completion,
+        weight: 1.0,
+    };
+    examples.push(row(100, " \n".to_owned()));
+    examples.push(row(101, " long".repeat(100)));
+    let (_dir, trained) = train(TrainSettings::TrainSl(sl_settings()), scratch(), examples);
+    let reasons: Vec<(Id, &str)> =
+        trained.rejected.iter().map(|(id, reason, _)| (*id, reason.as_str())).collect();
+    assert_eq!(reasons, [(id(100), "empty"), (id(101), "too_long")]);
+    let (_dir, none) =
+        attempt(TrainSettings::TrainSl(sl_settings()), scratch(), vec![row(1, String::new())]);
+    assert!(matches!(none, Err(TrainError::Data(message)) if message.contains("1 of 1 are empty")));
+}
+
+#[test]
+fn a_preference_model_learns_the_targets_and_stores_its_mean_and_deviation() {
+    let (dir, _) = base();
+    let (pm_dir, trained) =
+        train(TrainSettings::TrainPm(pm_settings()), at(&dir), (0..160).map(comparison).collect());
+    assert_eq!(trained.kind, "pm");
+    let metrics = last(&trained, "heldout");
+    assert!(metrics["accuracy"] > 0.95 && metrics["excess_loss"] < 0.1, "{metrics:?}");
+    assert!(metrics.contains_key("accuracy/source/ai"));
+    let config = LlamaConfig::read(pm_dir.path()).unwrap();
+    let (mean, std) = trained.scores.unwrap();
+    assert_eq!(
+        (config.head, config.number("mean"), config.number("std")),
+        (Head::Score, Some(mean), Some(std))
+    );
+    assert_ne!(config.pad_token_id, Some(config.eos_token_ids[0]));
+    let (_again, twice) =
+        train(TrainSettings::TrainPm(pm_settings()), at(&dir), (0..160).map(comparison).collect());
+    assert_eq!(trained.weights, twice.weights);
+}
+
+/// A base and a preference model that likes refusals of what is bad.
+fn stage() -> (tempfile::TempDir, tempfile::TempDir) {
+    let (dir, _) = base();
+    let settings = TrainSettings::TrainPm(pm_settings());
+    let (pm, _) = train(settings, at(&dir), (0..160).map(comparison).collect());
+    (dir, pm)
+}
+
+fn ppo(
+    stage: &(tempfile::TempDir, tempfile::TempDir),
+    change: impl FnOnce(&mut PpoSettings),
+) -> (tempfile::TempDir, Trained) {
+    let mut settings = ppo_settings(stage.1.path());
+    change(&mut settings);
+    train(TrainSettings::PpoUpdate(settings), at(&stage.0), (0..16).map(asked).collect())
+}
+
+#[test]
+fn reinforcement_learning_raises_the_score_and_gives_the_same_weights_again() {
+    let stage = stage();
+    let learn = || {
+        ppo(&stage, |settings| {
+            settings.total_episodes = 64 * 12;
+            settings.batch_size = 64;
+            settings.optim.logging_steps = 1;
+            settings.optim.learning_rate = 0.01;
+        })
+    };
+    let (_dir, trained) = learn();
+    assert!(first(&trained, "objective/kl").abs() < 1e-5, "the policy begins at the reference");
+    let scores: Vec<f64> =
+        trained.metrics.iter().filter(|m| m.name == "objective/scores").map(|m| m.value).collect();
+    assert_eq!(scores.len(), 12);
+    let mean = |of: &[f64]| of.iter().sum::<f64>() / of.len() as f64;
+    assert!(mean(&scores[9..]) > mean(&scores[..3]) + 0.2, "{scores:?}");
+    let metrics = last(&trained, "train");
+    assert!(metrics["objective/kl"] > 0.0 && metrics["policy/approxkl_avg"] > 0.0, "{metrics:?}");
+    assert!(metrics["rollout/max_difference"] < 1e-4, "{metrics:?}");
+    let (_again, twice) = learn();
+    assert_eq!(trained.weights, twice.weights);
+}
+
+#[test]
+fn without_a_learning_rate_the_policy_stays_and_every_ratio_is_one() {
+    let stage = stage();
+    let (dir, trained) = ppo(&stage, |settings| {
+        settings.optim.learning_rate = 0.0;
+        settings.num_ppo_epochs = 3;
+        settings.num_mini_batches = 4;
+        settings.temperature = 0.7;
+        settings.test_reward = Some(settings.reward.clone());
+    });
+    let metrics = last(&trained, "train");
+    for name in ["objective/kl", "policy/approxkl_avg", "policy/clipfrac_avg", "val/ratio_var"] {
+        assert!(metrics[name].abs() < 1e-5, "{name}: {metrics:?}");
+    }
+    assert!((metrics["val/ratio"] - 1.0).abs() < 1e-5, "{metrics:?}");
+    assert!(metrics["objective/entropy"] > 0.0, "{metrics:?}");
+    let weights = |dir: &Path| std::fs::read(dir.join("model.safetensors")).unwrap();
+    assert!(weights(dir.path()) == weights(stage.0.path()));
+    for rollout in &trained.rollouts {
+        assert_eq!(rollout.score_test_pm, Some(rollout.score));
+    }
+}
+
+#[test]
+fn an_episode_is_written_with_its_numbers() {
+    let stage = stage();
+    let (_dir, trained) = ppo(&stage, |settings| {
+        settings.response_length = 4;
+        settings.total_episodes = 40;
+    });
+    assert_eq!(trained.rollouts.len(), 40, "the last batch is smaller");
+    assert_eq!(trained.steps, 2);
+    for (rollout, episode) in trained.rollouts.iter().zip(1..) {
+        let n = rollout.completion_tokens as usize;
+        assert!((1..=4).contains(&n));
+        assert_eq!(rollout.episode, episode);
+        for len in [
+            rollout.token_ids.len(),
+            rollout.logprobs.len(),
+            rollout.ref_logprobs.len(),
+            rollout.values.len(),
+            rollout.advantages.len(),
+            rollout.returns.len(),
+        ] {
+            assert_eq!(len, n);
+        }
+        let ended = rollout.token_ids.last() == Some(&1);
+        assert_eq!(rollout.finish_reason, if ended { "stop" } else { "length" });
+        let penalty = if ended { 0.0 } else { 1.0 };
+        let expected = rollout.score_normalized.clamp(-10.0, 10.0) - penalty - 0.02 * rollout.kl;
+        assert!((rollout.reward - expected).abs() < 1e-9);
+        assert!(!rollout.completion.contains("<eos>"));
+    }
+    assert!(trained.rollouts.iter().any(|rollout| rollout.finish_reason == "length"));
+}
+
+#[test]
+fn what_is_not_a_number_stops_the_training() {
+    let mut settings = sl_settings();
+    settings.optim.learning_rate = f64::INFINITY;
+    let (_dir, trained) =
+        attempt(TrainSettings::TrainSl(settings), scratch(), (0..64).map(demonstration).collect());
+    assert!(matches!(trained, Err(TrainError::Diverged { .. })), "{trained:?}");
+}
+
+#[test]
+fn a_training_says_what_it_cannot_begin_with() {
+    let (dir, _) = base();
+    let examples = || (0..16).map(comparison).collect::<Vec<_>>();
+    let (pm_dir, _) = train(TrainSettings::TrainPm(pm_settings()), at(&dir), examples());
+    let check = |settings: TrainSettings, init: Init, examples: Vec<Example>, part: &str| {
+        let (_dir, trained) = attempt(settings, init, examples);
+        let message = trained.unwrap_err().to_string();
+        assert!(message.contains(part), "{message}");
+    };
+    let sl = || TrainSettings::TrainSl(sl_settings());
+    check(sl(), at(&pm_dir), vec![demonstration(1)], "is a preference model");
+    check(sl(), at(&dir), examples(), "demonstrations only");
+    check(
+        TrainSettings::PpoUpdate(ppo_settings(dir.path())),
+        at(&dir),
+        vec![asked(1)],
+        "not a preference model",
+    );
+    check(sl(), Init::Checkpoint(PathBuf::from("/nowhere")), vec![demonstration(1)], "/nowhere");
+}

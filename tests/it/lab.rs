@@ -1,0 +1,291 @@
+//! The lab: a pipeline in memory with fakes for the outside, to test the engine by itself.
+//!
+//! The model is a fake that answers as a function of the request; the trainer is a fake whose
+//! weights are a hash of what it was given; the memo is a map. The dataflow is the real one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use amend::engine::compile::{World, compile};
+use amend::engine::dispatch::{
+    Dispatcher, Durable, Finished, Limits, Memory, Mode, Models, Outcome,
+};
+use amend::engine::rows::{Rec, Rows};
+use amend::engine::session::{Desired, Session, Settled, Stopped};
+use amend::engine::train::{Held, Recipe, Training, Trainings};
+use amend::model::{Answer, Backend, CallError, Done, Prompt, Request, Task, Trained};
+use amend::operators::{ModelRef, Predicate};
+use amend::plan::Plan;
+use amend::record::{BatchBuilder, CallKey, Cell, Id, KeyHasher, Message, Origin, Relation};
+use amend::spec::Model;
+use amend::spec::op::Read;
+
+/// The answer of the fake model: words that are a function of the request.
+pub fn fake_answer(model: &ModelRef, request: &Request) -> Result<Answer, CallError> {
+    let hash = request.key(model.fingerprint).id();
+    let text = match &request.prompt {
+        Prompt::Text(text) => text.clone(),
+        Prompt::Messages(messages) => messages.last().unwrap().content.clone(),
+    };
+    if text.contains("[[fail]]") {
+        let message = "the fake refuses this".to_owned();
+        return Err(CallError::Permanent { status: Some(400), message, too_long: false });
+    }
+    let mut answer = Answer { attempts: 1, completion_tokens: 3, ..Answer::default() };
+    match &request.task {
+        Task::Generate(_) => answer.text = format!("words {:08x}", hash.low() as u32),
+        Task::Score { choices, .. } => {
+            let score = |at: usize| -1.0 - (hash.low() >> (8 * at) & 0xff) as f64 / 64.0;
+            answer.choice_logprobs = Some((0..choices.len()).map(score).collect());
+        }
+    }
+    Ok(answer)
+}
+
+/// The weights that the fake trainer gives.
+pub fn fake_weights(training: &Training, rows: &[(Id, Id)]) -> Id {
+    let mut hasher = KeyHasher::new("amend/fake-weights/1");
+    hasher.add_id(training.settings);
+    for model in training.models.iter().flatten() {
+        hasher.add_id(model.fingerprint);
+    }
+    for (row, content) in rows {
+        hasher.add_id(*row);
+        hasher.add_id(*content);
+    }
+    hasher.id()
+}
+
+/// A memo in memory.
+#[derive(Default)]
+pub struct FakeMemo(Mutex<BTreeMap<CallKey, Outcome>>);
+
+impl FakeMemo {
+    pub fn keys(&self) -> BTreeSet<CallKey> {
+        self.0.lock().unwrap().keys().copied().collect()
+    }
+}
+
+impl Memory for FakeMemo {
+    fn recall(&self, key: &CallKey) -> Option<Outcome> {
+        self.0.lock().unwrap().get(key).cloned()
+    }
+
+    fn remember(&self, finished: Finished, durable: Durable) {
+        let outcome = match finished.outcome {
+            Ok(answer) => Outcome::Answer(answer),
+            Err((_, message, too_long)) => Outcome::Permanent { message, too_long },
+        };
+        let before = self.0.lock().unwrap().insert(finished.key, outcome);
+        assert!(before.is_none(), "a call is made once");
+        durable(Ok(()));
+    }
+}
+
+/// A model in this process that answers at once, or when it is let.
+#[derive(Default)]
+pub struct FakeModel {
+    made: AtomicU64,
+    /// While this is set, requests are kept.
+    pub held: AtomicBool,
+    kept: Mutex<Vec<(ModelRef, Arc<Request>, Done)>>,
+    in_flight_max: AtomicU64,
+}
+
+impl FakeModel {
+    pub fn made(&self) -> u64 {
+        self.made.load(Ordering::SeqCst)
+    }
+
+    /// Answers everything that was kept, and from now on at once.
+    pub fn release(&self) {
+        self.held.store(false, Ordering::SeqCst);
+        let kept: Vec<_> = self.kept.lock().unwrap().drain(..).collect();
+        for (model, request, done) in kept {
+            done(fake_answer(&model, &request));
+        }
+    }
+
+    pub fn kept(&self) -> usize {
+        self.kept.lock().unwrap().len()
+    }
+}
+
+struct FakeBackend {
+    of: Arc<FakeModel>,
+    model: ModelRef,
+    max_in_flight: usize,
+}
+
+impl Backend for FakeBackend {
+    fn submit(&self, request: Arc<Request>, done: Done) {
+        self.of.made.fetch_add(1, Ordering::SeqCst);
+        if self.of.held.load(Ordering::SeqCst) {
+            let mut kept = self.of.kept.lock().unwrap();
+            kept.push((self.model.clone(), request, done));
+            self.of.in_flight_max.fetch_max(kept.len() as u64, Ordering::SeqCst);
+            return;
+        }
+        done(fake_answer(&self.model, &request));
+    }
+
+    fn max_in_flight(&self) -> usize {
+        self.max_in_flight
+    }
+}
+
+struct FakeModels(Arc<FakeModel>, usize);
+
+impl Models for FakeModels {
+    fn backend(&self, model: &ModelRef) -> Result<Arc<dyn Backend>, String> {
+        let (of, model, max_in_flight) = (Arc::clone(&self.0), model.clone(), self.1);
+        Ok(Arc::new(FakeBackend { of, model, max_in_flight }))
+    }
+}
+
+/// A trainer whose weights are a hash.
+#[derive(Default)]
+pub struct FakeTrainings {
+    done: Mutex<BTreeMap<Id, Arc<Trained>>>,
+    trained: AtomicU64,
+}
+
+impl FakeTrainings {
+    pub fn trained(&self) -> u64 {
+        self.trained.load(Ordering::SeqCst)
+    }
+}
+
+impl Trainings for FakeTrainings {
+    fn recall(&self, recipe: Id) -> Option<Arc<Trained>> {
+        self.done.lock().unwrap().get(&recipe).cloned()
+    }
+
+    fn train(&self, recipe: Recipe) -> Result<Arc<Trained>, String> {
+        self.trained.fetch_add(1, Ordering::SeqCst);
+        let rows: Vec<(Id, Id)> =
+            recipe.rows.iter().map(|(row, slot)| (*row, slot.row().content_hash())).collect();
+        let weights = fake_weights(&recipe.training, &rows);
+        let trained = Arc::new(Trained { weights, kind: "lm".into(), ..Trained::default() });
+        self.done.lock().unwrap().insert(recipe.id, Arc::clone(&trained));
+        Ok(trained)
+    }
+}
+
+/// The files of a pipeline, by path: `pipeline.yaml`, `constitution.yaml`; prompts by node.
+#[derive(Clone, Debug, Default)]
+pub struct Files {
+    pub pipeline: String,
+    pub constitution: String,
+    pub prompts: BTreeMap<String, Vec<String>>,
+}
+
+impl Files {
+    /// The plan of these files.
+    pub fn plan(&self) -> Plan {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("pipeline.yaml"), &self.pipeline).unwrap();
+        std::fs::write(dir.path().join("constitution.yaml"), &self.constitution).unwrap();
+        let path = dir.path().join("pipeline.yaml");
+        let plan = amend::plan::load(&path, &[], &|_: &str| None);
+        plan.unwrap_or_else(|mistakes| panic!("{mistakes}"))
+    }
+}
+
+/// A pipeline in memory.
+pub struct Lab {
+    pub rows: Arc<Rows>,
+    pub memo: Arc<FakeMemo>,
+    pub model: Arc<FakeModel>,
+    pub trainings: Arc<FakeTrainings>,
+    pub session: Session,
+    pub held: BTreeMap<String, Held>,
+    pub chunk: usize,
+}
+
+impl Lab {
+    pub fn new(workers: usize) -> Lab {
+        Lab::over(workers, Arc::default(), Mode::Live)
+    }
+
+    /// A lab over a memo that another one filled.
+    pub fn over(workers: usize, memo: Arc<FakeMemo>, mode: Mode) -> Lab {
+        let (rows, model) = (Arc::<Rows>::default(), Arc::<FakeModel>::default());
+        let trainings = Arc::<FakeTrainings>::default();
+        let models: Arc<dyn Models> = Arc::new(FakeModels(Arc::clone(&model), 64));
+        let memory: Arc<dyn Memory> = Arc::<FakeMemo>::clone(&memo);
+        let free = Box::new(|_: &str, _: &Answer| 0.0);
+        let dispatcher = Dispatcher::new(memory, models, mode, Limits::default(), free);
+        let trainer: Arc<dyn Trainings> = Arc::<FakeTrainings>::clone(&trainings);
+        let session = Session::new(workers, Arc::clone(&rows), dispatcher, trainer);
+        Lab { rows, memo, model, trainings, session, held: BTreeMap::new(), chunk: 64 }
+    }
+
+    /// What files ask of the dataflow.
+    pub fn desired(&self, files: &Files) -> Desired {
+        let plan = files.plan();
+        let world = LabWorld { rows: &self.rows, files, held: &self.held };
+        let mut desired = compile(&plan, &world, &[]).unwrap_or_else(|error| panic!("{error}"));
+        desired.chunk = self.chunk;
+        desired
+    }
+
+    pub fn apply(&mut self, files: &Files) -> Result<Settled, Stopped> {
+        let desired = self.desired(files);
+        self.session.apply(&desired)
+    }
+}
+
+struct LabWorld<'a> {
+    rows: &'a Rows,
+    files: &'a Files,
+    held: &'a BTreeMap<String, Held>,
+}
+
+impl World for LabWorld<'_> {
+    fn read(&self, node: &str, _read: &Read) -> Result<(Vec<Rec>, Vec<Rec>), String> {
+        let mut builder = BatchBuilder::new(Relation::Prompts);
+        for text in &self.files.prompts[node] {
+            // `id|text`: a row keeps its id when its text is edited.
+            let (id, text) = text.split_once('|').unwrap_or((text, text));
+            let row = KeyHasher::new("amend/row/1").text(id).id();
+            let origin = Origin { row_id: row, root_id: row, parents: vec![], call_keys: vec![] };
+            builder.push(
+                &origin,
+                &[
+                    ("prompt", Cell::messages(vec![Message::user(text)])),
+                    ("conversation_id", Cell::id(row)),
+                    ("turn", Cell::Int(0)),
+                    ("tags", Cell::Texts(vec![])),
+                    ("source", Cell::text("lab")),
+                    ("source_line", Cell::Int(0)),
+                ],
+            );
+        }
+        let (batch, _) = builder.finish();
+        Ok((self.rows.adopt(batch), Vec::new()))
+    }
+
+    fn fingerprint(&self, name: &str, _model: &Model) -> Result<Id, String> {
+        Ok(KeyHasher::new("amend/fake-model/1").text(name).id())
+    }
+
+    fn predicate(&self, _sql: &str) -> Result<Arc<dyn Predicate>, String> {
+        Err("the lab has no SQL".to_owned())
+    }
+
+    fn held(&self, node: &str) -> Option<Held> {
+        self.held.get(node).copied()
+    }
+}
+
+/// Whether a path is there, or a line that says that a test is skipped.
+pub fn there(path: &Path) -> bool {
+    let there = path.exists();
+    if !there {
+        eprintln!("skipped: {} is absent", path.display());
+    }
+    there
+}

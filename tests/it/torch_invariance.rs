@@ -1,0 +1,162 @@
+//! What a row gets does not depend on who shares its batch: the same bits, whatever the
+//! neighbours are, their number and the order in which they came.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
+use std::collections::BTreeMap;
+
+use amend::model::torch::{
+    Continuation, Continued, Generated, Generator, Llama, TextTokenizer, rewards, score,
+};
+use proptest::prelude::*;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+use tch::Kind;
+
+use crate::torch_tiny::{fixture, greedy, random, random_of, sampled};
+
+/// Rows of one case: prompts of many lengths, sampled and greedy.
+fn rows(count: usize, longest: usize, seed: u64) -> Vec<Continuation> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let mut below = |n: usize| (random.next_u64() % n as u64) as usize;
+    (0..count)
+        .map(|row| {
+            let prompt = (0..=below(longest)).map(|_| 3 + below(317) as i64).collect();
+            let max_tokens = 1 + below(30) as u32;
+            let mut sampling = match below(4) {
+                0 => greedy(max_tokens),
+                _ => sampled(row as u64, max_tokens),
+            };
+            if below(3) == 0 {
+                sampling.temperature *= 0.7;
+                sampling.top_p = 0.9;
+            }
+            Continuation { prompt, sampling }
+        })
+        .collect()
+}
+
+/// Continues rows that come in some order, a few before each step.
+fn continue_in(
+    llama: &Llama,
+    tokenizer: &TextTokenizer,
+    rows: &[Continuation],
+    order: &[usize],
+    slots_max: usize,
+    arrivals: &[usize],
+) -> BTreeMap<u64, Generated> {
+    let _guard = tch::no_grad_guard();
+    let mut generator = Generator::new(llama, tokenizer, slots_max);
+    let (mut coming, mut arrivals) = (order.iter(), arrivals.iter().cycle());
+    let mut done = BTreeMap::new();
+    while done.len() < rows.len() {
+        let count = arrivals.next().copied().unwrap_or(1).max(usize::from(generator.is_idle()));
+        for &row in coming.by_ref().take(count) {
+            generator.push(row as u64, rows[row].clone());
+        }
+        done.extend(generator.step());
+    }
+    done
+}
+
+fn shuffled(count: usize, seed: u64) -> Vec<usize> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let mut order: Vec<(u64, usize)> = (0..count).map(|row| (random.next_u64(), row)).collect();
+    order.sort_unstable();
+    order.into_iter().map(|(_, row)| row).collect()
+}
+
+fn tokenizer() -> TextTokenizer {
+    TextTokenizer::read(&fixture("llama_tiny")).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_row_is_continued_with_the_same_bits_whoever_shares_its_steps(
+        seed in 0u64..1000,
+        shape in prop::sample::select(vec![(32, 4, 2), (48, 2, 2), (96, 4, 1), (96, 6, 2), (128, 4, 4)]),
+        slots_max in prop::sample::select(vec![1, 16, 64]),
+        arrivals in prop::collection::vec(0usize..20, 1..6),
+    ) {
+        let (hidden, heads, key_heads) = shape;
+        let (llama, tokenizer) = (random(hidden, 2, heads, key_heads), tokenizer());
+        let rows = rows(40, 70, seed);
+        let in_order: Vec<usize> = (0..rows.len()).collect();
+        let together = continue_in(&llama, &tokenizer, &rows, &in_order, 64, &[rows.len()]);
+        let order = shuffled(rows.len(), seed);
+        let split = continue_in(&llama, &tokenizer, &rows, &order, slots_max, &arrivals);
+        prop_assert_eq!(&together, &split);
+    }
+
+    #[test]
+    fn a_row_is_scored_with_the_same_bits_whoever_shares_its_batch(
+        seed in 0u64..1000,
+        sizes in prop::collection::vec(1usize..9, 1..5),
+        shape in prop::sample::select(vec![(32, 4, 2), (96, 6, 2), (128, 4, 4)]),
+    ) {
+        let (hidden, heads, key_heads) = shape;
+        let llama = random(hidden, 2, heads, key_heads);
+        let texts: Vec<Vec<i64>> = rows(30, 90, seed).into_iter().map(|row| row.prompt).collect();
+        let rows: Vec<Continued> = texts
+            .iter()
+            .map(|text| Continued {
+                prefix: text.clone(),
+                tails: vec![vec![5, 6, 7], vec![5, 8], vec![text[0]]],
+            })
+            .collect();
+        let together = score(&llama, &rows);
+        let order = shuffled(rows.len(), seed);
+        let mut split = vec![Vec::new(); rows.len()];
+        let (mut rest, mut sizes) = (order.as_slice(), sizes.iter().cycle());
+        while !rest.is_empty() {
+            let (batch, after) = rest.split_at((*sizes.next().unwrap()).min(rest.len()));
+            let batch_rows: Vec<Continued> = batch.iter().map(|&row| rows[row].clone()).collect();
+            for (&row, scores) in batch.iter().zip(score(&llama, &batch_rows)) {
+                split[row] = scores;
+            }
+            rest = after;
+        }
+        prop_assert_eq!(together, split);
+    }
+}
+
+#[test]
+fn long_prompts_are_continued_with_the_same_bits_alone_and_together() {
+    let (llama, tokenizer) = (random(64, 2, 4, 2), tokenizer());
+    let mut rows = rows(24, 480, 5);
+    rows[3].prompt = vec![9; 500];
+    let in_order: Vec<usize> = (0..rows.len()).collect();
+    let together = continue_in(&llama, &tokenizer, &rows, &in_order, 64, &[24]);
+    let alone = continue_in(&llama, &tokenizer, &rows, &in_order, 1, &[1]);
+    assert_eq!(together, alone);
+}
+
+#[test]
+fn a_model_can_tell_that_it_ignores_neighbours() {
+    assert!(random(96, 1, 4, 1).ignores_neighbours());
+}
+
+#[test]
+fn rows_in_bf16_are_the_same_bits_too() {
+    let (llama, tokenizer) = (random_of(Kind::BFloat16, 64, 2, 4, 2), tokenizer());
+    let rows = rows(40, 90, 11);
+    let order = shuffled(rows.len(), 11);
+    let together = continue_in(&llama, &tokenizer, &rows, &order, 64, &[40]);
+    let split = continue_in(&llama, &tokenizer, &rows, &order, 8, &[3, 1, 5]);
+    assert_eq!(together, split);
+}
+
+#[test]
+fn a_preference_model_gives_a_row_the_same_bits_alone_and_together() {
+    let checkpoint = amend::model::torch::Checkpoint::read(&fixture("llama_tiny_scorer")).unwrap();
+    let llama =
+        Llama::new(&checkpoint.config, &checkpoint.weights, Kind::Float, tch::Device::Cpu).unwrap();
+    tch::set_num_threads(1);
+    let texts: Vec<Vec<i64>> = rows(50, 100, 3).into_iter().map(|row| row.prompt).collect();
+    let together = rewards(&llama, &texts);
+    for (text, score) in texts.iter().zip(&together) {
+        assert_eq!(rewards(&llama, std::slice::from_ref(text))[0].to_bits(), score.to_bits());
+    }
+}

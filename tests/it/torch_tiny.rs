@@ -1,0 +1,69 @@
+//! Small local models for the tests of the local model.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
+use std::path::{Path, PathBuf};
+
+use amend::model::Sampling;
+use amend::model::torch::{Llama, LlamaConfig, Weights};
+use amend::model::train::Scratch;
+use tch::{Device, Kind};
+
+/// A directory of `tests/fixtures`.
+pub(crate) fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+/// Greedy sampling.
+pub(crate) fn greedy(max_tokens: u32) -> Sampling {
+    Sampling { temperature: 0.0, seed: None, ..sampled(0, max_tokens) }
+}
+
+/// Sampling from the whole distribution.
+pub(crate) fn sampled(seed: u64, max_tokens: u32) -> Sampling {
+    Sampling {
+        temperature: 1.0,
+        top_p: 1.0,
+        top_k: 0,
+        min_p: 0.0,
+        max_tokens,
+        stop: vec![],
+        seed: Some(seed),
+    }
+}
+
+/// A random model of the tiny fixture's vocabulary, that draws its end token now and then.
+pub(crate) fn random(hidden_size: i64, layers: i64, heads: i64, key_heads: i64) -> Llama {
+    random_of(Kind::Float, hidden_size, layers, heads, key_heads)
+}
+
+/// The same, computing in another kind.
+pub(crate) fn random_of(
+    kind: Kind,
+    hidden_size: i64,
+    layers: i64,
+    heads: i64,
+    key_heads: i64,
+) -> Llama {
+    let config = LlamaConfig::scratch(
+        &Scratch {
+            vocab_size: 320,
+            hidden_size,
+            intermediate_size: hidden_size * 8 / 3,
+            num_hidden_layers: layers,
+            num_attention_heads: heads,
+            num_key_value_heads: key_heads,
+            max_position_embeddings: 512,
+            rope_theta: 10_000.0,
+            tie_word_embeddings: true,
+            initializer_range: 0.15,
+        },
+        320,
+        None,
+        2,
+        0,
+    );
+    tch::set_num_threads(1);
+    let weights = Weights::random(&config, 17);
+    Llama::new(&config, &weights, kind, Device::Cpu).unwrap().stacked()
+}

@@ -1,0 +1,361 @@
+//! A fake OpenAI-compatible server for tests: deterministic, counting, and faulty when told to.
+//!
+//! | route | what |
+//! |---|---|
+//! | `POST …/chat/completions`, `POST …/completions` | an answer that is a function of the body |
+//! | `GET /stats` | counters as JSON ([`Stats`]) |
+//! | `GET /requests` | a JSON line a distinct body: `{"body", "kind", "asked", "answered"}` |
+//! | `POST /config` | sets the fields of [`Config`] that it is given |
+//! | `POST /reset` | forgets all counts |
+//!
+//! A body's key is its canonical JSON: fields sorted, no white space. It runs a thread a
+//! connection, and ends when its standard input does.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::fake_model as model;
+
+/// How the server misbehaves. 0 is never.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Config {
+    /// Milliseconds until an answer.
+    pub(crate) latency_ms: u64,
+    /// 400 for each body whose hash is a multiple of this: the same bodies always.
+    pub(crate) permanent_every: u64,
+    /// 429 for what would be more than this in flight.
+    pub(crate) cap: usize,
+    /// The header `Retry-After` of a 429.
+    pub(crate) retry_after: String,
+    /// 500 for each n-th call.
+    pub(crate) fail_every: u64,
+    /// Something that is no JSON for each n-th call.
+    pub(crate) garbage_every: u64,
+    /// No answer any more after so many calls.
+    pub(crate) hang_after: u64,
+    /// 401 for other keys than this; none checks none.
+    pub(crate) api_key: Option<String>,
+    /// 400 for prompts longer than this many characters.
+    pub(crate) context: usize,
+    /// 400 for these fields of a body.
+    pub(crate) refused_fields: Vec<String>,
+    /// Seconds until the process ends, whatever happens.
+    pub(crate) life_max_s: u64,
+    /// Keep bodies for `GET /requests`.
+    pub(crate) keep_bodies: bool,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            latency_ms: 0,
+            permanent_every: 0,
+            cap: 0,
+            retry_after: "1".to_owned(),
+            fail_every: 0,
+            garbage_every: 0,
+            hang_after: 0,
+            api_key: None,
+            context: 0,
+            refused_fields: vec![],
+            life_max_s: 3600,
+            keep_bodies: true,
+        }
+    }
+}
+
+/// What was counted since the last reset.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Stats {
+    /// Requests for an answer, whatever became of them.
+    pub(crate) calls: u64,
+    /// Different bodies among them.
+    pub(crate) distinct: u64,
+    /// Calls answered with 200.
+    pub(crate) answered: u64,
+    /// Answers given again for a body that had been answered: money spent twice.
+    pub(crate) repeats: u64,
+    /// The most in flight at once.
+    pub(crate) in_flight_max: usize,
+    /// Calls by status; 0 for those left hanging.
+    pub(crate) by_status: BTreeMap<u16, u64>,
+    /// Calls by kind: `chat`, `completions`, `echo`, `prompt_logprobs`, `top_logprobs`.
+    pub(crate) by_kind: BTreeMap<String, u64>,
+    /// Seconds from the first call to the last answer.
+    pub(crate) span_s: f64,
+}
+
+#[derive(Default)]
+struct State {
+    config: Config,
+    stats: Stats,
+    in_flight: usize,
+    seen: BTreeMap<u64, Seen>,
+    first: Option<Instant>,
+}
+
+/// A body that was asked.
+#[derive(Serialize)]
+struct Seen {
+    body: String,
+    kind: &'static str,
+    asked: u64,
+    answered: u64,
+}
+
+/// Serves until standard input ends. Prints `listening on 127.0.0.1:PORT` first.
+pub(crate) fn serve() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = listener.local_addr().expect("it is bound");
+    say(&format!("listening on {address}\n"));
+    let state = Arc::new(Mutex::new(State::default()));
+    {
+        let state = Arc::clone(&state);
+        thread::spawn(move || {
+            let begin = Instant::now();
+            loop {
+                thread::sleep(Duration::from_secs(1));
+                if begin.elapsed().as_secs() >= lock(&state).config.life_max_s {
+                    leave();
+                }
+            }
+        });
+    }
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let state = Arc::clone(&state);
+            let worker = thread::Builder::new().stack_size(512 << 10);
+            // When a connection ends, so does its thread: there is nothing to be told.
+            worker.spawn(move || connection(stream, &state)).expect("a thread can be started");
+        }
+    });
+    let mut stdin = std::io::stdin().lock();
+    std::io::copy(&mut stdin, &mut std::io::sink()).expect("standard input can be read");
+    leave();
+}
+
+#[expect(clippy::exit, reason = "the process of the fake is over, whoever still waits in it")]
+fn leave() -> ! {
+    std::process::exit(0)
+}
+
+fn say(line: &str) {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush()).expect("the parent reads");
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().expect("no thread of the fake panics with the lock")
+}
+
+/// Answers the requests of a connection, one after the other.
+fn connection(stream: TcpStream, state: &Mutex<State>) -> Option<()> {
+    stream.set_nodelay(true).ok()?;
+    let mut reader = BufReader::new(stream.try_clone().ok()?);
+    let mut writer = stream;
+    loop {
+        let (path, key, body) = read_request(&mut reader)?;
+        let (status, extra, body) = match path.split('?').next()?.rsplit('/').next()? {
+            "completions" => call(state, path.contains("/chat/"), &body, key.as_deref()),
+            "stats" => (200, String::new(), json!(lock(state).stats).to_string()),
+            "requests" => (200, String::new(), requests(&lock(state))),
+            "reset" => {
+                let mut state = lock(state);
+                *state = State {
+                    config: state.config.clone(),
+                    in_flight: state.in_flight,
+                    ..State::default()
+                };
+                (200, String::new(), "{}".to_owned())
+            }
+            "config" => configure(&mut lock(state), &body),
+            "models" => (200, String::new(), r#"{"data":[{"id":"fake"}]}"#.to_owned()),
+            _ => (404, String::new(), error("there is no such route")),
+        };
+        let head = format!(
+            "HTTP/1.1 {status} X\r\ncontent-type: application/json\r\n{extra}content-length: {}\r\n\r\n",
+            body.len()
+        );
+        writer.write_all((head + &body).as_bytes()).ok()?;
+    }
+}
+
+/// The path, the bearer token and the body of the next request.
+fn read_request(reader: &mut BufReader<TcpStream>) -> Option<(String, Option<String>, Vec<u8>)> {
+    let mut line = String::new();
+    reader.read_line(&mut line).ok().filter(|length| *length > 0)?;
+    let path = line.split(' ').nth(1)?.to_owned();
+    let (mut length, mut key) = (0, None);
+    loop {
+        line.clear();
+        reader.read_line(&mut line).ok().filter(|length| *length > 0)?;
+        let Some((name, value)) = line.trim_end().split_once(':') else { break };
+        match name.to_ascii_lowercase().as_str() {
+            "content-length" => length = value.trim().parse().ok()?,
+            "authorization" => key = value.trim().strip_prefix("Bearer ").map(str::to_owned),
+            _ => {}
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    Some((path, key, body))
+}
+
+type Response = (u16, String, String);
+
+fn error(message: &str) -> String {
+    json!({ "error": { "message": message, "type": "fake" } }).to_string()
+}
+
+fn requests(state: &State) -> String {
+    state.seen.values().map(|seen| json!(seen).to_string() + "\n").collect()
+}
+
+fn configure(state: &mut State, body: &[u8]) -> Response {
+    let mut config = json!(state.config);
+    let given: Value = serde_json::from_slice(body).unwrap_or_default();
+    for (name, value) in given.as_object().into_iter().flatten() {
+        match config.get_mut(name) {
+            Some(field) => *field = value.clone(),
+            None => return (400, String::new(), error(&format!("there is no option {name:?}"))),
+        }
+    }
+    match serde_json::from_value(config) {
+        Ok(config) => {
+            state.config = config;
+            (200, String::new(), json!(state.config).to_string())
+        }
+        Err(fault) => (400, String::new(), error(&fault.to_string())),
+    }
+}
+
+/// Counts a call and answers it.
+fn call(state: &Mutex<State>, chat: bool, body: &[u8], key: Option<&str>) -> Response {
+    let Ok(request) = serde_json::from_slice::<Value>(body) else {
+        return (400, String::new(), error("the body is no JSON"));
+    };
+    let canonical = canonical(&request);
+    let id = model::hash(&[if chat { "chat" } else { "completions" }, &canonical]);
+    let kind = kind(chat, &request);
+    let (config, nth, over) = {
+        let mut state = lock(state);
+        state.first.get_or_insert_with(Instant::now);
+        state.in_flight += 1;
+        state.stats.calls += 1;
+        state.stats.in_flight_max = state.stats.in_flight_max.max(state.in_flight);
+        *state.stats.by_kind.entry(kind.to_owned()).or_default() += 1;
+        let body = if state.config.keep_bodies { canonical.clone() } else { String::new() };
+        let seen = Seen { body, kind, asked: 0, answered: 0 };
+        state.seen.entry(id).or_insert(seen).asked += 1;
+        state.stats.distinct = state.seen.len() as u64;
+        let over = state.config.cap > 0 && state.in_flight > state.config.cap;
+        (state.config.clone(), state.stats.calls, over)
+    };
+    let hangs = config.hang_after > 0 && nth > config.hang_after;
+    let response =
+        if over { None } else { Some(respond(&config, &request, &canonical, chat, id, nth, key)) };
+    if config.latency_ms > 0 && !over {
+        thread::sleep(Duration::from_millis(config.latency_ms));
+    }
+    let response = response.unwrap_or_else(|| {
+        (429, format!("retry-after: {}\r\n", config.retry_after), error("rate limit reached"))
+    });
+    {
+        let mut state = lock(state);
+        state.in_flight -= 1;
+        let status = if hangs { 0 } else { response.0 };
+        *state.stats.by_status.entry(status).or_default() += 1;
+        if status == 200 {
+            state.stats.answered += 1;
+            // A reset may have come between.
+            if let Some(seen) = state.seen.get_mut(&id) {
+                seen.answered += 1;
+                let again = seen.answered > 1;
+                state.stats.repeats += u64::from(again);
+            }
+        }
+        state.stats.span_s = state.first.map_or(0.0, |first| first.elapsed().as_secs_f64());
+    }
+    if hangs {
+        thread::sleep(Duration::from_secs(config.life_max_s));
+    }
+    response
+}
+
+/// The answer, unless the server is to misbehave.
+fn respond(
+    config: &Config,
+    request: &Value,
+    canonical: &str,
+    chat: bool,
+    id: u64,
+    nth: u64,
+    key: Option<&str>,
+) -> Response {
+    let every = |n: u64| n > 0 && nth.is_multiple_of(n);
+    let fault = |status, message: &str| (status, String::new(), error(message));
+    if config.api_key.as_deref().is_some_and(|wanted| Some(wanted) != key) {
+        return fault(401, &format!("incorrect API key provided: {}", key.unwrap_or("none")));
+    }
+    if request["model"] == "missing" {
+        return fault(404, "the model `missing` does not exist");
+    }
+    if config.permanent_every > 0 && id.is_multiple_of(config.permanent_every) {
+        return fault(
+            400,
+            &format!("refused by the content filter; key {}", key.unwrap_or("none")),
+        );
+    }
+    if config.context > 0 && canonical.chars().count() > config.context {
+        return fault(400, "this model's maximum context length is less than that");
+    }
+    if let Some(field) = config.refused_fields.iter().find(|field| request.get(*field).is_some()) {
+        return fault(
+            400,
+            &format!("'{field}' is not supported; max_tokens: max_completion_tokens"),
+        );
+    }
+    if every(config.fail_every) {
+        return fault(500, "boom");
+    }
+    if every(config.garbage_every) {
+        return (200, String::new(), r#"{"choices":[{"index":"#.to_owned());
+    }
+    (200, String::new(), super::fake_openai_replies::reply(request, canonical, chat, id))
+}
+
+fn kind(chat: bool, request: &Value) -> &'static str {
+    let asks =
+        |name: &str| request.get(name).is_some_and(|value| !value.is_null() && *value != false);
+    match () {
+        () if asks("echo") => "echo",
+        () if asks("prompt_logprobs") => "prompt_logprobs",
+        () if asks("logprobs") => "top_logprobs",
+        () if chat => "chat",
+        () => "completions",
+    }
+}
+
+/// The JSON with its fields sorted.
+fn canonical(value: &Value) -> String {
+    match value {
+        Value::Object(fields) => {
+            let sorted: BTreeMap<&String, &Value> = fields.iter().collect();
+            let fields =
+                sorted.iter().map(|(name, value)| format!("{}:{}", json!(name), canonical(value)));
+            format!("{{{}}}", fields.collect::<Vec<_>>().join(","))
+        }
+        Value::Array(items) => {
+            format!("[{}]", items.iter().map(canonical).collect::<Vec<_>>().join(","))
+        }
+        other => other.to_string(),
+    }
+}
