@@ -16,3 +16,7 @@ pub mod operators;
 pub mod store;
 
 pub mod engine;
+
+pub mod query;
+
+pub mod cli;

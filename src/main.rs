@@ -1,2 +1,7 @@
 //! The `amend` binary.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    amend::cli::main()
+}

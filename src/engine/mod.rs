@@ -13,6 +13,7 @@ pub mod local;
 mod render;
 pub mod run;
 pub mod rows;
+pub mod run;
 pub mod session;
 pub mod shape;
 mod shared;

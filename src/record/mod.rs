@@ -1,6 +1,7 @@
 //! `record`: what an edge of the dataflow carries: relations, typed batches, keys.
 
 pub mod batch;
+mod describe;
 pub mod key;
 pub mod message;
 pub mod read;

@@ -1,0 +1,66 @@
+//! The files and the store that a command is about.
+
+use std::path::{Path, PathBuf};
+
+use super::args::{Common, Which};
+use super::failure::Usage;
+use crate::plan::{self, Plan};
+use crate::query::{Pipelines, Reader};
+use crate::spec::Mistakes;
+use crate::store::Store;
+
+/// The name of a store's directory.
+const STORE: &str = ".amend";
+
+/// Loads a pipeline file and plans it.
+pub(super) fn plan(file: &Path, common: &Common) -> Result<Plan, Mistakes> {
+    plan::load(file, &common.sets, &|name| std::env::var(name).ok())
+}
+
+/// The store of a pipeline file: as flagged, or beside the file.
+pub(super) fn store_of(file: &Path, common: &Common) -> PathBuf {
+    common.store.clone().unwrap_or_else(|| file.parent().unwrap_or(Path::new("")).join(STORE))
+}
+
+/// The pipeline of a store that a command reads.
+pub(super) fn reader(which: &Which, common: &Common) -> anyhow::Result<Reader> {
+    let named = which.pipeline.as_deref();
+    let is_file = |name: &&str| {
+        name.contains(['/', '\\']) || [".yaml", ".yml"].iter().any(|end| name.ends_with(end))
+    };
+    let file = named.filter(is_file).map(Path::new);
+    let dir = match (file, &common.store) {
+        (_, Some(store)) => store.clone(),
+        (Some(file), None) => store_of(file, common),
+        (None, None) => find_store()?,
+    };
+    let pipelines = Pipelines::of(&Store::new(&dir))?;
+    let name = match file {
+        Some(file) => plan(file, common)?.pipeline().name.value.clone(),
+        None => match (named, pipelines.names()) {
+            (Some(name), _) => name.to_owned(),
+            (None, [name]) => name.clone(),
+            (None, []) => {
+                let message = format!("the store \"{}\" holds no snapshot", dir.display());
+                return Err(Usage::new(message).help("name another with --store, or run a pipeline").into());
+            }
+            (None, names) => {
+                let message = format!("the store \"{}\" holds {}", dir.display(), names.join(", "));
+                return Err(Usage::new(message).help("name one of them with --pipeline").into());
+            }
+        },
+    };
+    Ok(pipelines.reader(&name)?)
+}
+
+/// The store of this folder, of its `pipelines/`, or of a folder above.
+fn find_store() -> anyhow::Result<PathBuf> {
+    let here = std::env::current_dir()?;
+    let above = here.ancestors().flat_map(|dir| [dir.join(STORE), dir.join("pipelines").join(STORE)]);
+    let found = above.into_iter().find(|dir| dir.is_dir());
+    let missing = || {
+        let message = format!("there is no store \"{STORE}\" in \"{}\" or above it", here.display());
+        Usage::new(message).help("name it with --store, or the pipeline file with --pipeline")
+    };
+    Ok(found.ok_or_else(missing)?)
+}

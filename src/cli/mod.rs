@@ -1,0 +1,63 @@
+//! `cli`: the command line: one file a subcommand, and how things are shown.
+//!
+//! Results go to stdout, with `-o json` as one document; everything else goes to stderr. What a
+//! subcommand fails with decides the exit code: see [`failure`].
+
+mod args;
+mod check;
+mod failure;
+mod files;
+mod graph;
+mod import;
+mod logging;
+mod progress;
+mod schema;
+mod screen;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use args::{Cli, Command, Common, Output};
+use failure::{Status, Usage};
+use screen::Screen;
+
+/// Runs the command that the process was given, and says how it ended.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no failures; what cannot be printed has no reader.
+            let is_help = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            drop(error.print());
+            return if is_help { Status::Done } else { Status::Usage }.into();
+        }
+    };
+    let screen = Screen::new(&cli.common);
+    logging::begin(&cli.common, &screen);
+    let status = match run(&cli.command, &cli.common, &screen) {
+        Ok(status) => status,
+        Err(error) => failure::show(&error, &screen),
+    };
+    status.into()
+}
+
+fn run(command: &Command, common: &Common, screen: &Screen) -> anyhow::Result<Status> {
+    let is_named = match command {
+        Command::Import(_) => !matches!(common.output, Output::Csv),
+        Command::Query(_) => !matches!(common.output, Output::File(_)),
+        _ => matches!(common.output, Output::Text | Output::Json),
+    };
+    if !is_named {
+        let takes = if matches!(command, Command::Query(_)) { "text, json or csv" } else { "text or json" };
+        return Err(Usage::new(format!("-o takes {takes} here")).into());
+    }
+    match command {
+        Command::Check(args) => check::run(args, common, screen),
+        Command::Graph(args) => graph::run(args, common, screen),
+        Command::Schema(args) => schema::run(args, screen),
+        Command::Import(args) => import::run(args, common, screen),
+        _ => anyhow::bail!("not yet"),
+    }
+}

@@ -1,0 +1,331 @@
+//! SQL over the tables of a snapshot, by DataFusion: `amend query` and `filter: where`.
+//!
+//! Every node is a table under its name; `red.train` can be written with and without quotes. The
+//! memo is the table `calls`. `text(messages)` is the text of a conversation. A query only reads.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, StringArray};
+use arrow::datatypes::{DataType, SchemaRef};
+use async_trait::async_trait;
+use datafusion::catalog::{CatalogProvider, MemorySchemaProvider, Session, TableProvider};
+use datafusion::common::{DFSchema, DataFusionError, TableReference};
+use datafusion::config::Dialect;
+use datafusion::datasource::memory::MemorySourceConfig;
+use datafusion::execution::context::SQLOptions;
+use datafusion::logical_expr::{ColumnarValue, Expr, TableType, Volatility, create_udf};
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::prelude::{SessionConfig, SessionContext};
+
+use super::{QueryError, Reader, Result};
+use crate::record::{Kind, Relation};
+use crate::store::{Memo, Snapshot, StoreError};
+
+/// The name of the memo's table.
+const CALLS: &str = "calls";
+
+/// What a query gave.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The columns.
+    pub schema: SchemaRef,
+    /// The rows.
+    pub batches: Vec<RecordBatch>,
+}
+
+impl Answer {
+    /// The rows as a table for people.
+    pub fn table(&self) -> Result<String> {
+        let batches = [RecordBatch::new_empty(Arc::clone(&self.schema))];
+        let batches = batches.iter().chain(&self.batches).cloned().collect::<Vec<_>>();
+        Ok(arrow::util::pretty::pretty_format_batches(&batches)?.to_string())
+    }
+}
+
+/// Asks a snapshot in SQL.
+pub fn query(reader: &Reader, snapshot: Snapshot, sql: &str) -> Result<Answer> {
+    let memo = reader.store.memo_read_only()?;
+    let context = context();
+    register(&context, snapshot, memo).map_err(said)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    let runtime = runtime.map_err(|error| QueryError::Sql(error.to_string()))?;
+    let read_only =
+        SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+    runtime.block_on(async {
+        let frame = context.sql_with_options(sql, read_only).await.map_err(said)?;
+        let schema = Arc::clone(frame.schema().inner());
+        Ok(Answer { schema, batches: frame.collect().await.map_err(said)? })
+    })
+}
+
+/// A context with our functions. One partition, so that rows come in the order of the tables.
+fn context() -> SessionContext {
+    let config = SessionConfig::new().with_target_partitions(1).with_information_schema(true);
+    let context = SessionContext::new_with_config(config);
+    let messages = vec![Kind::Messages.data_type()];
+    context.register_udf(create_udf(
+        "text",
+        messages,
+        DataType::Utf8,
+        Volatility::Immutable,
+        Arc::new(|args: &[ColumnarValue]| {
+            let array = args[0].to_array(1)?;
+            let texts: ArrayRef = Arc::new(text(&array));
+            Ok(ColumnarValue::Array(texts))
+        }),
+    ));
+    context
+}
+
+/// The text of each conversation: its turns, a blank line between two.
+fn text(conversations: &ArrayRef) -> StringArray {
+    let of = |turns: ArrayRef| {
+        let contents = Arc::clone(turns.as_struct().column(1));
+        contents.as_string::<i32>().iter().flatten().collect::<Vec<_>>().join("\n\n")
+    };
+    conversations.as_list::<i32>().iter().map(|turns| turns.map(of)).collect()
+}
+
+/// What DataFusion says, without its own wrapping; an error of the store as itself.
+fn said(error: DataFusionError) -> QueryError {
+    let root = error.find_root();
+    if let DataFusionError::External(source) = root
+        && let Some(store) = source.downcast_ref::<StoreError>()
+    {
+        return QueryError::Store(store.clone());
+    }
+    let message = root.strip_backtrace();
+    let prefixes = ["Error during planning: ", "Schema error: ", "SQL error: ", "Execution error: "];
+    let plain = prefixes.iter().find_map(|prefix| message.strip_prefix(prefix));
+    QueryError::Sql(plain.unwrap_or(&message).to_owned())
+}
+
+fn register(context: &SessionContext, snapshot: Snapshot, memo: Memo) -> datafusion::common::Result<()> {
+    let snapshot = Arc::new(snapshot);
+    let nodes = &snapshot.manifest().nodes;
+    let relation_of = |name: &String| nodes[name].table.relation;
+    for name in nodes.keys() {
+        let rows = Rows::of(&snapshot, vec![name.clone()], relation_of(name));
+        register_as(context, name, Arc::new(rows))?;
+    }
+    // Those tables are there even when no node has such rows.
+    for relation in [Relation::Rejects, Relation::Metrics, Relation::Checkpoints] {
+        if !nodes.contains_key(relation.name()) {
+            let names = nodes.keys().filter(|name| relation_of(name) == relation).cloned();
+            let rows = Rows::of(&snapshot, names.collect(), relation);
+            register_as(context, relation.name(), Arc::new(rows))?;
+        }
+    }
+    if !nodes.contains_key(CALLS) {
+        let schema = Memo::scan_schema(None).map_err(external)?;
+        register_as(context, CALLS, Arc::new(CallRows { memo, schema }))?;
+    }
+    Ok(())
+}
+
+/// Registers a table so that its name can be written as in the pipeline: quoted, or `node.part` as
+/// a table of a schema. Names that are not quoted are read in lower case.
+fn register_as(
+    context: &SessionContext,
+    name: &str,
+    table: Arc<dyn TableProvider>,
+) -> datafusion::common::Result<()> {
+    context.register_table(TableReference::bare(name), Arc::clone(&table))?;
+    let lower = name.to_lowercase();
+    if lower != name && !context.table_exist(TableReference::bare(lower.as_str()))? {
+        context.register_table(TableReference::bare(lower.as_str()), Arc::clone(&table))?;
+    }
+    if let Some((node, part)) = lower.split_once('.') {
+        let catalog = catalog(context);
+        if catalog.schema(node).is_none() {
+            catalog.register_schema(node, Arc::new(MemorySchemaProvider::new()))?;
+        }
+        context.register_table(TableReference::partial(node, part), table)?;
+    }
+    Ok(())
+}
+
+fn catalog(context: &SessionContext) -> Arc<dyn CatalogProvider> {
+    context.catalog("datafusion").expect("it is the default catalog")
+}
+
+fn external(error: StoreError) -> DataFusionError {
+    DataFusionError::External(Box::new(error))
+}
+
+/// The rows of nodes of one relation. Read when asked, with the columns asked for.
+struct Rows {
+    snapshot: Arc<Snapshot>,
+    nodes: Vec<String>,
+    schema: SchemaRef,
+}
+
+impl Rows {
+    fn of(snapshot: &Arc<Snapshot>, nodes: Vec<String>, relation: Relation) -> Rows {
+        Rows { snapshot: Arc::clone(snapshot), nodes, schema: relation.schema() }
+    }
+}
+
+impl fmt::Debug for Rows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rows").field("nodes", &self.nodes).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl TableProvider for Rows {
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    async fn scan(
+        &self,
+        _state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        _filters: &[Expr],
+        _limit: Option<usize>,
+    ) -> datafusion::common::Result<Arc<dyn ExecutionPlan>> {
+        let columns = columns(&self.schema, projection);
+        let mut batches = Vec::new();
+        for node in &self.nodes {
+            // Without a column there would be no rows to count.
+            let names = if columns.is_empty() { &["row_id"][..] } else { &columns[..] };
+            batches.extend(self.snapshot.read_table(node, Some(names)).map_err(external)?);
+        }
+        plan(&self.schema, projection, &columns, &batches)
+    }
+}
+
+/// The memo as a table.
+struct CallRows {
+    memo: Memo,
+    schema: SchemaRef,
+}
+
+impl fmt::Debug for CallRows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CallRows").finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl TableProvider for CallRows {
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    async fn scan(
+        &self,
+        _state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        _filters: &[Expr],
+        _limit: Option<usize>,
+    ) -> datafusion::common::Result<Arc<dyn ExecutionPlan>> {
+        let columns = columns(&self.schema, projection);
+        let names = if columns.is_empty() { &["call_key"][..] } else { &columns[..] };
+        let batches = self.memo.scan(Some(names)).collect::<std::result::Result<Vec<_>, _>>();
+        plan(&self.schema, projection, &columns, &batches.map_err(external)?)
+    }
+}
+
+/// The names of the columns wanted.
+fn columns<'a>(schema: &'a SchemaRef, projection: Option<&Vec<usize>>) -> Vec<&'a str> {
+    let all = (0..schema.fields().len()).collect();
+    projection.unwrap_or(&all).iter().map(|at| schema.field(*at).name().as_str()).collect()
+}
+
+/// A plan that gives the batches with the columns wanted, in their order.
+fn plan(
+    schema: &SchemaRef,
+    projection: Option<&Vec<usize>>,
+    columns: &[&str],
+    batches: &[RecordBatch],
+) -> datafusion::common::Result<Arc<dyn ExecutionPlan>> {
+    let schema = match projection {
+        Some(projection) => Arc::new(schema.project(projection)?),
+        None => Arc::clone(schema),
+    };
+    let shaped = |batch: &RecordBatch| {
+        let own = batch.schema();
+        let at = columns.iter().map(|name| own.index_of(name)).collect::<std::result::Result<Vec<_>, _>>()?;
+        batch.project(&at)?.with_schema(Arc::clone(&schema))
+    };
+    let shaped = batches.iter().map(shaped).collect::<std::result::Result<Vec<_>, _>>()?;
+    Ok(MemorySourceConfig::try_new_exec(&[shaped], Arc::clone(&schema), None)?)
+}
+
+/// Conditions share a context: making one registers hundreds of functions.
+fn shared() -> &'static SessionContext {
+    static CONTEXT: OnceLock<SessionContext> = OnceLock::new();
+    CONTEXT.get_or_init(context)
+}
+
+/// Says what is wrong with a condition before its columns are known.
+pub(super) fn check_condition(sql: &str) -> std::result::Result<(), String> {
+    let parsed = shared().state().sql_to_expr(sql, &Dialect::Generic);
+    parsed.map(drop).map_err(|error| format!("`{sql}` is no condition in SQL: {}", said(error)))
+}
+
+/// A condition over the columns of a relation.
+#[derive(Clone)]
+pub(super) struct Compiled(Arc<dyn PhysicalExpr>);
+
+impl Compiled {
+    /// Compiles a condition, or says why it cannot be one.
+    pub(super) fn new(sql: &str, relation: Relation) -> std::result::Result<Compiled, String> {
+        let wrong = |error: DataFusionError| {
+            let hint = "a conversation's text is `text(completion)`";
+            format!("`{sql}` does not fit {relation}: {}; {hint}", said(error))
+        };
+        let arrow = relation.schema();
+        let schema = DFSchema::try_from(arrow.as_ref().clone()).map_err(wrong)?;
+        let expr = shared().parse_sql_expr(sql, &schema).map_err(wrong)?;
+        if let Some(function) = unstable(&expr) {
+            return Err(format!(
+                "`{sql}` uses {function}(), whose answer is another one in the next run: use what the row says"
+            ));
+        }
+        let expr = shared().create_physical_expr(expr, &schema).map_err(wrong)?;
+        match expr.data_type(&arrow).map_err(wrong)? {
+            DataType::Boolean | DataType::Null => Ok(Compiled(expr)),
+            other => Err(format!("`{sql}` is {other}, where a condition is true or false")),
+        }
+    }
+
+    /// For each row whether it is true.
+    pub(super) fn keep(&self, rows: &RecordBatch) -> std::result::Result<Vec<bool>, String> {
+        let array = self.0.evaluate(rows).and_then(|value| value.into_array(rows.num_rows()));
+        let array = array.map_err(|error| said(error).to_string())?;
+        let Some(kept): Option<&BooleanArray> = array.as_boolean_opt() else {
+            return Ok(vec![false; rows.num_rows()]);
+        };
+        Ok(kept.iter().map(|kept| kept == Some(true)).collect())
+    }
+}
+
+/// The first function in an expression that is no function of its arguments.
+fn unstable(expr: &Expr) -> Option<String> {
+    use datafusion::common::tree_node::TreeNode;
+
+    let mut found = None;
+    let seen = expr.exists(|expr| {
+        if let Expr::ScalarFunction(call) = expr
+            && call.func.signature().volatility != Volatility::Immutable
+        {
+            found = Some(call.func.name().to_owned());
+        }
+        Ok(found.is_some())
+    });
+    seen.expect("looking at an expression does not fail");
+    found
+}
