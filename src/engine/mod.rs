@@ -11,7 +11,6 @@ pub mod draw;
 mod gather;
 pub mod local;
 mod render;
-pub mod run;
 pub mod rows;
 pub mod run;
 pub mod session;
