@@ -168,7 +168,7 @@ impl<'t> Value<'t> {
                     self.holes.missing.get(&self.tree.id).into_iter().flatten().copied().collect();
                 visitor.visit_map(Entries {
                     of: self,
-                    entries: entries.iter(),
+                    rest: entries.iter(),
                     value: None,
                     missing,
                 })
@@ -369,7 +369,7 @@ impl<'de> MapAccess<'de> for Entries<'_> {
     ) -> Result<Option<K::Value>, Fault> {
         let skipped = &self.of.holes.skipped;
         if let Some((key, value)) =
-            self.entries.by_ref().find(|(key, _)| !skipped.contains(&key.id))
+            self.rest.by_ref().find(|(key, _)| !skipped.contains(&key.id))
         {
             self.value = Some((key, value));
             let key = Value { is_key: true, ..self.of.child(key) };
