@@ -4,15 +4,28 @@
 //! subcommand fails with decides the exit code: see [`failure`].
 
 mod args;
-mod check;
 mod failure;
 mod files;
+mod logging;
+mod screen;
+
+mod check;
+mod diff;
+mod explain;
 mod graph;
 mod import;
-mod logging;
-mod progress;
+mod log;
+mod plan;
+mod query;
+mod run;
 mod schema;
-mod screen;
+
+mod options;
+mod predicates;
+mod progress;
+mod shares;
+mod shorten;
+mod table;
 
 use std::process::ExitCode;
 
@@ -36,14 +49,14 @@ pub fn main() -> ExitCode {
     };
     let screen = Screen::new(&cli.common);
     logging::begin(&cli.common, &screen);
-    let status = match run(&cli.command, &cli.common, &screen) {
+    let status = match dispatch(&cli.command, &cli.common, &screen) {
         Ok(status) => status,
         Err(error) => failure::show(&error, &screen),
     };
     status.into()
 }
 
-fn run(command: &Command, common: &Common, screen: &Screen) -> anyhow::Result<Status> {
+fn dispatch(command: &Command, common: &Common, screen: &Screen) -> anyhow::Result<Status> {
     let is_named = match command {
         Command::Import(_) => !matches!(common.output, Output::Csv),
         Command::Query(_) => !matches!(common.output, Output::File(_)),
@@ -58,6 +71,11 @@ fn run(command: &Command, common: &Common, screen: &Screen) -> anyhow::Result<St
         Command::Graph(args) => graph::run(args, common, screen),
         Command::Schema(args) => schema::run(args, screen),
         Command::Import(args) => import::run(args, common, screen),
-        _ => anyhow::bail!("not yet"),
+        Command::Plan(args) => plan::run(args, common, screen),
+        Command::Run(args) => run::run(args, common, screen),
+        Command::Query(args) => query::run(args, common, screen),
+        Command::Log(args) => log::run(args, common, screen),
+        Command::Diff(args) => diff::run(args, common, screen),
+        Command::Explain(args) => explain::run(args, common, screen),
     }
 }

@@ -1,5 +1,189 @@
-//! placeholder.
-pub(super) fn bars() -> &'static indicatif::MultiProgress {
-    static BARS: std::sync::OnceLock<indicatif::MultiProgress> = std::sync::OnceLock::new();
-    BARS.get_or_init(indicatif::MultiProgress::new)
+//! Progress of a run: bars on a terminal, plain lines elsewhere, nothing when quiet.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::screen::Screen;
+use super::table::{count, duration};
+use crate::engine::run::Progress;
+
+/// Plain lines are written as seldom as this.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// The bars of this process, which everything that writes to stderr takes out of the way.
+pub(super) fn bars() -> &'static MultiProgress {
+    static BARS: OnceLock<MultiProgress> = OnceLock::new();
+    BARS.get_or_init(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(8)))
+}
+
+/// What shows the progress of a run on this screen.
+pub(super) fn of(screen: &Screen) -> Arc<dyn Progress> {
+    match (screen.quiet, screen.live) {
+        (true, _) => Arc::new(Silent),
+        (false, true) => Arc::new(Bars::default()),
+        (false, false) => Arc::new(Lines { screen: *screen, state: Mutex::new(State::new(Instant::now())) }),
+    }
+}
+
+/// Takes the bars away.
+pub(super) fn end() {
+    drop(bars().clear());
+}
+
+/// Shows nothing.
+pub(super) struct Silent;
+
+impl Progress for Silent {
+    fn node(&self, _name: &str, _done: u64, _total: u64) {}
+    fn calls(&self, _in_flight: usize, _made: u64, _memo: u64, _tokens: u64, _cost_usd: f64) {}
+    fn training(&self, _node: &str, _line: &str, _done: u64, _all: u64) {}
+    fn message(&self, _line: &str) {}
+}
+
+/// A bar for each node at work, and one line for the calls of all.
+#[derive(Default)]
+struct Bars {
+    nodes: Mutex<BTreeMap<String, ProgressBar>>,
+    calls: OnceLock<(ProgressBar, Instant)>,
+}
+
+impl Bars {
+    /// Moves a node's bar, and lets it stand when it is full.
+    fn show(&self, name: &str, done: u64, total: u64, line: &str) {
+        let mut nodes = locked(&self.nodes);
+        let bar = nodes.entry(name.to_owned()).or_insert_with(|| {
+            let style = ProgressStyle::with_template("{prefix:28!} {bar:24} {human_pos:>9}/{human_len:9} {msg}");
+            let style = style.expect("the template is one").progress_chars("━╸ ");
+            let bar = bars().insert(0, ProgressBar::new(total).with_style(style));
+            bar.set_prefix(name.to_owned());
+            bar
+        });
+        bar.set_length(total);
+        bar.set_position(done.min(total));
+        if line.is_empty() {
+            let left = bar.eta().as_secs();
+            let message = if done < total && left > 0 { format!("{} left", duration(left as f64)) } else { String::new() };
+            bar.set_message(message);
+        } else {
+            bar.set_message(line.to_owned());
+        }
+    }
+}
+
+impl Progress for Bars {
+    fn node(&self, name: &str, done: u64, total: u64) {
+        self.show(name, done, total, "");
+    }
+
+    fn calls(&self, in_flight: usize, made: u64, memo: u64, tokens: u64, cost_usd: f64) {
+        let (bar, since) = self.calls.get_or_init(|| {
+            let style = ProgressStyle::with_template("{spinner} {msg}").expect("the template is one");
+            (bars().add(ProgressBar::new_spinner().with_style(style)), Instant::now())
+        });
+        let rate = tokens as f64 / since.elapsed().as_secs_f64().max(0.001);
+        bar.set_message(said(in_flight, made, memo, rate, cost_usd));
+        bar.tick();
+    }
+
+    fn training(&self, node: &str, line: &str, done: u64, all: u64) {
+        self.show(node, done, all, line);
+    }
+
+    fn message(&self, line: &str) {
+        drop(bars().println(line));
+    }
+}
+
+/// A line when a node is done, and one every now and then.
+struct Lines {
+    screen: Screen,
+    state: Mutex<State>,
+}
+
+struct State {
+    began: Instant,
+    /// When the last line of each was written; the calls' is under no name.
+    said: BTreeMap<String, Instant>,
+}
+
+impl State {
+    fn new(began: Instant) -> State {
+        State { began, said: BTreeMap::new() }
+    }
+
+    /// Whether a line of this name is due.
+    fn is_due(&mut self, name: &str) -> bool {
+        let now = Instant::now();
+        let last = self.said.get(name).copied().unwrap_or(self.began);
+        let due = now.duration_since(last) >= LINE_EVERY;
+        if due {
+            self.said.insert(name.to_owned(), now);
+        }
+        due
+    }
+}
+
+impl Progress for Lines {
+    fn node(&self, name: &str, done: u64, total: u64) {
+        if locked(&self.state).is_due(name) {
+            self.screen.note(&format!("{name}: {} of {} rows", count(done), count(total)));
+        }
+    }
+
+    fn calls(&self, in_flight: usize, made: u64, memo: u64, tokens: u64, cost_usd: f64) {
+        let mut state = locked(&self.state);
+        if state.is_due("") {
+            let rate = tokens as f64 / state.began.elapsed().as_secs_f64().max(0.001);
+            self.screen.note(&said(in_flight, made, memo, rate, cost_usd));
+        }
+    }
+
+    fn training(&self, node: &str, line: &str, done: u64, all: u64) {
+        if locked(&self.state).is_due(node) || done == all {
+            self.screen.note(&format!("{node}: step {} of {}  {line}", count(done), count(all)));
+        }
+    }
+
+    fn message(&self, line: &str) {
+        self.screen.note(line);
+    }
+}
+
+/// The calls in one line.
+fn said(in_flight: usize, made: u64, memo: u64, tokens_per_s: f64, cost_usd: f64) -> String {
+    let share = match made + memo {
+        0 => 0.0,
+        all => 100.0 * memo as f64 / all as f64,
+    };
+    let cost = if cost_usd > 0.0 { format!(" · ${cost_usd:.2}") } else { String::new() };
+    format!(
+        "{in_flight} in flight · {} calls made · memo {share:.0} % · {tokens_per_s:.0} tokens/s{cost}",
+        count(made)
+    )
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_calls_are_told_in_one_line() {
+        assert_eq!(said(8, 1500, 500, 812.4, 0.0), "8 in flight · 1,500 calls made · memo 25 % · 812 tokens/s");
+        assert!(said(0, 0, 0, 0.0, 1.5).ends_with("· $1.50"));
+    }
+
+    #[test]
+    fn plain_lines_come_seldom() {
+        let mut state = State::new(Instant::now());
+        assert!(!state.is_due("drafts"));
+        state.began = state.began.checked_sub(LINE_EVERY).unwrap();
+        assert!(state.is_due("drafts") && !state.is_due("drafts") && state.is_due(""));
+    }
 }

@@ -3,10 +3,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod cli;
 mod incremental;
 mod lab;
 mod openai;
 mod oracle;
+mod schemas;
 mod setup;
 mod tidy;
 #[cfg(feature = "torch")]

@@ -1,0 +1,153 @@
+//! `amend plan`: what a run would do and cost, the blast radius first.
+
+use std::fmt::Write as _;
+
+use super::args::{Common, PlanArgs};
+use super::failure::Status;
+use super::options::Setup;
+use super::screen::Screen;
+use super::table::{TextTable, count, counted, up_to, usd};
+use super::files;
+use crate::engine::run::{Forecast, NodeForecast, foretell};
+use crate::plan::{NodeIdx, Plan};
+
+/// Foretells a run.
+pub(super) fn run(args: &PlanArgs, common: &Common, screen: &Screen) -> anyhow::Result<Status> {
+    let plan = files::plan(&args.file.file, common)?;
+    let setup = Setup { file: &args.file.file, limits: &args.limits, max_calls: None, max_cost: None };
+    let options = setup.options(&plan, common, screen)?;
+    let forecast = foretell(&plan, &options);
+    super::progress::end();
+    let forecast = forecast.map_err(|error| setup.error(&plan, error))?;
+    if screen.json {
+        screen.json(&forecast)?;
+    } else {
+        screen.text(&text(&plan, &forecast, screen))?;
+    }
+    Ok(Status::Done)
+}
+
+fn text(plan: &Plan, forecast: &Forecast, screen: &Screen) -> String {
+    let mut text = format!("{}\n\n", screen.bold(&blast_radius(plan, forecast)));
+    let heads = ["node", "op", ">rows", ">change", ">calls", ">in memo", ">to make", ">tokens", ">cost", "training"];
+    let mut table = TextTable::new(&heads);
+    for node in &forecast.nodes {
+        let training = node.training.as_ref().map(|training| {
+            format!("{}{}", training.state, if training.exact { "" } else { ", if its data changes" })
+        });
+        table.row(vec![
+            node.name.clone(),
+            node.op.clone(),
+            up_to(node.rows.total, node.rows.exact),
+            up_to(node.rows.changed, node.rows.exact),
+            up_to(node.calls.total, node.calls.exact),
+            up_to(node.calls.memo, true),
+            up_to(node.calls.to_make, node.calls.exact),
+            up_to(node.tokens, true),
+            usd(node.cost_usd),
+            training.unwrap_or_default(),
+        ]);
+    }
+    text.push_str(&table.render(|head| screen.dim(head)));
+    let totals = &forecast.totals;
+    let _ = writeln!(
+        text,
+        "\nin all {} to make, {} in the memo{}",
+        calls(totals.calls.to_make, totals.calls.exact),
+        count(totals.calls.memo),
+        totals.cost_usd.map_or_else(String::new, |cost| format!(", ${cost:.2}")),
+    );
+    text
+}
+
+/// What an edit reaches, in one line: the rows that change first, the trainings that follow, the
+/// calls below those.
+fn blast_radius(plan: &Plan, forecast: &Forecast) -> String {
+    let first = forecast.nodes.iter().all(|node| node.rows.changed == node.rows.total);
+    let trains = |node: &&NodeForecast| {
+        node.training.as_ref().is_some_and(|training| ["fresh", "retrain", "resume"].contains(&training.state.as_str()))
+    };
+    let trained: Vec<&NodeForecast> = forecast.nodes.iter().filter(trains).collect();
+    let all_calls = calls(forecast.totals.calls.to_make, forecast.totals.calls.exact);
+    let quiet = forecast.nodes.iter().all(|node| node.rows.changed == 0 && node.calls.to_make == 0);
+    if quiet && trained.is_empty() {
+        return "nothing changes: a run makes no call".to_owned();
+    }
+    if first {
+        let trainings = counted(trained.len() as u64, "training");
+        return format!("everything is new: {all_calls}, {trainings}");
+    }
+    let roots = roots(plan, forecast);
+    let mut parts: Vec<String> = roots.iter().map(|node| changed(plan, node)).collect();
+    if parts.len() > 3 {
+        let more = parts.len() - 2;
+        parts.truncate(2);
+        parts.push(format!("{more} more nodes change"));
+    }
+    let mut text = parts.join(", ");
+    let Some(training) = trained.first() else {
+        return if text.is_empty() { all_calls } else { format!("{text} → {all_calls}") };
+    };
+    let below = below(plan, forecast, &training.name);
+    let exact = below.iter().all(|node| node.calls.exact);
+    let below = below.iter().map(|node| node.calls.to_make).sum();
+    let sure = training.training.as_ref().is_some_and(|training| training.exact);
+    let verb = if sure { "retrains" } else { "may retrain" };
+    let name = &training.name;
+    if !text.is_empty() {
+        text.push_str(" → ");
+    }
+    let _ = write!(text, "{name} {verb}");
+    if below > 0 {
+        let _ = write!(text, " → {} below; `--hold {name}` stops here", calls(below, exact));
+    }
+    text
+}
+
+fn calls(number: u64, exact: bool) -> String {
+    format!("{}{}", if exact { "" } else { "up to " }, counted(number, "call"))
+}
+
+/// `6,575 of 100,000 critiques change`.
+fn changed(plan: &Plan, node: &NodeForecast) -> String {
+    let named = nodes_of(plan, &node.name).first().map(|at| plan.nodes[*at].relation.name());
+    let up_to = if node.rows.exact { "" } else { "up to " };
+    let (changed, total) = (count(node.rows.changed), count(node.rows.total));
+    format!("{up_to}{changed} of {total} {} of {} change", named.unwrap_or("rows"), node.name)
+}
+
+/// The nodes that change although nothing above them does.
+fn roots<'a>(plan: &Plan, forecast: &'a Forecast) -> Vec<&'a NodeForecast> {
+    let changes = |node: &&NodeForecast| node.rows.changed > 0 && node.training.is_none();
+    let changing: Vec<&NodeForecast> = forecast.nodes.iter().filter(changes).collect();
+    let below_another = |node: &NodeForecast| {
+        let above = |other: &&&NodeForecast| other.name != node.name && is_below(plan, &other.name, &node.name);
+        changing.iter().any(|other| above(&other) && !is_below(plan, &node.name, &other.name))
+    };
+    changing.iter().copied().filter(|node| !below_another(node)).collect()
+}
+
+/// The nodes below a node.
+fn below<'a>(plan: &Plan, forecast: &'a Forecast, name: &str) -> Vec<&'a NodeForecast> {
+    forecast.nodes.iter().filter(|node| node.name != name && is_below(plan, name, &node.name)).collect()
+}
+
+fn is_below(plan: &Plan, above: &str, below: &str) -> bool {
+    let mut reached = vec![false; plan.nodes.len()];
+    for at in nodes_of(plan, above) {
+        reached[at] = true;
+    }
+    // Nodes come after what they read, so that one walk finds all.
+    for at in 0..plan.nodes.len() {
+        reached[at] |= plan.inputs(&plan.nodes[at]).into_iter().any(|input| reached[input]);
+    }
+    nodes_of(plan, below).into_iter().any(|at| reached[at])
+}
+
+/// The nodes of a plan that a name stands for: one, or all whose rows are in the table of that name.
+fn nodes_of(plan: &Plan, name: &str) -> Vec<NodeIdx> {
+    match plan.find(name) {
+        Some(at) => vec![at],
+        None => (0..plan.nodes.len()).filter(|at| plan.nodes[*at].table == name).collect(),
+    }
+}

@@ -1,0 +1,69 @@
+//! `amend run`: brings every table of a pipeline up to date.
+
+use std::fmt::Write as _;
+
+use super::args::{Common, RunArgs};
+use super::failure::Status;
+use super::options::Setup;
+use super::screen::Screen;
+use super::shares;
+use super::table::{TextTable, count, counted, duration, some};
+use super::{files, progress};
+use crate::engine::run::{Report, run as run_plan};
+use crate::query::Reader;
+use crate::store::Store;
+
+/// Runs a pipeline.
+pub(super) fn run(args: &RunArgs, common: &Common, screen: &Screen) -> anyhow::Result<Status> {
+    let plan = files::plan(&args.file.file, common)?;
+    let (file, limits) = (args.file.file.as_path(), &args.limits);
+    let setup = Setup { file, limits, max_calls: args.max_calls, max_cost: args.max_cost };
+    let options = setup.options(&plan, common, screen)?;
+    let report = run_plan(&plan, &options);
+    progress::end();
+    let report = report.map_err(|error| setup.error(&plan, error))?;
+    if screen.json {
+        screen.json(&report)?;
+    } else if !screen.quiet {
+        screen.text(&text(&report, screen))?;
+        let reader = Reader::new(&Store::new(&options.store), &plan.pipeline().name);
+        for shares in shares::of(&reader.snapshot(&report.snapshot.to_string())?)? {
+            screen.text(&format!("\n{}", shares.render(screen)))?;
+        }
+    }
+    let is_clean = report.nodes.iter().all(|node| node.rejects == 0);
+    Ok(if is_clean { Status::Done } else { Status::Rejects })
+}
+
+fn text(report: &Report, screen: &Screen) -> String {
+    let heads = ["node", "op", ">rows", ">rejects", ">dropped", ">calls", ">from memo", ">attempts", ">time"];
+    let mut table = TextTable::new(&heads);
+    for node in &report.nodes {
+        table.row(vec![
+            node.name.clone(),
+            node.op.clone(),
+            count(node.rows),
+            some(node.rejects),
+            some(node.dropped),
+            some(node.calls.made),
+            some(node.calls.memo),
+            some(node.calls.attempts),
+            duration(node.seconds),
+        ]);
+    }
+    let mut text = table.render(|head| screen.dim(head));
+    let rejects: u64 = report.nodes.iter().map(|node| node.rejects).sum();
+    let _ = write!(
+        text,
+        "\n{} made, {} from the memo, {}",
+        counted(report.calls.made, "call"),
+        count(report.calls.memo),
+        duration(report.seconds),
+    );
+    if rejects > 0 {
+        let see = "`amend query \"select node, reason, count(*) from rejects group by 1, 2\"`";
+        let _ = write!(text, ", {}: {see}", counted(rejects, "reject"));
+    }
+    let _ = writeln!(text, "\nsnapshot {} {}", screen.bold(&report.snapshot.to_string()), report.digest);
+    text
+}
