@@ -62,7 +62,8 @@ impl Lab {
 
     /// Commits tables of responses; each node reads the one before it.
     pub(super) fn commit(&self, tables: &[(&str, &[Response])]) {
-        let tables: Vec<(&str, Table)> = tables.iter().map(|(name, rows)| (*name, table(rows))).collect();
+        let tables: Vec<(&str, Table)> =
+            tables.iter().map(|(name, rows)| (*name, table(rows))).collect();
         self.commit_tables(tables);
     }
 

@@ -34,8 +34,9 @@ fn amend_in(dir: &Path, args: &[&str]) -> Ended {
 
 /// The one JSON document of stdout.
 fn json(ended: &Ended) -> Value {
-    serde_json::from_str(&ended.stdout)
-        .unwrap_or_else(|error| panic!("{error} in stdout {:?}, stderr {:?}", ended.stdout, ended.stderr))
+    serde_json::from_str(&ended.stdout).unwrap_or_else(|error| {
+        panic!("{error} in stdout {:?}, stderr {:?}", ended.stdout, ended.stderr)
+    })
 }
 
 const DESIGN: &str = "tests/fixtures/design.yaml";
@@ -67,7 +68,11 @@ fn mistakes_as_json_have_line_column_and_help() {
     let mistakes = json(&ended)["mistakes"].as_array().expect("a list").clone();
     assert!(mistakes.len() >= 10, "{mistakes:?}");
     assert!(mistakes.iter().all(|one| one["message"].is_string() && one["path"].is_string()));
-    assert!(mistakes.iter().any(|one| one["line"].is_u64() && one["column"].is_u64() && one["help"].is_string()));
+    assert!(
+        mistakes
+            .iter()
+            .any(|one| one["line"].is_u64() && one["column"].is_u64() && one["help"].is_string())
+    );
 
     let ended = amend(&["-o", "json", "run", BAD]);
     assert_eq!(json(&ended)["error"]["kind"], "usage");
@@ -121,7 +126,10 @@ fn usage_that_cannot_be_followed_ends_with_2() {
 fn help_names_every_subcommand_and_the_exit_codes() {
     let ended = amend(&["--help"]);
     assert_eq!(ended.code, 0);
-    for word in ["check", "plan", "run", "query", "log", "diff", "explain", "graph", "schema", "import", "75", "130"] {
+    for word in [
+        "check", "plan", "run", "query", "log", "diff", "explain", "graph", "schema", "import",
+        "75", "130",
+    ] {
         assert!(ended.stdout.contains(word), "{word} is not in {}", ended.stdout);
     }
     assert_eq!(amend(&["--version"]).stdout, format!("amend {}\n", env!("CARGO_PKG_VERSION")));
@@ -134,11 +142,15 @@ fn the_graph_has_every_node_and_says_how_calls_are_fed() {
     assert!(mermaid.contains("-->|settled|") && mermaid.contains("-->|final|"), "{mermaid}");
 
     let graph = json(&amend(&["graph", DESIGN, "-o", "json"]));
-    let nodes: Vec<&str> = graph["nodes"].as_array().unwrap().iter().filter_map(|n| n["name"].as_str()).collect();
+    let nodes: Vec<&str> =
+        graph["nodes"].as_array().unwrap().iter().filter_map(|n| n["name"].as_str()).collect();
     assert!(nodes.contains(&"red.train") && nodes.contains(&"revisions[4].revise"), "{nodes:?}");
     let edges = graph["edges"].as_array().unwrap();
     let edge = |from: &str, to: &str| {
-        edges.iter().find(|edge| edge["from"] == from && edge["to"] == to).unwrap_or_else(|| panic!("{from} → {to}"))
+        edges
+            .iter()
+            .find(|edge| edge["from"] == from && edge["to"] == to)
+            .unwrap_or_else(|| panic!("{from} → {to}"))
     };
     assert_eq!(edge("drafts", "revisions[1].critique")["spends"], "settled");
     assert_eq!(edge("revisions[1].critique", "revisions[1].revise")["spends"], "final");
@@ -148,7 +160,9 @@ fn the_graph_has_every_node_and_says_how_calls_are_fed() {
 
 #[test]
 fn schemas_are_printed_as_they_are_in_the_checkout() {
-    for (of, file) in [("pipeline", "pipeline.schema.json"), ("constitution", "constitution.schema.json")] {
+    for (of, file) in
+        [("pipeline", "pipeline.schema.json"), ("constitution", "constitution.schema.json")]
+    {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas").join(file);
         assert_eq!(amend(&["schema", of]).stdout, std::fs::read_to_string(path).unwrap());
     }
@@ -159,7 +173,8 @@ fn schemas_are_printed_as_they_are_in_the_checkout() {
 #[test]
 fn an_import_is_a_constitution_and_is_not_written_over() {
     let dir = tempfile::tempdir().unwrap();
-    let published = r#"[{"name": "kind", "critique_request": "Find harm.", "revision_request": "Remove it."}]"#;
+    let published =
+        r#"[{"name": "kind", "critique_request": "Find harm.", "revision_request": "Remove it."}]"#;
     std::fs::write(dir.path().join("published.json"), published).unwrap();
     let printed = amend_in(dir.path(), &["import", "published.json"]);
     assert_eq!(printed.code, 0, "{}", printed.stderr);
@@ -172,7 +187,10 @@ fn an_import_is_a_constitution_and_is_not_written_over() {
     let again = amend_in(dir.path(), &write);
     assert_eq!(again.code, 2);
     assert!(again.stderr.contains("--force"), "{}", again.stderr);
-    assert_eq!(amend_in(dir.path(), &["import", "published.json", "-o", "ours.yaml", "--force"]).code, 0);
+    assert_eq!(
+        amend_in(dir.path(), &["import", "published.json", "-o", "ours.yaml", "--force"]).code,
+        0
+    );
 }
 
 #[test]

@@ -60,8 +60,7 @@ fn check(lab: &mut Lab, files: &Files) -> Truth {
     let expected = truth.calls_by_node(&known);
     let settled = lab.session.apply(&desired).unwrap();
     let made: Vec<u64> = settled.calls.iter().map(|calls| calls.made).collect();
-    let names: Vec<&str> =
-        desired.shape.nodes.iter().map(|node| node.name.as_str()).collect();
+    let names: Vec<&str> = desired.shape.nodes.iter().map(|node| node.name.as_str()).collect();
     assert_eq!(made, expected, "calls made by {names:?}");
     for (at, table) in lab.session.tables().iter().enumerate() {
         let is_training = desired.trainings.contains_key(&at);

@@ -324,7 +324,13 @@ impl Run<'_> {
         }
     }
 
-    fn train(&mut self, at: NodeIdx, of: NodeIdx, models: &[Option<NodeIdx>], weights: Weights<'_>) {
+    fn train(
+        &mut self,
+        at: NodeIdx,
+        of: NodeIdx,
+        models: &[Option<NodeIdx>],
+        weights: Weights<'_>,
+    ) {
         let mut training = self.desired.trainings[&at].clone();
         for (place, node) in models.iter().enumerate() {
             let Some(node) = node else { continue };

@@ -58,7 +58,8 @@ impl LocalModels {
         if let Some(given) = self.given.get(name) {
             return Ok(Arc::clone(given));
         }
-        let entry = self.entries.get(name).ok_or_else(|| format!("there is no model \"{name}\""))?;
+        let entry =
+            self.entries.get(name).ok_or_else(|| format!("there is no model \"{name}\""))?;
         match entry.backend() {
             Behind::Endpoint { url, name } => endpoint(entry, url, name, &self.limits),
             Behind::Checkpoint(written) => {
