@@ -25,7 +25,7 @@ use super::dispatch::{Outcome, Waiter};
 use super::rows::{Lineage, Rec, Slot};
 use super::shared::Shared;
 use super::time::Time;
-use crate::model::Answer;
+use crate::model::{Answer, Request};
 use crate::operators::{Input, Out, Reason, Reject, Step, made_id};
 use crate::record::{BatchBuilder, CallKey, Cell, Id, KeyHasher, Origin, Relation};
 
@@ -145,6 +145,28 @@ struct Place {
     made: Id,
 }
 
+impl Place {
+    fn input<'a>(&'a self, slots: &'a Slots, turns: &'a [Vec<Answer>]) -> Input<'a> {
+        Input {
+            row: slots.row.row(),
+            other: slots.other.as_ref().map(Slot::row),
+            head: slots.head.as_ref().unwrap_or(&slots.row).row(),
+            row_id: self.ask.row,
+            made_id: self.made,
+            index: self.ask.index,
+            drawn: self.context.drawn(&self.stage),
+            model: self.stage.model.as_ref(),
+            turns,
+        }
+    }
+}
+
+/// What came of a step.
+enum Stepped {
+    Asks(Vec<Request>),
+    Made(Made),
+}
+
 /// The rows that a step reads.
 struct Slots {
     row: Slot,
@@ -257,8 +279,8 @@ impl Caller {
         let slots = self.slots(&ask);
         loop {
             let requests = match self.step(&place, &slots, &pending) {
-                Ok(requests) => requests,
-                Err(made) => return self.finish(ask, pending.time, made),
+                Stepped::Asks(requests) => requests,
+                Stepped::Made(made) => return self.finish(ask, pending.time, made),
             };
             assert!(!requests.is_empty(), "a step that asks asks something");
             match self.request(&place, &mut pending, requests) {
@@ -318,19 +340,9 @@ impl Caller {
         place: &Place,
         slots: &Slots,
         pending: &Pending,
-    ) -> Result<Vec<crate::model::Request>, Made> {
+    ) -> Stepped {
         let (ask, operator) = (&place.ask, &place.stage.operator);
-        let input = Input {
-            row: slots.row.row(),
-            other: slots.other.as_ref().map(Slot::row),
-            head: slots.head.as_ref().unwrap_or(&slots.row).row(),
-            row_id: ask.row,
-            made_id: place.made,
-            index: ask.index,
-            drawn: place.context.drawn(&place.stage),
-            model: place.stage.model.as_ref(),
-            turns: &pending.turns,
-        };
+        let input = place.input(slots, &pending.turns);
         let origin = self.origin(place, &pending.keys);
         let keeps = operator.role().is_none();
         let parents = if keeps { slots.row.row().ids("parents") } else { origin.parents.clone() };
@@ -342,13 +354,13 @@ impl Caller {
         let step = operator.step(input, &mut sink);
         let made = sink.made;
         match step {
-            Step::Ask(requests) => Ok(requests),
-            Step::Drop => Err(Made::Dropped(place.made, ask.index)),
-            Step::Reject(reject) => Err(self.reject(place, &pending.keys, reject, None)),
+            Step::Ask(requests) => Stepped::Asks(requests),
+            Step::Drop => Stepped::Made(Made::Dropped(place.made, ask.index)),
+            Step::Reject(reject) => Stepped::Made(self.reject(place, pending, reject)),
             Step::Done => {
                 let (content, version) = made.expect("a step that is done made a row");
                 let rec = Rec { row: place.made, content, version };
-                Err(Made::Row(rec, next(ask, rec)))
+                Stepped::Made(Made::Row(rec, next(ask, rec)))
             }
         }
     }
@@ -367,7 +379,7 @@ impl Caller {
         &mut self,
         place: &Place,
         pending: &mut Pending,
-        requests: Vec<crate::model::Request>,
+        requests: Vec<Request>,
     ) -> Option<Outcome> {
         let model = place.stage.model.as_ref().expect("an operator that asks has a model");
         let mut ended = None;
@@ -416,17 +428,30 @@ impl Caller {
             Outcome::Answer(_) | Outcome::Unknown => unreachable!("neither ends a row as failed"),
         };
         let reject = Reject { reason, detail: detail.clone(), answer: None };
-        let made = self.reject(place, &pending.keys, reject, None);
+        let made = self.reject(place, pending, reject);
         self.finish(place.ask, pending.time, made);
     }
 
-    fn reject(
-        &mut self,
-        place: &Place,
-        keys: &[CallKey],
-        reject: Reject,
-        request: Option<String>,
-    ) -> Made {
+    /// What the last request of a row was: steps are functions, so it can be had again.
+    fn last_request(&self, place: &Place, turns: &[Vec<Answer>]) -> Option<String> {
+        let operator = &place.stage.operator;
+        if operator.calls_max() == 0 || place.ask.content.is_unknown() {
+            return None;
+        }
+        let slots = self.slots(&place.ask);
+        let asked = |turns: &[Vec<Answer>]| {
+            let step = operator.step(place.input(&slots, turns), &mut Nowhere);
+            match step {
+                Step::Ask(requests) => requests.last().map(Request::json),
+                _ => None,
+            }
+        };
+        asked(turns).or_else(|| asked(turns.split_last()?.1))
+    }
+
+    fn reject(&mut self, place: &Place, pending: &Pending, reject: Reject) -> Made {
+        let keys = &pending.keys;
+        let request = self.last_request(place, &pending.turns);
         let principle = place.context.drawn(&place.stage).first().map(|drawn| drawn.id.to_string());
         let cells = [
             ("node", Cell::text(self.spec.name.clone())),
@@ -438,8 +463,13 @@ impl Caller {
             ("request", Cell::or_null(request, Cell::text)),
             ("answer", Cell::or_null(reject.answer, Cell::text)),
         ];
-        let (content, version) = self.rejects.push(&self.origin(place, keys), &cells);
-        Made::Reject(Rec { row: place.made, content, version })
+        let mut origin = self.origin(place, keys);
+        if place.stage.operator.role().is_none() {
+            // The row goes on elsewhere under its id: the reject has one of its own.
+            origin.row_id = made_id("reject", &[place.made, KeyHasher::new(&self.spec.name).id()], 0);
+        }
+        let (content, version) = self.rejects.push(&origin, &cells);
+        Made::Reject(Rec { row: origin.row_id, content, version })
     }
 
     fn finish(&mut self, ask: Ask, time: Time, made: Made) {
@@ -510,6 +540,13 @@ impl Pending {
         let turn = std::mem::take(&mut self.replies);
         self.turns.push(turn.into_iter().map(|reply| reply.expect("every reply came")).collect());
     }
+}
+
+/// Takes a row that nobody wants.
+struct Nowhere;
+
+impl Out for Nowhere {
+    fn row(&mut self, _cells: &[(&'static str, Cell<'_>)]) {}
 }
 
 struct RowSink<'a> {

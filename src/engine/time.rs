@@ -28,7 +28,3 @@ pub(super) fn close(time: Time) -> Time {
     time | u64::from(u32::MAX)
 }
 
-/// The epoch of a time.
-pub(super) fn epoch(time: Time) -> u64 {
-    time >> 32
-}

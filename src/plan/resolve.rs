@@ -23,10 +23,8 @@ pub fn resolve(loaded: Loaded, mistakes: &mut Mistakes) -> Plan {
     };
     for name in order(&pipeline, resolver.mistakes) {
         let (written, op) = pipeline.nodes.get_key_value(name.as_str()).expect("it was ordered");
-        if resolver.node(written, op).is_none() {
-            // What could not be resolved was reported, or is broken and was reported by `spec`.
-            continue;
-        }
+        // What cannot be resolved was reported here, or is broken and was reported by `spec`.
+        let _ = resolver.node(written, op);
     }
     let nodes = resolver.nodes;
     Plan { loaded, nodes }

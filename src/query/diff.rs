@@ -130,7 +130,7 @@ pub(super) fn rows_of(
         return Ok(BTreeMap::new());
     }
     let batches = snapshot.find(node, wanted)?;
-    let ids = batches.iter().flat_map(Batch::iter).map(|row| row.row_id());
+    let ids = batches.iter().flat_map(Batch::iter).map(super::super::record::batch::Row::row_id);
     Ok(ids.zip(objects(batches.iter().map(Batch::rows))?).collect())
 }
 

@@ -124,7 +124,7 @@ impl Explainer<'_> {
             let name = |(row_id, nodes): (&Id, &Vec<&String>)| format!("{}/{row_id}", nodes[0]);
             let mut found: Vec<String> = found.iter().take(FOUND_MAX + 1).map(name).collect();
             if found.len() > FOUND_MAX {
-                found[FOUND_MAX] = "…".to_owned();
+                "…".clone_into(&mut found[FOUND_MAX]);
             }
             return Err(QueryError::ManyRows { prefix, found });
         }

@@ -1,5 +1,8 @@
 //! Every test that sees the crate from outside, in one binary: it is linked once.
 
+#![allow(clippy::unwrap_used, reason = "a test says what it expects by failing")]
+#![allow(unreachable_pub, reason = "nothing reaches a test binary")]
+
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -110,7 +110,7 @@ fn files(dir: &Path) -> std::io::Result<Vec<(String, i64, String)>> {
         let entry = entry?;
         let bytes = std::fs::read(entry.path())?;
         let hash = Sha256::digest(&bytes);
-        let hex = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = format!("{hash:x}");
         files.push((entry.file_name().to_string_lossy().into_owned(), bytes.len() as i64, hex));
     }
     files.sort();

@@ -59,7 +59,7 @@ impl<'a> LocalWorld<'a> {
 
     pub(super) fn dispatcher(&self, mode: Mode, limits: Limits) -> Arc<Dispatcher> {
         let prices = prices(self.plan);
-        let cost = prices.clone();
+        let cost = Prices::clone(&prices);
         let memory = LocalMemory::new(
             Arc::clone(&self.memo),
             Box::new(move |model, answer| price(&prices, model, answer)),
