@@ -33,7 +33,13 @@ pub(super) struct Common {
     #[arg(long, global = true, value_name = "N", default_value_t = 1, value_parser = workers)]
     pub(super) workers: usize,
     /// What to print on stdout: text or json; for `query` also csv; for `import` a file
-    #[arg(short = 'o', long = "output", global = true, value_name = "FORMAT", default_value = "text")]
+    #[arg(
+        short = 'o',
+        long = "output",
+        global = true,
+        value_name = "FORMAT",
+        default_value = "text"
+    )]
     pub(super) output: Output,
     /// Says errors only
     #[arg(short, long, global = true, conflicts_with = "verbose")]

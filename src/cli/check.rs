@@ -14,7 +14,9 @@ pub(super) fn run(args: &File, common: &Common, screen: &Screen) -> anyhow::Resu
         Ok(plan) => {
             let (pipeline, nodes) = (&plan.pipeline().name.value, plan.pipeline().nodes.len());
             if screen.json {
-                screen.json(&json!({ "path": path, "pipeline": pipeline, "nodes": nodes, "mistakes": [] }))?;
+                screen.json(
+                    &json!({ "path": path, "pipeline": pipeline, "nodes": nodes, "mistakes": [] }),
+                )?;
             } else if !screen.quiet {
                 screen.text(&format!("{path}: {nodes} nodes, no mistakes"))?;
             }
@@ -22,7 +24,9 @@ pub(super) fn run(args: &File, common: &Common, screen: &Screen) -> anyhow::Resu
         }
         Err(mistakes) if screen.json => {
             let list = mistakes_json(&mistakes);
-            screen.json(&json!({ "path": path, "pipeline": null, "nodes": null, "mistakes": list }))?;
+            screen.json(
+                &json!({ "path": path, "pipeline": null, "nodes": null, "mistakes": list }),
+            )?;
             Ok(Status::Usage)
         }
         Err(mistakes) => Err(mistakes.into()),

@@ -48,7 +48,8 @@ fn text(diff: &Diff, screen: &Screen) -> String {
             some(node.provenance),
         ]);
     }
-    let mut text = format!("from snapshot {from} to {to}\n\n{}", table.render(|head| screen.dim(head)));
+    let mut text =
+        format!("from snapshot {from} to {to}\n\n{}", table.render(|head| screen.dim(head)));
     if same > 0 {
         let _ = writeln!(text, "\n{} the same", counted(same, "node"));
     }
@@ -70,7 +71,8 @@ fn row_text(node: &NodeDiff, row: &RowDiff, screen: &Screen) -> String {
         let _ = writeln!(text, "{color}{sign} {column}: {said}{plain}");
     };
     let nothing = Object::new();
-    let (before, after) = (row.before.as_ref().unwrap_or(&nothing), row.after.as_ref().unwrap_or(&nothing));
+    let (before, after) =
+        (row.before.as_ref().unwrap_or(&nothing), row.after.as_ref().unwrap_or(&nothing));
     let columns = if after.is_empty() { before.keys() } else { after.keys() };
     for column in columns.filter(|column| !HASHES.contains(&column.as_str())) {
         let (was, is) = (before.get(column), after.get(column));

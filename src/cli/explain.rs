@@ -14,8 +14,25 @@ const CHARS: usize = 160;
 
 /// Columns that say what a row says, in the order of interest.
 const SAYS: [&str; 19] = [
-    "round", "sample_index", "prompt", "response", "response_a", "response_b", "critique", "completion", "p",
-    "label", "group", "value", "reason", "detail", "finish_reason", "category", "source", "source_line", "answer",
+    "round",
+    "sample_index",
+    "prompt",
+    "response",
+    "response_a",
+    "response_b",
+    "critique",
+    "completion",
+    "p",
+    "label",
+    "group",
+    "value",
+    "reason",
+    "detail",
+    "finish_reason",
+    "category",
+    "source",
+    "source_line",
+    "answer",
 ];
 
 /// Explains a row.
@@ -52,7 +69,8 @@ impl Tree<'_> {
             self.says(row, &inner, text);
         }
         for (at, parent) in row.parents.iter().enumerate() {
-            let (branch, below) = if at + 1 == row.parents.len() { ("└─", "  ") } else { ("├─", "│ ") };
+            let (branch, below) =
+                if at + 1 == row.parents.len() { ("└─", "  ") } else { ("├─", "│ ") };
             self.row(parent, &format!("{rest}{branch} "), &format!("{rest}{below} "), text);
         }
     }
@@ -60,7 +78,11 @@ impl Tree<'_> {
     fn says(&self, row: &Explained, at: &str, text: &mut String) {
         if let Some(principle) = &row.principle {
             let part = |name: &str| said(&principle[name]);
-            let stage = if principle["stage"].is_null() { String::new() } else { format!(" ({})", part("stage")) };
+            let stage = if principle["stage"].is_null() {
+                String::new()
+            } else {
+                format!(" ({})", part("stage"))
+            };
             self.line(at, "principle", &format!("{}{stage}", part("id")), text);
         }
         if let Some(model) = &row.model {

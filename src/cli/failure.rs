@@ -153,7 +153,8 @@ fn message_of(error: &anyhow::Error) -> String {
 
 /// Mistakes as JSON: path, line, column, message, help.
 pub(super) fn mistakes_json(mistakes: &Mistakes) -> Vec<Value> {
-    let path = |file: u32| mistakes.files().get(file as usize).map(|file| file.path.display().to_string());
+    let path =
+        |file: u32| mistakes.files().get(file as usize).map(|file| file.path.display().to_string());
     mistakes
         .iter()
         .map(|mistake| {

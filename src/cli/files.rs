@@ -42,7 +42,9 @@ pub(super) fn reader(which: &Which, common: &Common) -> anyhow::Result<Reader> {
             (None, [name]) => name.clone(),
             (None, []) => {
                 let message = format!("the store \"{}\" holds no snapshot", dir.display());
-                return Err(Usage::new(message).help("name another with --store, or run a pipeline").into());
+                return Err(Usage::new(message)
+                    .help("name another with --store, or run a pipeline")
+                    .into());
             }
             (None, names) => {
                 let message = format!("the store \"{}\" holds {}", dir.display(), names.join(", "));
@@ -56,10 +58,12 @@ pub(super) fn reader(which: &Which, common: &Common) -> anyhow::Result<Reader> {
 /// The store of this folder, of its `pipelines/`, or of a folder above.
 fn find_store() -> anyhow::Result<PathBuf> {
     let here = std::env::current_dir()?;
-    let above = here.ancestors().flat_map(|dir| [dir.join(STORE), dir.join("pipelines").join(STORE)]);
+    let above =
+        here.ancestors().flat_map(|dir| [dir.join(STORE), dir.join("pipelines").join(STORE)]);
     let found = above.into_iter().find(|dir| dir.is_dir());
     let missing = || {
-        let message = format!("there is no store \"{STORE}\" in \"{}\" or above it", here.display());
+        let message =
+            format!("there is no store \"{STORE}\" in \"{}\" or above it", here.display());
         Usage::new(message).help("name it with --store, or the pipeline file with --pipeline")
     };
     Ok(found.ok_or_else(missing)?)

@@ -90,11 +90,19 @@ impl Graph {
     }
 
     fn mermaid(&self) -> String {
-        let node = |name: &str| self.nodes.iter().position(|node| node.name == name).map(|at| format!("n{at}"));
-        let model = |name: &str| self.models.iter().position(|model| model == name).map(|at| format!("m{at}"));
+        let node = |name: &str| {
+            self.nodes.iter().position(|node| node.name == name).map(|at| format!("n{at}"))
+        };
+        let model = |name: &str| {
+            self.models.iter().position(|model| model == name).map(|at| format!("m{at}"))
+        };
         let mut text = "flowchart LR\n".to_owned();
         for (at, node) in self.nodes.iter().enumerate() {
-            let _ = writeln!(text, "  n{at}[\"{}<br/><small>{} → {}</small>\"]", node.name, node.op, node.relation);
+            let _ = writeln!(
+                text,
+                "  n{at}[\"{}<br/><small>{} → {}</small>\"]",
+                node.name, node.op, node.relation
+            );
         }
         for (at, name) in self.models.iter().enumerate() {
             let _ = writeln!(text, "  m{at}([\"{name}\"])");

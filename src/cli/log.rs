@@ -20,7 +20,8 @@ pub(super) fn run(args: &LogArgs, common: &Common, screen: &Screen) -> anyhow::R
         screen.json(&json!({ "pipeline": reader.pipeline, "snapshots": entries }))?;
         return Ok(Status::Done);
     }
-    let heads = [">snapshot", "digest", "when", ">rows", ">rejects", ">new", ">gone", ">changed", ">calls"];
+    let heads =
+        [">snapshot", "digest", "when", ">rows", ">rejects", ">new", ">gone", ">changed", ">calls"];
     let mut table = TextTable::new(&heads);
     for entry in &entries {
         table.row(vec![

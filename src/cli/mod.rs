@@ -42,7 +42,8 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are no failures; what cannot be printed has no reader.
-            let is_help = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            let is_help =
+                matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
             drop(error.print());
             return if is_help { Status::Done } else { Status::Usage }.into();
         }
@@ -63,7 +64,8 @@ fn dispatch(command: &Command, common: &Common, screen: &Screen) -> anyhow::Resu
         _ => matches!(common.output, Output::Text | Output::Json),
     };
     if !is_named {
-        let takes = if matches!(command, Command::Query(_)) { "text, json or csv" } else { "text or json" };
+        let takes =
+            if matches!(command, Command::Query(_)) { "text, json or csv" } else { "text or json" };
         return Err(Usage::new(format!("-o takes {takes} here")).into());
     }
     match command {

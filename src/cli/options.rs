@@ -28,7 +28,12 @@ pub(super) struct Setup<'a> {
 
 impl Setup<'_> {
     /// The engine's options. Ctrl-C sets their `interrupt` from now on.
-    pub(super) fn options(&self, plan: &Plan, common: &Common, screen: &Screen) -> anyhow::Result<Options> {
+    pub(super) fn options(
+        &self,
+        plan: &Plan,
+        common: &Common,
+        screen: &Screen,
+    ) -> anyhow::Result<Options> {
         for name in self.limits.until.iter().chain(&self.limits.hold) {
             check_node(plan, name)?;
         }
@@ -85,7 +90,10 @@ fn heed_ctrl_c(interrupt: &Arc<AtomicBool>, screen: Screen) -> anyhow::Result<()
     let interrupt = Arc::clone(interrupt);
     let heed = move || {
         if interrupt.swap(true, Ordering::SeqCst) {
-            #[expect(clippy::exit, reason = "the user asked twice; the memo is safe at any instant")]
+            #[expect(
+                clippy::exit,
+                reason = "the user asked twice; the memo is safe at any instant"
+            )]
             std::process::exit(i32::from(Status::Interrupted.code()));
         }
         progress::bars().suspend(|| {

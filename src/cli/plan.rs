@@ -4,17 +4,18 @@ use std::fmt::Write as _;
 
 use super::args::{Common, PlanArgs};
 use super::failure::Status;
+use super::files;
 use super::options::Setup;
 use super::screen::Screen;
 use super::table::{TextTable, count, counted, up_to, usd};
-use super::files;
 use crate::engine::run::{Forecast, NodeForecast, foretell};
 use crate::plan::{NodeIdx, Plan};
 
 /// Foretells a run.
 pub(super) fn run(args: &PlanArgs, common: &Common, screen: &Screen) -> anyhow::Result<Status> {
     let plan = files::plan(&args.file.file, common)?;
-    let setup = Setup { file: &args.file.file, limits: &args.limits, max_calls: None, max_cost: None };
+    let setup =
+        Setup { file: &args.file.file, limits: &args.limits, max_calls: None, max_cost: None };
     let options = setup.options(&plan, common, screen)?;
     let forecast = foretell(&plan, &options);
     super::progress::end();
@@ -29,11 +30,18 @@ pub(super) fn run(args: &PlanArgs, common: &Common, screen: &Screen) -> anyhow::
 
 fn text(plan: &Plan, forecast: &Forecast, screen: &Screen) -> String {
     let mut text = format!("{}\n\n", screen.bold(&blast_radius(plan, forecast)));
-    let heads = ["node", "op", ">rows", ">change", ">calls", ">in memo", ">to make", ">tokens", ">cost", "training"];
+    let heads = [
+        "node", "op", ">rows", ">change", ">calls", ">in memo", ">to make", ">tokens", ">cost",
+        "training",
+    ];
     let mut table = TextTable::new(&heads);
     for node in &forecast.nodes {
         let training = node.training.as_ref().map(|training| {
-            format!("{}{}", training.state, if training.exact { "" } else { ", if its data changes" })
+            format!(
+                "{}{}",
+                training.state,
+                if training.exact { "" } else { ", if its data changes" }
+            )
         });
         table.row(vec![
             node.name.clone(),
@@ -65,7 +73,9 @@ fn text(plan: &Plan, forecast: &Forecast, screen: &Screen) -> String {
 fn blast_radius(plan: &Plan, forecast: &Forecast) -> String {
     let first = forecast.nodes.iter().all(|node| node.rows.changed == node.rows.total);
     let trains = |node: &&NodeForecast| {
-        node.training.as_ref().is_some_and(|training| ["fresh", "retrain", "resume"].contains(&training.state.as_str()))
+        node.training.as_ref().is_some_and(|training| {
+            ["fresh", "retrain", "resume"].contains(&training.state.as_str())
+        })
     };
     let trained: Vec<&NodeForecast> = forecast.nodes.iter().filter(trains).collect();
     let all_calls = calls(forecast.totals.calls.to_make, forecast.totals.calls.exact);
@@ -121,7 +131,9 @@ fn roots<'a>(plan: &Plan, forecast: &'a Forecast) -> Vec<&'a NodeForecast> {
     let changes = |node: &&NodeForecast| node.rows.changed > 0 && node.training.is_none();
     let changing: Vec<&NodeForecast> = forecast.nodes.iter().filter(changes).collect();
     let below_another = |node: &NodeForecast| {
-        let above = |other: &&&NodeForecast| other.name != node.name && is_below(plan, &other.name, &node.name);
+        let above = |other: &&&NodeForecast| {
+            other.name != node.name && is_below(plan, &other.name, &node.name)
+        };
         changing.iter().any(|other| above(&other) && !is_below(plan, &node.name, &other.name))
     };
     changing.iter().copied().filter(|node| !below_another(node)).collect()
@@ -129,7 +141,11 @@ fn roots<'a>(plan: &Plan, forecast: &'a Forecast) -> Vec<&'a NodeForecast> {
 
 /// The nodes below a node.
 fn below<'a>(plan: &Plan, forecast: &'a Forecast, name: &str) -> Vec<&'a NodeForecast> {
-    forecast.nodes.iter().filter(|node| node.name != name && is_below(plan, name, &node.name)).collect()
+    forecast
+        .nodes
+        .iter()
+        .filter(|node| node.name != name && is_below(plan, name, &node.name))
+        .collect()
 }
 
 fn is_below(plan: &Plan, above: &str, below: &str) -> bool {

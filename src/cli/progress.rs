@@ -24,7 +24,9 @@ pub(super) fn of(screen: &Screen) -> Arc<dyn Progress> {
     match (screen.quiet, screen.live) {
         (true, _) => Arc::new(Silent),
         (false, true) => Arc::new(Bars::default()),
-        (false, false) => Arc::new(Lines { screen: *screen, state: Mutex::new(State::new(Instant::now())) }),
+        (false, false) => {
+            Arc::new(Lines { screen: *screen, state: Mutex::new(State::new(Instant::now())) })
+        }
     }
 }
 
@@ -55,7 +57,9 @@ impl Bars {
     fn show(&self, name: &str, done: u64, total: u64, line: &str) {
         let mut nodes = locked(&self.nodes);
         let bar = nodes.entry(name.to_owned()).or_insert_with(|| {
-            let style = ProgressStyle::with_template("{prefix:28!} {bar:24} {human_pos:>9}/{human_len:9} {msg}");
+            let style = ProgressStyle::with_template(
+                "{prefix:28!} {bar:24} {human_pos:>9}/{human_len:9} {msg}",
+            );
             let style = style.expect("the template is one").progress_chars("━╸ ");
             let bar = bars().insert(0, ProgressBar::new(total).with_style(style));
             bar.set_prefix(name.to_owned());
@@ -65,7 +69,11 @@ impl Bars {
         bar.set_position(done.min(total));
         if line.is_empty() {
             let left = bar.eta().as_secs();
-            let message = if done < total && left > 0 { format!("{} left", duration(left as f64)) } else { String::new() };
+            let message = if done < total && left > 0 {
+                format!("{} left", duration(left as f64))
+            } else {
+                String::new()
+            };
             bar.set_message(message);
         } else {
             bar.set_message(line.to_owned());
@@ -80,7 +88,8 @@ impl Progress for Bars {
 
     fn calls(&self, in_flight: usize, made: u64, memo: u64, tokens: u64, cost_usd: f64) {
         let (bar, since) = self.calls.get_or_init(|| {
-            let style = ProgressStyle::with_template("{spinner} {msg}").expect("the template is one");
+            let style =
+                ProgressStyle::with_template("{spinner} {msg}").expect("the template is one");
             (bars().add(ProgressBar::new_spinner().with_style(style)), Instant::now())
         });
         let rate = tokens as f64 / since.elapsed().as_secs_f64().max(0.001);
@@ -175,7 +184,10 @@ mod tests {
 
     #[test]
     fn the_calls_are_told_in_one_line() {
-        assert_eq!(said(8, 1500, 500, 812.4, 0.0), "8 in flight · 1,500 calls made · memo 25 % · 812 tokens/s");
+        assert_eq!(
+            said(8, 1500, 500, 812.4, 0.0),
+            "8 in flight · 1,500 calls made · memo 25 % · 812 tokens/s"
+        );
         assert!(said(0, 0, 0, 0.0, 1.5).ends_with("· $1.50"));
     }
 

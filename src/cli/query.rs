@@ -16,7 +16,8 @@ pub(super) fn run(args: &QueryArgs, common: &Common, screen: &Screen) -> anyhow:
     match common.output {
         Output::Json => screen.json(&json::objects(&answer.batches)?)?,
         Output::Csv => {
-            let names: Vec<&str> = answer.schema.fields().iter().map(|field| field.name().as_str()).collect();
+            let names: Vec<&str> =
+                answer.schema.fields().iter().map(|field| field.name().as_str()).collect();
             screen.text(&csv(&names, &json::objects(&answer.batches)?))?;
         }
         _ => screen.text(&answer.table()?)?,
@@ -48,7 +49,9 @@ fn csv(names: &[&str], rows: &[crate::query::json::Object]) -> String {
     };
     let line = |cells: Vec<String>| format!("{}\n", cells.join(","));
     let head = line(names.iter().map(|name| quoted(name)).collect());
-    rows.iter().fold(head, |text, row| text + &line(names.iter().map(|name| cell(row.get(*name))).collect()))
+    rows.iter().fold(head, |text, row| {
+        text + &line(names.iter().map(|name| cell(row.get(*name))).collect())
+    })
 }
 
 #[cfg(all(test, feature = "sql"))]

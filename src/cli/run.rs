@@ -36,7 +36,17 @@ pub(super) fn run(args: &RunArgs, common: &Common, screen: &Screen) -> anyhow::R
 }
 
 fn text(report: &Report, screen: &Screen) -> String {
-    let heads = ["node", "op", ">rows", ">rejects", ">dropped", ">calls", ">from memo", ">attempts", ">time"];
+    let heads = [
+        "node",
+        "op",
+        ">rows",
+        ">rejects",
+        ">dropped",
+        ">calls",
+        ">from memo",
+        ">attempts",
+        ">time",
+    ];
     let mut table = TextTable::new(&heads);
     for node in &report.nodes {
         table.row(vec![
@@ -64,6 +74,11 @@ fn text(report: &Report, screen: &Screen) -> String {
         let see = "`amend query \"select node, reason, count(*) from rejects group by 1, 2\"`";
         let _ = write!(text, ", {}: {see}", counted(rejects, "reject"));
     }
-    let _ = writeln!(text, "\nsnapshot {} {}", screen.bold(&report.snapshot.to_string()), report.digest);
+    let _ = writeln!(
+        text,
+        "\nsnapshot {} {}",
+        screen.bold(&report.snapshot.to_string()),
+        report.digest
+    );
     text
 }

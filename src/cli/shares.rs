@@ -32,7 +32,8 @@ pub(super) fn of(snapshot: &Snapshot) -> anyhow::Result<Vec<Shares>> {
     let nodes = snapshot.manifest().nodes.iter().filter(|(_, entry)| scores(entry));
     let mut all = Vec::new();
     for (name, entry) in nodes {
-        let inputs = entry.node.inputs.iter().filter(|name| snapshot.manifest().nodes.contains_key(*name));
+        let inputs =
+            entry.node.inputs.iter().filter(|name| snapshot.manifest().nodes.contains_key(*name));
         let mut sources: Vec<(String, Vec<RowIds>)> = Vec::new();
         for input in inputs {
             sources.push((input.clone(), snapshot.read_ids(input)?));
@@ -71,11 +72,15 @@ impl Shares {
         }
         let mut labels: Vec<(String, u64)> = labels.into_iter().collect();
         // The label of what matched nothing comes last, the commonest one first.
-        labels.sort_by_key(|(label, count)| (label == "other", std::cmp::Reverse(*count), label.clone()));
+        labels.sort_by_key(|(label, count)| {
+            (label == "other", std::cmp::Reverse(*count), label.clone())
+        });
         let mut shares = Shares { node: node.to_owned(), by, ..Shares::default() };
         shares.labels = labels.into_iter().map(|(label, _)| label).collect();
         let mut sorted: Vec<_> = counts.into_iter().collect();
-        sorted.sort_by_key(|((rank, source, group), _)| (*rank, source.clone(), group != ALL, group.clone()));
+        sorted.sort_by_key(|((rank, source, group), _)| {
+            (*rank, source.clone(), group != ALL, group.clone())
+        });
         for ((_, source, group), count) in sorted {
             shares.counts.insert((source, group), count);
         }
@@ -101,7 +106,11 @@ impl Shares {
         for ((source, group), counts) in &self.counts {
             let all: u64 = counts.values().sum();
             let mut cells = vec![source.clone(), group.clone(), count(all)];
-            cells.extend(self.labels.iter().map(|label| share(counts.get(label).copied().unwrap_or_default(), all)));
+            cells.extend(
+                self.labels
+                    .iter()
+                    .map(|label| share(counts.get(label).copied().unwrap_or_default(), all)),
+            );
             table.row(cells);
         }
         text.push_str(&table.render(|head| screen.dim(head)));
@@ -147,7 +156,8 @@ mod tests {
         let mut batch = BatchBuilder::new(Relation::Scores);
         for (at, (subject, label, group)) in rows.iter().enumerate() {
             let row_id = id(1000 + at as u64);
-            let origin = Origin { row_id, root_id: id(*subject), parents: vec![], call_keys: vec![] };
+            let origin =
+                Origin { row_id, root_id: id(*subject), parents: vec![], call_keys: vec![] };
             let cells = [
                 ("subject_id", Cell::id(id(*subject))),
                 ("evaluator", Cell::text("refusals")),
@@ -162,8 +172,10 @@ mod tests {
     }
 
     fn ids(of: &[u64]) -> Vec<RowIds> {
-        let mut ids: Vec<RowIds> =
-            of.iter().map(|n| RowIds { row_id: id(*n), content: Id::ZERO, version: Id::ZERO }).collect();
+        let mut ids: Vec<RowIds> = of
+            .iter()
+            .map(|n| RowIds { row_id: id(*n), content: Id::ZERO, version: Id::ZERO })
+            .collect();
         ids.sort();
         ids
     }
@@ -171,7 +183,9 @@ mod tests {
     #[test]
     fn the_interval_is_wilsons() {
         // statsmodels.stats.proportion.proportion_confint(count, n, method="wilson")
-        let close = |(low, high): (f64, f64), (l, h): (f64, f64)| (low - l).abs() < 1e-6 && (high - h).abs() < 1e-6;
+        let close = |(low, high): (f64, f64), (l, h): (f64, f64)| {
+            (low - l).abs() < 1e-6 && (high - h).abs() < 1e-6
+        };
         assert!(close(wilson(0, 10), (0.0, 0.277_532_8)));
         assert!(close(wilson(5, 10), (0.236_593_1, 0.763_406_9)));
         assert_eq!(wilson(0, 0), (0.0, 1.0));
@@ -186,8 +200,16 @@ mod tests {
             (4, "answered", "benign"),
             (5, "answered", "red"),
         ]);
-        let sources = [("drafts".to_owned(), ids(&[1, 2, 3])), ("revisions".to_owned(), ids(&[4, 5]))];
-        let screen = Screen { json: false, color_out: false, color_err: false, live: false, quiet: false, verbose: false };
+        let sources =
+            [("drafts".to_owned(), ids(&[1, 2, 3])), ("revisions".to_owned(), ids(&[4, 5]))];
+        let screen = Screen {
+            json: false,
+            color_out: false,
+            color_err: false,
+            live: false,
+            quiet: false,
+            verbose: false,
+        };
         insta::assert_snapshot!(Shares::of("refusals", &[batch], &sources).render(&screen), @r"
         refusals: share of rows, 95 % interval
         source     group   rows              answered            refused              other

@@ -10,7 +10,9 @@ pub(super) fn said(value: &Value) -> String {
         Value::String(text) => text.clone(),
         Value::Array(turns) if turns.iter().any(|turn| turn.get("role").is_some()) => {
             let turn = |turn: &Value| {
-                let part = |name: &str| turn.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+                let part = |name: &str| {
+                    turn.get(name).and_then(Value::as_str).unwrap_or_default().to_owned()
+                };
                 format!("[{}] {}", part("role"), part("content"))
             };
             turns.iter().map(turn).collect::<Vec<_>>().join(" ")

@@ -9,7 +9,10 @@ pub(super) struct TextTable {
 impl TextTable {
     /// A table with these heads. A head that begins with `>` aligns its column to the right.
     pub(super) fn new(heads: &[impl AsRef<str>]) -> TextTable {
-        TextTable { heads: heads.iter().map(|head| head.as_ref().to_owned()).collect(), rows: Vec::new() }
+        TextTable {
+            heads: heads.iter().map(|head| head.as_ref().to_owned()).collect(),
+            rows: Vec::new(),
+        }
     }
 
     /// Adds a row.
@@ -24,7 +27,8 @@ impl TextTable {
 
     /// The table as lines, the heads as `style` shows them.
     pub(super) fn render(&self, style: impl Fn(&str) -> String) -> String {
-        let heads: Vec<String> = self.heads.iter().map(|head| head.trim_start_matches('>').to_owned()).collect();
+        let heads: Vec<String> =
+            self.heads.iter().map(|head| head.trim_start_matches('>').to_owned()).collect();
         let width = |at: usize| {
             let cells = self.rows.iter().map(|row| row[at].chars().count());
             cells.chain([heads[at].chars().count()]).max().unwrap_or_default()
@@ -115,6 +119,9 @@ mod tests {
 
     #[test]
     fn spans_are_told_in_the_unit_that_fits() {
-        assert_eq!([0.0, 2.25, 75.0, 7260.0].map(duration), ["-", "2.2 s", "1 min 15 s", "2 h 01 min"]);
+        assert_eq!(
+            [0.0, 2.25, 75.0, 7260.0].map(duration),
+            ["-", "2.2 s", "1 min 15 s", "2 h 01 min"]
+        );
     }
 }

@@ -98,7 +98,13 @@ fn content(ids: &crate::store::RowIds) -> Id {
 }
 
 /// The first rows that differ, updated ones first: those are what an edit of a text makes.
-fn row_diffs(from: &Snapshot, to: &Snapshot, node: &str, ids: &IdsDiff, most: usize) -> Result<Vec<RowDiff>> {
+fn row_diffs(
+    from: &Snapshot,
+    to: &Snapshot,
+    node: &str,
+    ids: &IdsDiff,
+    most: usize,
+) -> Result<Vec<RowDiff>> {
     let updated = ids.updated.iter().map(|(was, _)| was.row_id);
     let inserted = ids.inserted.iter().map(|ids| ids.row_id);
     let deleted = ids.deleted.iter().map(|ids| ids.row_id);
@@ -106,12 +112,20 @@ fn row_diffs(from: &Snapshot, to: &Snapshot, node: &str, ids: &IdsDiff, most: us
     let wanted: BTreeSet<Id> = shown.iter().copied().collect();
     let mut before = rows_of(from, node, &wanted)?;
     let mut after = rows_of(to, node, &wanted)?;
-    let row = |id: &Id| RowDiff { row_id: id.to_string(), before: before.remove(id), after: after.remove(id) };
+    let row = |id: &Id| RowDiff {
+        row_id: id.to_string(),
+        before: before.remove(id),
+        after: after.remove(id),
+    };
     Ok(shown.iter().map(row).collect())
 }
 
 /// Some rows of a node as objects; of a node that is not there, none.
-pub(super) fn rows_of(snapshot: &Snapshot, node: &str, wanted: &BTreeSet<Id>) -> Result<BTreeMap<Id, Object>> {
+pub(super) fn rows_of(
+    snapshot: &Snapshot,
+    node: &str,
+    wanted: &BTreeSet<Id>,
+) -> Result<BTreeMap<Id, Object>> {
     if wanted.is_empty() || !snapshot.manifest().nodes.contains_key(node) {
         return Ok(BTreeMap::new());
     }
@@ -129,7 +143,10 @@ mod tests {
     fn rows_are_inserted_deleted_and_updated_by_their_ids() {
         let lab = Lab::new();
         lab.commit(&[("drafts", &[row(1, "a"), row(2, "b"), row(3, "c")])]);
-        lab.commit(&[("drafts", &[row(1, "a"), row(2, "B"), row(4, "d")]), ("more", &[row(9, "x")])]);
+        lab.commit(&[
+            ("drafts", &[row(1, "a"), row(2, "B"), row(4, "d")]),
+            ("more", &[row(9, "x")]),
+        ]);
         let reader = lab.reader();
         let (from, to) = (reader.snapshot("1").unwrap(), reader.snapshot("latest").unwrap());
         let diff = diff(&from, &to, &Wanted::default()).unwrap();
@@ -145,7 +162,9 @@ mod tests {
         let (from, to) = (reader.snapshot("latest~1").unwrap(), reader.snapshot("2").unwrap());
         let diff = diff(&from, &to, &Wanted { node: Some("drafts"), rows: Some(10) }).unwrap();
         let rows = diff.nodes[0].rows.as_ref().unwrap();
-        let said = |object: &Option<Object>| object.as_ref().map(|row| row["completion"][0]["content"].clone());
+        let said = |object: &Option<Object>| {
+            object.as_ref().map(|row| row["completion"][0]["content"].clone())
+        };
         assert_eq!(said(&rows[0].before).unwrap(), "a");
         assert_eq!(said(&rows[0].after).unwrap(), "z");
         assert_eq!((said(&rows[1].before).unwrap(), rows[1].after.is_none()), ("b".into(), true));

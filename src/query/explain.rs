@@ -129,7 +129,8 @@ impl Explainer<'_> {
             return Err(QueryError::ManyRows { prefix, found });
         }
         let Some((row_id, nodes)) = found.into_iter().next() else {
-            let place = node.map_or_else(|| "this snapshot".to_owned(), |node| format!("\"{node}\""));
+            let place =
+                node.map_or_else(|| "this snapshot".to_owned(), |node| format!("\"{node}\""));
             return Err(QueryError::NoRow { place, prefix });
         };
         // Of the nodes that pass a row on, the last one says most. A reject may be a row elsewhere.
@@ -168,9 +169,18 @@ impl Explainer<'_> {
 
     /// The rows that a row was made of, each with its node, if this snapshot has it; and whether it
     /// is itself the one, passed on.
-    fn parents(&mut self, node: &str, row_id: Id, row: &Object) -> Result<(bool, Vec<(Option<String>, Id)>)> {
+    fn parents(
+        &mut self,
+        node: &str,
+        row_id: Id,
+        row: &Object,
+    ) -> Result<(bool, Vec<(Option<String>, Id)>)> {
         // A reject was lost at the node it names.
-        let at = if node == REJECTS { row.get("node").and_then(Value::as_str).unwrap_or(node) } else { node };
+        let at = if node == REJECTS {
+            row.get("node").and_then(Value::as_str).unwrap_or(node)
+        } else {
+            node
+        };
         let inputs = self.above(at);
         for input in self.inputs(at) {
             if input != node && self.has(&input, row_id)? {
@@ -258,7 +268,11 @@ impl Call {
             model: Some(entry.model.clone()),
             request: request.unwrap_or_else(|_| Value::String(entry.request_json.clone())),
             answer: entry.outcome.as_ref().ok().map(|answer| answer.text.clone()),
-            choice_logprobs: entry.outcome.as_ref().ok().and_then(|answer| answer.choice_logprobs.clone()),
+            choice_logprobs: entry
+                .outcome
+                .as_ref()
+                .ok()
+                .and_then(|answer| answer.choice_logprobs.clone()),
             error: entry.outcome.as_ref().err().map(|failure| failure.message.clone()),
         }
     }

@@ -40,7 +40,8 @@ pub fn log(reader: &Reader, limit: Option<usize>) -> Result<Vec<Entry>> {
     let mut entries = Vec::with_capacity(shown);
     for at in (numbers.len() - shown..numbers.len()).rev() {
         let snapshot = reader.snapshots().at(numbers[at])?;
-        let before = at.checked_sub(1).map(|before| reader.snapshots().at(numbers[before])).transpose()?;
+        let before =
+            at.checked_sub(1).map(|before| reader.snapshots().at(numbers[before])).transpose()?;
         entries.push(entry(&snapshot, before.as_ref(), &started)?);
     }
     Ok(entries)
@@ -83,7 +84,9 @@ fn entry(snapshot: &Snapshot, before: Option<&Snapshot>, started: &[i64]) -> Res
 fn started_at_us(memo: &Memo) -> Result<Vec<i64>> {
     let mut times = Vec::with_capacity(memo.len());
     for batch in memo.scan(Some(&["started_at"])) {
-        times.extend_from_slice(batch?.column(0).as_primitive::<TimestampMicrosecondType>().values());
+        times.extend_from_slice(
+            batch?.column(0).as_primitive::<TimestampMicrosecondType>().values(),
+        );
     }
     times.sort_unstable();
     Ok(times)
@@ -106,7 +109,8 @@ mod tests {
         lab.commit(&[("drafts", &[row(1, "a"), row(2, "b")])]);
         lab.commit(&[("drafts", &[row(1, "z"), row(3, "c")])]);
         let log = log(&lab.reader(), None).unwrap();
-        let said: Vec<_> = log.iter().map(|e| (e.number, e.rows, e.inserted, e.deleted, e.updated)).collect();
+        let said: Vec<_> =
+            log.iter().map(|e| (e.number, e.rows, e.inserted, e.deleted, e.updated)).collect();
         assert_eq!(said, [(2, 2, 1, 1, 1), (1, 2, 2, 0, 0)]);
         assert_eq!(log[0].created_at, "2023-11-14T22:13:20Z");
     }

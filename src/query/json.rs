@@ -12,7 +12,8 @@ pub type Object = Map<String, Value>;
 /// The rows of batches as objects.
 pub fn objects<'a>(batches: impl IntoIterator<Item = &'a RecordBatch>) -> Result<Vec<Object>> {
     let mut bytes = Vec::new();
-    let mut writer = WriterBuilder::new().with_explicit_nulls(true).build::<_, JsonArray>(&mut bytes);
+    let mut writer =
+        WriterBuilder::new().with_explicit_nulls(true).build::<_, JsonArray>(&mut bytes);
     for batch in batches {
         writer.write(batch)?;
     }

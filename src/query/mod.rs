@@ -66,7 +66,9 @@ pub enum QueryError {
     #[error("{0}")]
     Sql(String),
     /// This program was built without SQL.
-    #[error("this amend was built without SQL: build it with `--features sql`, or point DuckDB or Polars at {0}")]
+    #[error(
+        "this amend was built without SQL: build it with `--features sql`, or point DuckDB or Polars at {0}"
+    )]
     NoSql(String),
     /// Rows could not be shown.
     #[error("rows cannot be written as text: {0}")]
@@ -77,7 +79,10 @@ impl QueryError {
     /// Whether other words would help.
     pub fn is_usage(&self) -> bool {
         !matches!(self, QueryError::Store(_) | QueryError::Show(_) | QueryError::Sql(_))
-            || matches!(self, QueryError::Store(StoreError::NoSnapshot { .. } | StoreError::NoSuchName { .. }))
+            || matches!(
+                self,
+                QueryError::Store(StoreError::NoSnapshot { .. } | StoreError::NoSuchName { .. })
+            )
     }
 }
 
@@ -103,7 +108,9 @@ impl Pipelines {
             for entry in fs::read_dir(store.dir()).map_err(failed)? {
                 let entry = entry.map_err(failed)?;
                 let name = entry.file_name().to_string_lossy().into_owned();
-                if entry.path().join("snapshots").is_dir() && !store.snapshots(&name).numbers()?.is_empty() {
+                if entry.path().join("snapshots").is_dir()
+                    && !store.snapshots(&name).numbers()?.is_empty()
+                {
                     names.push(name);
                 }
             }

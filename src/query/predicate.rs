@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 #[cfg(feature = "sql")]
 use std::sync::{Mutex, PoisonError};
 
-use crate::record::{Batch, Id, KeyHasher};
 #[cfg(feature = "sql")]
 use crate::record::Relation;
+use crate::record::{Batch, Id, KeyHasher};
 
 /// A condition in SQL over the columns of a row.
 pub struct Condition {
@@ -29,7 +29,10 @@ impl Condition {
     #[cfg(not(feature = "sql"))]
     pub fn new(sql: &str) -> Result<Condition, String> {
         let unused = Condition { sql: sql.to_owned() };
-        Err(format!("this amend was built without SQL, which `where: {}` needs: build it with `--features sql`", unused.sql))
+        Err(format!(
+            "this amend was built without SQL, which `where: {}` needs: build it with `--features sql`",
+            unused.sql
+        ))
     }
 
     /// For each row whether it stays; where the condition is null, it does not.

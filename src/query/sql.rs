@@ -97,12 +97,17 @@ fn said(error: DataFusionError) -> QueryError {
         return QueryError::Store(store.clone());
     }
     let message = root.strip_backtrace();
-    let prefixes = ["Error during planning: ", "Schema error: ", "SQL error: ", "Execution error: "];
+    let prefixes =
+        ["Error during planning: ", "Schema error: ", "SQL error: ", "Execution error: "];
     let plain = prefixes.iter().find_map(|prefix| message.strip_prefix(prefix));
     QueryError::Sql(plain.unwrap_or(&message).to_owned())
 }
 
-fn register(context: &SessionContext, snapshot: Snapshot, memo: Memo) -> datafusion::common::Result<()> {
+fn register(
+    context: &SessionContext,
+    snapshot: Snapshot,
+    memo: Memo,
+) -> datafusion::common::Result<()> {
     let snapshot = Arc::new(snapshot);
     let nodes = &snapshot.manifest().nodes;
     let relation_of = |name: &String| nodes[name].table.relation;
@@ -257,7 +262,10 @@ fn plan(
     };
     let shaped = |batch: &RecordBatch| {
         let own = batch.schema();
-        let at = columns.iter().map(|name| own.index_of(name)).collect::<std::result::Result<Vec<_>, _>>()?;
+        let at = columns
+            .iter()
+            .map(|name| own.index_of(name))
+            .collect::<std::result::Result<Vec<_>, _>>()?;
         batch.project(&at)?.with_schema(Arc::clone(&schema))
     };
     let shaped = batches.iter().map(shaped).collect::<std::result::Result<Vec<_>, _>>()?;

@@ -19,10 +19,10 @@ fn amend(args: &[&str]) -> Ended {
 
 fn amend_in(dir: &Path, args: &[&str]) -> Ended {
     let mut command = Command::new(env!("CARGO_BIN_EXE_amend"));
-    for name in ["AMEND_STORE", "AMEND_LOG", "OPENAI_API_KEY"] {
+    for name in ["AMEND_STORE", "AMEND_LOG", "AMEND_CONSTITUTION"] {
         command.env_remove(name);
     }
-    command.env("OPENAI_BASE_URL", "http://localhost:1/v1").current_dir(dir).args(args);
+    command.current_dir(dir).args(args);
     let output = command.output().expect("the binary was built with this test");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("it prints UTF-8");
     Ended {
@@ -34,19 +34,20 @@ fn amend_in(dir: &Path, args: &[&str]) -> Ended {
 
 /// The one JSON document of stdout.
 fn json(ended: &Ended) -> Value {
-    serde_json::from_str(&ended.stdout)
-        .unwrap_or_else(|error| panic!("{error} in stdout {:?}, stderr {:?}", ended.stdout, ended.stderr))
+    serde_json::from_str(&ended.stdout).unwrap_or_else(|error| {
+        panic!("{error} in stdout {:?}, stderr {:?}", ended.stdout, ended.stderr)
+    })
 }
 
-const DESIGN: &str = "tests/fixtures/design.yaml";
+const GOOD: &str = "pipelines/paper.yaml";
 const BAD: &str = "tests/bad/ten_mistakes.yaml";
 
 #[test]
 fn a_pipeline_without_mistakes_is_checked_with_0() {
-    let ended = amend(&["check", DESIGN]);
+    let ended = amend(&["check", GOOD]);
     assert_eq!((ended.code, ended.stderr.as_str()), (0, ""));
     assert!(ended.stdout.ends_with("nodes, no mistakes\n"), "{}", ended.stdout);
-    assert_eq!(amend(&["check", DESIGN, "-q"]).stdout, "");
+    assert_eq!(amend(&["check", GOOD, "-q"]).stdout, "");
 }
 
 #[test]
@@ -67,7 +68,11 @@ fn mistakes_as_json_have_line_column_and_help() {
     let mistakes = json(&ended)["mistakes"].as_array().expect("a list").clone();
     assert!(mistakes.len() >= 10, "{mistakes:?}");
     assert!(mistakes.iter().all(|one| one["message"].is_string() && one["path"].is_string()));
-    assert!(mistakes.iter().any(|one| one["line"].is_u64() && one["column"].is_u64() && one["help"].is_string()));
+    assert!(
+        mistakes
+            .iter()
+            .any(|one| one["line"].is_u64() && one["column"].is_u64() && one["help"].is_string())
+    );
 
     let ended = amend(&["-o", "json", "run", BAD]);
     assert_eq!(json(&ended)["error"]["kind"], "usage");
@@ -82,9 +87,9 @@ fn colour_is_used_when_asked_for() {
 
 #[test]
 fn a_value_that_is_set_is_checked_like_one_that_is_written() {
-    let ended = amend(&["check", DESIGN, "--set", "nodes.sl.train-sl.epochs=2"]);
+    let ended = amend(&["check", GOOD, "--set", "nodes.sl.train-sl.epochs=2"]);
     assert_eq!(ended.code, 0, "{}", ended.stderr);
-    let ended = amend(&["check", DESIGN, "--set", "nodes.sl.train-sl.epoch=2"]);
+    let ended = amend(&["check", GOOD, "--set", "nodes.sl.train-sl.epoch=2"]);
     assert_eq!(ended.code, 2);
     assert!(ended.stderr.contains("epochs"), "{}", ended.stderr);
 }
@@ -102,18 +107,18 @@ fn usage_that_cannot_be_followed_ends_with_2() {
         &[],
         &["bogus"],
         &["check"],
-        &["check", DESIGN, "--workers", "0"],
-        &["check", DESIGN, "-o", "csv"],
-        &["run", DESIGN, "--max-cost", "-1"],
-        &["run", DESIGN, "--until", "prefrences"],
-        &["run", DESIGN, "--hold", "drafts"],
+        &["check", GOOD, "--workers", "0"],
+        &["check", GOOD, "-o", "csv"],
+        &["run", GOOD, "--max-cost", "-1"],
+        &["run", GOOD, "--until", "prefrences"],
+        &["run", GOOD, "--hold", "drafts"],
     ];
     for args in wrong {
         let ended = amend(args);
         assert_eq!((ended.code, ended.stdout.as_str()), (2, ""), "{args:?}: {}", ended.stderr);
         assert!(!ended.stderr.is_empty(), "{args:?}");
     }
-    let misspelt = amend(&["run", DESIGN, "--until", "prefrences"]);
+    let misspelt = amend(&["run", GOOD, "--until", "prefrences"]);
     assert!(misspelt.stderr.contains("did you mean `preferences`?"), "{}", misspelt.stderr);
 }
 
@@ -121,7 +126,10 @@ fn usage_that_cannot_be_followed_ends_with_2() {
 fn help_names_every_subcommand_and_the_exit_codes() {
     let ended = amend(&["--help"]);
     assert_eq!(ended.code, 0);
-    for word in ["check", "plan", "run", "query", "log", "diff", "explain", "graph", "schema", "import", "75", "130"] {
+    for word in [
+        "check", "plan", "run", "query", "log", "diff", "explain", "graph", "schema", "import",
+        "75", "130",
+    ] {
         assert!(ended.stdout.contains(word), "{word} is not in {}", ended.stdout);
     }
     assert_eq!(amend(&["--version"]).stdout, format!("amend {}\n", env!("CARGO_PKG_VERSION")));
@@ -129,26 +137,32 @@ fn help_names_every_subcommand_and_the_exit_codes() {
 
 #[test]
 fn the_graph_has_every_node_and_says_how_calls_are_fed() {
-    let mermaid = amend(&["graph", DESIGN]).stdout;
+    let mermaid = amend(&["graph", GOOD]).stdout;
     assert!(mermaid.starts_with("flowchart LR\n"));
     assert!(mermaid.contains("-->|settled|") && mermaid.contains("-->|final|"), "{mermaid}");
 
-    let graph = json(&amend(&["graph", DESIGN, "-o", "json"]));
-    let nodes: Vec<&str> = graph["nodes"].as_array().unwrap().iter().filter_map(|n| n["name"].as_str()).collect();
-    assert!(nodes.contains(&"red.train") && nodes.contains(&"revisions[4].revise"), "{nodes:?}");
+    let graph = json(&amend(&["graph", GOOD, "-o", "json"]));
+    let nodes: Vec<&str> =
+        graph["nodes"].as_array().unwrap().iter().filter_map(|n| n["name"].as_str()).collect();
+    assert!(nodes.contains(&"drafts") && nodes.contains(&"revisions[4].revise"), "{nodes:?}");
     let edges = graph["edges"].as_array().unwrap();
     let edge = |from: &str, to: &str| {
-        edges.iter().find(|edge| edge["from"] == from && edge["to"] == to).unwrap_or_else(|| panic!("{from} → {to}"))
+        edges
+            .iter()
+            .find(|edge| edge["from"] == from && edge["to"] == to)
+            .unwrap_or_else(|| panic!("{from} → {to}"))
     };
     assert_eq!(edge("drafts", "revisions[1].critique")["spends"], "settled");
     assert_eq!(edge("revisions[1].critique", "revisions[1].revise")["spends"], "final");
     assert_eq!(edge("sl", "pairs")["carries"], "model");
-    assert!(edge("red_team", "red.train")["spends"].is_null());
+    assert!(edge("helpful_samples", "sl_data")["spends"].is_null());
 }
 
 #[test]
 fn schemas_are_printed_as_they_are_in_the_checkout() {
-    for (of, file) in [("pipeline", "pipeline.schema.json"), ("constitution", "constitution.schema.json")] {
+    for (of, file) in
+        [("pipeline", "pipeline.schema.json"), ("constitution", "constitution.schema.json")]
+    {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas").join(file);
         assert_eq!(amend(&["schema", of]).stdout, std::fs::read_to_string(path).unwrap());
     }
@@ -159,7 +173,8 @@ fn schemas_are_printed_as_they_are_in_the_checkout() {
 #[test]
 fn an_import_is_a_constitution_and_is_not_written_over() {
     let dir = tempfile::tempdir().unwrap();
-    let published = r#"[{"name": "kind", "critique_request": "Find harm.", "revision_request": "Remove it."}]"#;
+    let published =
+        r#"[{"name": "kind", "critique_request": "Find harm.", "revision_request": "Remove it."}]"#;
     std::fs::write(dir.path().join("published.json"), published).unwrap();
     let printed = amend_in(dir.path(), &["import", "published.json"]);
     assert_eq!(printed.code, 0, "{}", printed.stderr);
@@ -172,7 +187,10 @@ fn an_import_is_a_constitution_and_is_not_written_over() {
     let again = amend_in(dir.path(), &write);
     assert_eq!(again.code, 2);
     assert!(again.stderr.contains("--force"), "{}", again.stderr);
-    assert_eq!(amend_in(dir.path(), &["import", "published.json", "-o", "ours.yaml", "--force"]).code, 0);
+    assert_eq!(
+        amend_in(dir.path(), &["import", "published.json", "-o", "ours.yaml", "--force"]).code,
+        0
+    );
 }
 
 #[test]

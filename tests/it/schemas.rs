@@ -12,7 +12,8 @@ fn check(name: &str, document: &Value) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas").join(name);
     let text = format!("{}\n", serde_json::to_string_pretty(document).expect("it is JSON"));
     if std::env::var_os("UPDATE").is_some() {
-        fs::create_dir_all(path.parent().expect("it is in a folder")).expect("the checkout can be written");
+        fs::create_dir_all(path.parent().expect("it is in a folder"))
+            .expect("the checkout can be written");
         fs::write(&path, text).expect("the checkout can be written");
         return;
     }
