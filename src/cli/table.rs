@@ -37,9 +37,10 @@ impl TextTable {
         let line = |cells: &[String]| {
             let cell = |at: usize| {
                 let width = widths[at];
-                match self.heads[at].starts_with('>') {
-                    true => format!("{:>width$}", cells[at]),
-                    false => format!("{:<width$}", cells[at]),
+                if self.heads[at].starts_with('>') {
+                    format!("{:>width$}", cells[at])
+                } else {
+                    format!("{:<width$}", cells[at])
                 }
             };
             let cells: Vec<String> = (0..cells.len()).map(cell).collect();
@@ -59,7 +60,7 @@ pub(super) fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at) % 3 == 0 {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);
