@@ -112,6 +112,32 @@ pub struct Calls {
     pub tokens: u64,
 }
 
+impl Calls {
+    /// Adds another node's.
+    pub fn add(&mut self, other: Calls) {
+        self.made += other.made;
+        self.memo += other.memo;
+        self.attempts += other.attempts;
+        self.up_to += other.up_to;
+        self.tokens += other.tokens;
+    }
+}
+
+/// What the calls of a run came to so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen {
+    /// Calls under way.
+    pub in_flight: usize,
+    /// Calls made.
+    pub made: u64,
+    /// Calls that the memo had.
+    pub memo: u64,
+    /// Tokens read and written.
+    pub tokens: u64,
+    /// US dollars.
+    pub cost_usd: f64,
+}
+
 /// Whether calls are made or counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -160,6 +186,7 @@ struct Inner {
     failed: IndexMap<CallKey, String>,
     arrivals: u64,
     started: u64,
+    recalled: u64,
     spent_tokens: u64,
     spent_cost: f64,
     stop: Option<String>,
@@ -223,6 +250,7 @@ impl Dispatcher {
         if let Some(outcome) = self.recall(&key) {
             let asked = Asked { node, state: State::Memo, attempts: 0, tokens: 0 };
             inner.asked.entry(key).or_insert(asked);
+            inner.recalled += 1;
             return (key, Some(outcome));
         }
         let asked = Asked { node, state: State::Waiting, attempts: 0, tokens: 0 };
@@ -397,6 +425,19 @@ impl Dispatcher {
     /// Calls under way at this moment.
     pub fn in_flight(&self) -> usize {
         self.lock().queues.values().map(|queue| queue.in_flight).sum()
+    }
+
+    /// What the calls came to so far.
+    pub fn seen(&self) -> Seen {
+        let inner = self.lock();
+        let in_flight = inner.queues.values().map(|queue| queue.in_flight).sum();
+        Seen {
+            in_flight,
+            made: inner.started - in_flight as u64,
+            memo: inner.recalled,
+            tokens: inner.spent_tokens,
+            cost_usd: inner.spent_cost,
+        }
     }
 
     /// What each of `nodes` nodes asked since the last time this was taken. A call counts for the

@@ -239,8 +239,13 @@ pub struct Metric {
     pub split: String,
     /// TRL's name.
     pub name: String,
-    /// The value; NaN is kept.
+    /// The value; NaN is kept, which JSON writes as null.
+    #[serde(deserialize_with = "number_or_nan")]
     pub value: f64,
+}
+
+fn number_or_nan<'de, D: serde::Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
 /// One episode.

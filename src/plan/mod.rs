@@ -9,7 +9,6 @@ mod resolve;
 use indexmap::IndexMap;
 
 use crate::record::Relation;
-use crate::spec::op::Rounds;
 use crate::spec::{Constitution, Loaded, Mistakes, Model, Op, Pipeline, Purpose, Selector};
 
 pub use resolve::resolve;
@@ -244,9 +243,51 @@ impl Plan {
         tables
     }
 
-    /// Whether a source takes all rounds of what it names.
-    pub fn takes_all(rounds: Rounds) -> bool {
-        rounds == Rounds::All
+    /// The plan of some of the nodes, among which are all that they read.
+    #[must_use]
+    pub fn restrict(&self, keep: impl Fn(NodeIdx) -> bool) -> Plan {
+        let kept: Vec<NodeIdx> = (0..self.nodes.len()).filter(|at| keep(*at)).collect();
+        let place = |old: NodeIdx| {
+            kept.iter().position(|at| *at == old).expect("what a kept node reads is kept")
+        };
+        let nodes = kept.iter().map(|at| self.nodes[*at].moved(&place, &|old| kept.contains(&old)));
+        Plan { loaded: self.loaded.clone(), nodes: nodes.collect() }
+    }
+}
+
+impl Node {
+    /// The node among nodes that stand elsewhere.
+    fn moved(&self, place: &dyn Fn(NodeIdx) -> NodeIdx, kept: &dyn Fn(NodeIdx) -> bool) -> Node {
+        let mut node = self.clone();
+        let model = |edge: &mut ModelEdge| {
+            if let ModelEdge::Node(node) = edge {
+                *node = place(*node);
+            }
+        };
+        match &mut node.step {
+            Step::Read => {}
+            Step::Part { of, .. } | Step::Filter { of } => *of = place(*of),
+            Step::Union { of } | Step::Label { of } => {
+                of.iter_mut().for_each(|of| *of = place(*of));
+            }
+            Step::Mix { of } => of.iter_mut().for_each(|input| input.of = place(input.of)),
+            Step::Ask(ask) => {
+                ask.of = place(ask.of);
+                model(&mut ask.model);
+                match &mut ask.chain {
+                    Chain::Head { stages, .. } => {
+                        stages.retain(|(node, _)| kept(*node));
+                        stages.iter_mut().for_each(|(node, _)| *node = place(*node));
+                    }
+                    Chain::Follow { head, .. } => *head = place(*head),
+                }
+            }
+            Step::Train { of, models } => {
+                *of = place(*of);
+                models.iter_mut().for_each(model);
+            }
+        }
+        node
     }
 }
 

@@ -6,13 +6,13 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A 127-bit id: a row, a content, a version, a fingerprint. Shown as 32 hex digits.
 ///
 /// The highest bit is never set by a hash: it marks an id that stands for something not yet
 /// known, which only `plan` makes (see [`Id::unknown`]).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Id(u128);
 
 const UNKNOWN: u128 = 1 << 127;
@@ -45,6 +45,26 @@ impl Id {
     /// An id of the given bits.
     pub fn from_bits(bits: u128) -> Id {
         Id(bits)
+    }
+}
+
+impl Serialize for Id {
+    /// Hex digits where a person reads, bits between workers.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match serializer.is_human_readable() {
+            true => serializer.collect_str(self),
+            false => self.0.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Id {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Id, D::Error> {
+        if !deserializer.is_human_readable() {
+            return u128::deserialize(deserializer).map(Id);
+        }
+        let hex = String::deserialize(deserializer)?;
+        hex.parse().map_err(serde::de::Error::custom)
     }
 }
 

@@ -56,11 +56,7 @@ fn model(name: &Name, model: &Model, check: &mut Check<'_>) {
         && !endpoint.starts_with("https://")
     {
         let help = "such as `http://localhost:8000/v1`";
-        check.says(
-            endpoint.place,
-            &format!("has the endpoint \"{endpoint}\", which is not a URL"),
-            help,
-        );
+        check.says(endpoint.place, "has an endpoint that is not a URL", help);
     }
     check.count("max_in_flight", &model.max_in_flight);
     check.count("votes", &model.votes);

@@ -166,12 +166,7 @@ impl<'t> Value<'t> {
             Kind::Map(entries) => {
                 let missing =
                     self.holes.missing.get(&self.tree.id).into_iter().flatten().copied().collect();
-                visitor.visit_map(Entries {
-                    of: self,
-                    rest: entries.iter(),
-                    value: None,
-                    missing,
-                })
+                visitor.visit_map(Entries { of: self, rest: entries.iter(), value: None, missing })
             }
             _ => Err(self.wrong("a map")),
         }
@@ -368,9 +363,7 @@ impl<'de> MapAccess<'de> for Entries<'_> {
         seed: K,
     ) -> Result<Option<K::Value>, Fault> {
         let skipped = &self.of.holes.skipped;
-        if let Some((key, value)) =
-            self.rest.by_ref().find(|(key, _)| !skipped.contains(&key.id))
-        {
+        if let Some((key, value)) = self.rest.by_ref().find(|(key, _)| !skipped.contains(&key.id)) {
             self.value = Some((key, value));
             let key = Value { is_key: true, ..self.of.child(key) };
             return seed.deserialize(key).map(Some).map_err(|fault| fault.in_map(self.of.tree));

@@ -108,10 +108,7 @@ fn the_pipeline_of_the_design_page_is_read_as_it_stands() {
 
 #[test]
 fn what_the_types_write_reads_back_equal() {
-    let text = include_str!("../../tests/fixtures/design.yaml")
-        .replace("constitution:", "# constitution:");
-    let text = text.replace("${OPENAI_BASE_URL}", "http://localhost:8000/v1");
-    let once = read(&text, &[]).unwrap().pipeline;
+    let once = read(&design(), &[]).unwrap().pipeline;
     let again = read(&serde_yaml::to_string(&once).unwrap(), &[]).unwrap().pipeline;
     assert_eq!(serde_json::to_value(&once).unwrap(), serde_json::to_value(&again).unwrap());
 }
@@ -220,4 +217,70 @@ fn what_could_be_read_is_given_beside_the_mistakes() {
         loaded.pipeline.nodes.keys().map(|name| name.as_str()).collect::<Vec<_>>(),
         ["prompts", "drafts"]
     );
+}
+
+#[test]
+fn every_pipeline_of_the_project_is_right() {
+    let environment = |name: &str| match name {
+        "OPENAI_BASE_URL" => Some("http://localhost:8000/v1".to_owned()),
+        "AMEND_HH" => Some("harmless-base-test.jsonl.gz".to_owned()),
+        _ => None,
+    };
+    for name in ["paper", "hh", "peers"] {
+        let path = Path::new("pipelines").join(name).with_extension("yaml");
+        let loaded = load(&path, &[], &environment).unwrap_or_else(|mistakes| panic!("{mistakes}"));
+        assert_eq!(loaded.pipeline.name.value, name);
+        assert_eq!(loaded.constitution.unwrap().principles.len(), 16);
+    }
+}
+
+#[test]
+fn every_principle_of_our_own_constitution_serves_both_stages() {
+    let constitution =
+        load_constitution(Path::new("pipelines/constitutions/harmless.yaml")).unwrap();
+    for principle in &constitution.principles {
+        assert!(principle.is_for(Stage::Sl) && principle.is_for(Stage::Rl), "{}", principle.id);
+        assert!(
+            principle.serves(Purpose::Critique) && principle.serves(Purpose::Judge),
+            "{}",
+            principle.id
+        );
+    }
+    let examples = &constitution.few_shot;
+    assert_eq!(
+        (examples.critique_revise.len(), examples.judge.len(), examples.judge_cot.len()),
+        (5, 5, 6)
+    );
+    let again = import::to_yaml(&constitution, Some("Written again."));
+    let mut mistakes =
+        Mistakes::new(vec![SourceFile { path: "again".into(), text: again.clone() }]);
+    assert_eq!(load::constitution_of(&again, 0, &mut mistakes), Some(constitution));
+}
+
+#[test]
+fn a_selector_goes_by_stage_tags_ids_and_limit() {
+    let constitution =
+        load_constitution(Path::new("pipelines/constitutions/harmless.yaml")).unwrap();
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/constitutions/harmless.yaml");
+    let good = format!("constitution: {}\n{}", own.display(), GOOD.trim_start());
+    let select = |yaml: &str| -> Vec<String> {
+        let text = format!(
+            "{good}  p: {{ pairwise-judge: {{ from: drafts, model: assistant, principles: {yaml} }} }}\n"
+        );
+        let loaded = read(&text, &[]).unwrap();
+        let Op::PairwiseJudge(judge) = &loaded.pipeline.nodes["p"] else {
+            panic!("p is a pairwise-judge")
+        };
+        let selected = judge.principles.select(&constitution, Purpose::Judge);
+        selected.iter().map(|principle| principle.id.value.clone()).collect()
+    };
+    assert_eq!(select("{}").len(), 16);
+    assert_eq!(select("{ tags: { any: [crisis] } }"), ["care", "self_harm"]);
+    assert_eq!(select("{ tags: { all: [crisis, harm] } }"), ["self_harm"]);
+    assert_eq!(
+        select("{ tags: { any: [tone, crisis], none: [harm] } }"),
+        ["care", "engagement", "plainness", "wisdom"]
+    );
+    assert_eq!(select("{ ids: [wisdom, law] }"), ["law", "wisdom"]);
+    assert_eq!(select("{ stage: rl, limit: 2 }"), ["safety", "law"]);
 }

@@ -1,3 +1,5 @@
+//! Tests of reading: rows, rejects and identities, in every format.
+
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::PathBuf;

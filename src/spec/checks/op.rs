@@ -179,7 +179,7 @@ fn evaluate(place: Place, op: &Evaluate, check: &mut Check<'_>) {
             check.says(place, "has both \"labels\" and \"choices\"", help);
         }
         (true, Some(_), None) => {
-            check.says(place, "has \"choices\" and no \"model\"", "add `model: …`, which chooses")
+            check.says(place, "has \"choices\" and no \"model\"", "add `model: …`, which chooses");
         }
         (false, None, Some(model)) => {
             check.says(

@@ -71,8 +71,10 @@ fn list(items: &[Value], to: &mut Constitution) -> Option<()> {
             }
             Value::String(text) => {
                 let judge = text.strip_prefix('\n')?.strip_suffix(" Options:")?;
-                to.principles
-                    .push(Principle { judge: Some(text_of(judge)), ..principle(&format!("rl{index}")) });
+                to.principles.push(Principle {
+                    judge: Some(text_of(judge)),
+                    ..principle(&format!("rl{index}"))
+                });
             }
             Value::Object(object) if object.contains_key("critique_request") => {
                 let text = |key: &str| object.get(key).and_then(Value::as_str);

@@ -1,85 +1,6 @@
-//! Running a plan against a store: the types that `cli` is written against.
-
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+//! What a run did, and what it would do: the JSON that users script against.
 
 use serde::Serialize;
-
-use crate::operators::Predicate;
-use crate::plan::Plan;
-use crate::spec::Place;
-
-/// How to run.
-pub struct Options {
-    /// The store.
-    pub store: PathBuf,
-    /// Worker threads.
-    pub workers: usize,
-    /// Runs only what this node needs.
-    pub until: Option<String>,
-    /// Nodes whose checkpoints are held.
-    pub hold: Vec<String>,
-    /// The most calls to make.
-    pub max_calls: Option<u64>,
-    /// The most US dollars to spend.
-    pub max_cost: Option<f64>,
-    /// Asks again what failed for good.
-    pub retry_rejects: bool,
-    /// Told how far the run is.
-    pub progress: Arc<dyn Progress>,
-    /// The time, milliseconds since 1970.
-    pub now_ms: i64,
-    /// Conditions in SQL.
-    pub predicates: Arc<dyn Predicates>,
-    /// Set when the run is to stop.
-    pub interrupt: Arc<AtomicBool>,
-}
-
-/// Compiles the conditions of `filter: where`.
-pub trait Predicates: Send + Sync {
-    /// The condition, or what is wrong with it.
-    fn predicate(&self, sql: &str) -> Result<Arc<dyn Predicate>, String>;
-}
-
-/// Told how far a run is.
-pub trait Progress: Send + Sync {
-    /// Rows of a node done, of so many.
-    fn node(&self, name: &str, done: u64, total: u64);
-    /// What the calls of the run came to so far.
-    fn calls(&self, in_flight: usize, made: u64, memo: u64, tokens: u64, cost_usd: f64);
-    /// Steps of a training done, of so many.
-    fn training(&self, node: &str, line: &str, done: u64, all: u64);
-    /// A line for a person.
-    fn message(&self, line: &str);
-}
-
-/// Why a run made no snapshot.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// Another run holds the store.
-    #[error("{0}")]
-    Locked(String),
-    /// The user stopped it.
-    #[error("{0}")]
-    Interrupted(String),
-    /// A limit or the outside world stopped it.
-    #[error("{0}")]
-    Stopped(String),
-    /// A mistake in the files.
-    #[error("{message}")]
-    Mistake {
-        /// Where it is.
-        place: Option<Place>,
-        /// What is wrong.
-        message: String,
-        /// What can be done.
-        help: Option<String>,
-    },
-    /// Something else.
-    #[error("{0}")]
-    Failed(String),
-}
 
 /// What a run did.
 #[derive(Clone, Debug, Serialize)]
@@ -213,14 +134,4 @@ pub struct Totals {
     pub tokens: u64,
     /// Their price.
     pub cost_usd: Option<f64>,
-}
-
-/// Runs a plan.
-pub fn run(plan: &Plan, _options: &Options) -> Result<Report, RunError> {
-    Err(RunError::Failed(format!("\"{}\" cannot be run yet", plan.pipeline().name)))
-}
-
-/// Says what a run would do.
-pub fn foretell(plan: &Plan, _options: &Options) -> Result<Forecast, RunError> {
-    Err(RunError::Failed(format!("\"{}\" cannot be planned yet", plan.pipeline().name)))
 }

@@ -1,0 +1,155 @@
+//! Trainings of a local run: done by a trainer in this process, remembered by the store.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use crate::engine::train::{Recipe, Trainings};
+use crate::model::{Example, Init, TrainJob, TrainSettings, Trained, Trainer};
+use crate::operators::ModelRef;
+use crate::operators::train::{Renderer, balance};
+use crate::record::{CallKey, Id, KeyHasher};
+use crate::store::Checkpoints;
+
+/// Told how far a training is: the node, a line, steps done, steps in all.
+pub type Progress = Arc<dyn Fn(&str, &str, u64, u64) + Send + Sync>;
+
+/// Trainings by a trainer in this process.
+pub struct LocalTrainings {
+    /// Where checkpoints and what trainings gave are kept.
+    pub checkpoints: Checkpoints,
+    /// Who trains.
+    pub trainer: Arc<dyn Trainer>,
+    /// The directories of entries of `models`.
+    pub entries: BTreeMap<String, PathBuf>,
+    /// Told of progress.
+    pub progress: Progress,
+}
+
+impl Trainings for LocalTrainings {
+    fn recall(&self, recipe: Id) -> Option<Arc<Trained>> {
+        let trained = self.checkpoints.get_training::<Trained>(&training_key(recipe));
+        let trained = trained.map_err(|error| tracing::warn!("{error}")).ok()??;
+        // A lost checkpoint is trained again.
+        self.checkpoints.exists(trained.weights).then(|| Arc::new(trained))
+    }
+
+    fn train(&self, recipe: Recipe) -> Result<Arc<Trained>, String> {
+        let node = Arc::clone(&recipe.training.node);
+        let trained = self.try_train(recipe);
+        trained.map(Arc::new).map_err(|error| format!("node \"{node}\": {error}"))
+    }
+}
+
+impl LocalTrainings {
+    fn try_train(&self, recipe: Recipe) -> Result<Trained, String> {
+        let setup = Arc::clone(&recipe.training.setup);
+        let (examples, rejected) = examples(&recipe)?;
+        let stage = self.checkpoints.stage(&training_key(recipe.id), false).map_err(|error| error.to_string())?;
+        let (progress, node) = (Arc::clone(&self.progress), Arc::clone(&recipe.training.node));
+        let job = TrainJob {
+            settings: self.settings(&setup.settings, &recipe.training.models)?,
+            init: match (&setup.scratch, recipe.training.models.first()) {
+                (Some(scratch), _) => Init::Scratch(scratch.clone()),
+                (None, Some(Some(model))) => Init::Checkpoint(self.dir(model)?),
+                (None, _) => unreachable!("a training begins with a model or from nothing"),
+            },
+            examples,
+            out: stage.clone(),
+            progress: Box::new(move |line, done, all| progress(&node, line, done, all)),
+        };
+        let mut trained = self.trainer.train(job).map_err(|error| error.to_string())?;
+        trained.rejected.extend(rejected);
+        trained.rejected.sort();
+        trained.files = files(&stage).map_err(|error| format!("{}: {error}", stage.display()))?;
+        let kept = self.checkpoints.publish(&stage, trained.weights);
+        let kept = kept
+            .and_then(|_| self.checkpoints.put_training(&training_key(recipe.id), &trained));
+        kept.map_err(|error| error.to_string())?;
+        Ok(trained)
+    }
+
+    fn settings(
+        &self,
+        settings: &TrainSettings,
+        models: &[Option<ModelRef>],
+    ) -> Result<TrainSettings, String> {
+        let mut settings = settings.clone();
+        if let TrainSettings::PpoUpdate(ppo) = &mut settings {
+            let dir = |at: usize| models.get(at).and_then(Option::as_ref).map(|one| self.dir(one));
+            ppo.reward = dir(1).expect("a policy is trained against a preference model")?;
+            ppo.test_reward = dir(2).transpose()?;
+        }
+        Ok(settings)
+    }
+
+    fn dir(&self, model: &ModelRef) -> Result<PathBuf, String> {
+        if self.checkpoints.exists(model.fingerprint) {
+            return Ok(self.checkpoints.dir(model.fingerprint));
+        }
+        let name: &str = &model.name;
+        let entry = self.entries.get(name).map(PathBuf::as_path).map(Path::to_owned);
+        entry.ok_or_else(|| format!("the checkpoint {} of \"{name}\" is lost", model.fingerprint))
+    }
+}
+
+/// The key of a training as a call.
+fn training_key(recipe: Id) -> CallKey {
+    KeyHasher::new("amend/training-call/1").with(recipe).call_key()
+}
+
+/// The files of a checkpoint: name, bytes, sha256, by name.
+fn files(dir: &Path) -> std::io::Result<Vec<(String, i64, String)>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let bytes = std::fs::read(entry.path())?;
+        let hash = Sha256::digest(&bytes);
+        let hex = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        files.push((entry.file_name().to_string_lossy().into_owned(), bytes.len() as i64, hex));
+    }
+    files.sort();
+    Ok(files)
+}
+
+type Rejected = Vec<(Id, String, String)>;
+
+/// The examples of a recipe, in the order of training, and the rows that make none.
+fn examples(recipe: &Recipe) -> Result<(Vec<Example>, Rejected), String> {
+    let setup = &recipe.training.setup;
+    let renderer = Renderer::new(setup.model.as_ref(), None);
+    let seed = match &setup.settings {
+        TrainSettings::TrainSl(settings) => settings.optim.seed,
+        TrainSettings::TrainPm(settings) => settings.optim.seed,
+        TrainSettings::PpoUpdate(settings) => settings.optim.seed,
+    };
+    let mut ordered: Vec<(Id, Id, Example)> = Vec::new();
+    let mut rejected = Rejected::new();
+    for (row, slot) in &recipe.rows {
+        match renderer.example(slot.row()) {
+            // Rows of equal content share a slot: the id is the row's own.
+            Ok(example) => ordered.push((order(seed, *row), *row, example.of_row(*row))),
+            Err(reject) => rejected.push((*row, reject.reason.name().to_owned(), reject.detail)),
+        }
+    }
+    if ordered.is_empty() {
+        return Err("there is no row to train on: see the table `rejects`".to_owned());
+    }
+    ordered.sort_by_key(|(order, row, _)| (*order, *row));
+    let mut examples: Vec<Example> = ordered.into_iter().map(|(_, _, example)| example).collect();
+    if setup.balanced {
+        balance(&mut examples);
+    }
+    Ok((examples, rejected))
+}
+
+/// Training order is the sort by hash(seed, epoch, row id): a function of the data alone.
+fn order(seed: u64, row: Id) -> Id {
+    let mut hasher = KeyHasher::new("amend/order/1");
+    hasher.add_u64(seed);
+    hasher.add_u64(0);
+    hasher.add_id(row);
+    hasher.id()
+}

@@ -1,0 +1,110 @@
+//! Foretelling: the same dataflow over a memo that is only read, where a miss is an unknown.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::report::{
+    CallsForecast, Forecast, NodeForecast, RowsForecast, Totals, TrainingForecast,
+};
+use super::world::LocalWorld;
+use super::{Options, RunError, by_table, desired};
+use crate::engine::dispatch::{Limits, Mode};
+use crate::engine::session::{Session, Table};
+use crate::engine::shared::TrainingState;
+use crate::plan::Plan;
+use crate::record::Id;
+use crate::store::{Snapshot, Store};
+
+/// Says what a run would do: rows, calls and trainings, before anything is spent.
+pub fn foretell(plan: &Plan, options: &Options) -> Result<Forecast, RunError> {
+    let store = Store::new(&options.store);
+    let memo = Arc::new(store.memo_read_only()?);
+    let world = LocalWorld::new(plan, options, &store, memo)?;
+    let desired = desired(plan, &world, options)?;
+    let limits = Limits { retry_rejects: options.retry_rejects, ..Limits::default() };
+    let dispatcher = world.dispatcher(Mode::Plan, limits);
+    let rows = Arc::clone(world.rows());
+    let mut session = Session::new(1, rows, dispatcher, world.trainings());
+    let settled = session.apply(&desired);
+    let settled = settled.map_err(|stopped| RunError::Stopped(stopped.to_string()))?;
+
+    let before = world.latest.as_ref();
+    let nodes = by_table(plan, &settled, |name, nodes, calls| {
+        let rows = rows_forecast(name, nodes, session.tables(), before);
+        NodeForecast {
+            name: name.to_owned(),
+            op: plan.op(&plan.nodes[nodes[0]]).verb().to_owned(),
+            rows: rows.unwrap_or_default(),
+            calls: CallsForecast {
+                total: calls.made + calls.memo + calls.up_to,
+                memo: calls.memo,
+                to_make: calls.made + calls.up_to,
+                exact: calls.up_to == 0,
+            },
+            training: settled.trainings.get(&nodes[0]).map(|state| training(name, *state, before)),
+            tokens: calls.tokens,
+            cost_usd: None,
+        }
+    });
+    let totals = totals(&nodes);
+    Ok(Forecast { pipeline: plan.pipeline().name.value.clone(), nodes, totals })
+}
+
+/// Rows that differ from the snapshot before: new, gone, or saying something else.
+fn rows_forecast(
+    name: &str,
+    nodes: &[usize],
+    tables: &[Table],
+    before: Option<&Snapshot>,
+) -> Result<RowsForecast, RunError> {
+    let mut now: BTreeMap<Id, Id> = BTreeMap::new();
+    for node in nodes {
+        now.extend(tables[*node].rows.values().map(|rec| (rec.row, rec.version)));
+    }
+    let total = now.len() as u64;
+    let exact = !now.values().any(|version| version.is_unknown());
+    let was = match before.filter(|before| before.manifest().nodes.contains_key(name)) {
+        Some(before) => before.read_ids(name)?,
+        None => Vec::new(),
+    };
+    let mut gone = 0;
+    for ids in was {
+        match now.remove(&ids.row_id) {
+            Some(version) if version == ids.version => {}
+            Some(version) => drop(now.insert(ids.row_id, version)),
+            None => gone += 1,
+        }
+    }
+    Ok(RowsForecast { total, changed: now.len() as u64 + gone, exact })
+}
+
+fn training(name: &str, state: TrainingState, before: Option<&Snapshot>) -> TrainingForecast {
+    let entry = before.and_then(|before| before.manifest().nodes.get(name));
+    let checkpoint = entry.and_then(|entry| entry.node.checkpoint.as_ref());
+    let (state, exact) = match state {
+        TrainingState::Would { exact } if checkpoint.is_none() => ("fresh", exact),
+        TrainingState::Would { exact } => ("retrain", exact),
+        TrainingState::Done { stale: true, .. } => ("held", true),
+        TrainingState::Done { .. } => ("unchanged", true),
+    };
+    TrainingForecast { state: state.to_owned(), exact }
+}
+
+fn totals(nodes: &[NodeForecast]) -> Totals {
+    let mut totals = Totals::default();
+    totals.rows.exact = nodes.iter().all(|node| node.rows.exact);
+    totals.calls.exact = nodes.iter().all(|node| node.calls.exact);
+    for node in nodes {
+        totals.rows.total += node.rows.total;
+        totals.rows.changed += node.rows.changed;
+        totals.calls.total += node.calls.total;
+        totals.calls.memo += node.calls.memo;
+        totals.calls.to_make += node.calls.to_make;
+        totals.tokens += node.tokens;
+        let trains = node.training.as_ref().is_some_and(|training| {
+            ["fresh", "retrain"].contains(&training.state.as_str())
+        });
+        totals.trainings += u64::from(trains);
+    }
+    totals
+}

@@ -1,0 +1,258 @@
+//! `run`: one epoch from the files as they are, over the store: the world is opened, the plan is
+//! compiled and applied, and what comes of it is published as a snapshot.
+
+mod foretell;
+mod publish;
+mod report;
+mod unchanged;
+mod world;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+pub use foretell::foretell;
+pub use report::{
+    CallsForecast, Forecast, NodeCalls, NodeForecast, NodeReport, Report, RowsForecast, RunCalls,
+    Totals, TrainingForecast,
+};
+
+use super::compile::{CompileError, compile};
+use super::dispatch::{Dispatcher, Limits, Mode};
+use super::session::{Desired, Session, Settled};
+use crate::operators::Predicate;
+use crate::plan::{Plan, Step};
+use crate::spec::Place;
+use crate::store::{Store, StoreError};
+use world::LocalWorld;
+
+/// How to run.
+pub struct Options {
+    /// The store.
+    pub store: PathBuf,
+    /// Worker threads.
+    pub workers: usize,
+    /// Runs only what this node needs, and publishes nothing.
+    pub until: Option<String>,
+    /// Nodes whose checkpoints are held.
+    pub hold: Vec<String>,
+    /// The most calls to make.
+    pub max_calls: Option<u64>,
+    /// The most US dollars to spend.
+    pub max_cost: Option<f64>,
+    /// Asks again what failed for good.
+    pub retry_rejects: bool,
+    /// Told how far the run is.
+    pub progress: Arc<dyn Progress>,
+    /// The time, milliseconds since 1970.
+    pub now_ms: i64,
+    /// Conditions in SQL.
+    pub predicates: Arc<dyn Predicates>,
+    /// Set when the run is to stop.
+    pub interrupt: Arc<AtomicBool>,
+}
+
+/// Compiles the conditions of `filter: where`.
+pub trait Predicates: Send + Sync {
+    /// The condition, or what is wrong with it.
+    fn predicate(&self, sql: &str) -> Result<Arc<dyn Predicate>, String>;
+}
+
+/// Told how far a run is.
+pub trait Progress: Send + Sync {
+    /// Rows of a node done, of so many.
+    fn node(&self, name: &str, done: u64, total: u64);
+    /// What the calls of the run came to so far.
+    fn calls(&self, in_flight: usize, made: u64, memo: u64, tokens: u64, cost_usd: f64);
+    /// Steps of a training done, of so many.
+    fn training(&self, node: &str, line: &str, done: u64, all: u64);
+    /// A line for a person.
+    fn message(&self, line: &str);
+}
+
+/// Why a run made no snapshot.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Another run holds the store.
+    #[error("{0}")]
+    Locked(String),
+    /// The user stopped it.
+    #[error("{0}")]
+    Interrupted(String),
+    /// A limit or the outside world stopped it.
+    #[error("{0}")]
+    Stopped(String),
+    /// A mistake in the files.
+    #[error("{message}")]
+    Mistake {
+        /// Where it is.
+        place: Option<Place>,
+        /// What is wrong.
+        message: String,
+        /// What can be done.
+        help: Option<String>,
+    },
+    /// Something else.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl From<StoreError> for RunError {
+    fn from(error: StoreError) -> RunError {
+        match error {
+            StoreError::Locked { .. } => RunError::Locked(error.to_string()),
+            error => RunError::Failed(error.to_string()),
+        }
+    }
+}
+
+impl From<CompileError> for RunError {
+    fn from(error: CompileError) -> RunError {
+        match error {
+            CompileError::Build(error) => {
+                RunError::Mistake { place: error.place, message: error.message, help: error.help }
+            }
+            CompileError::World(message) => RunError::Failed(message),
+        }
+    }
+}
+
+/// Runs a plan.
+pub fn run(plan: &Plan, options: &Options) -> Result<Report, RunError> {
+    let began = Instant::now();
+    let store = Store::new(&options.store);
+    let _lock = store.lock(&plan.pipeline().name, options.now_ms * 1000)?;
+    let snapshots = store.snapshots(&plan.pipeline().name);
+    if options.until.is_none()
+        && let Some(report) = unchanged::unchanged(plan, options, &snapshots, began)?
+    {
+        snapshots.repair()?;
+        return Ok(report);
+    }
+    let plan = match &options.until {
+        Some(node) => &until(plan, node)?,
+        None => plan,
+    };
+    let memo = Arc::new(store.memo()?);
+    let world = LocalWorld::new(plan, options, &store, Arc::clone(&memo))?;
+    let desired = desired(plan, &world, options)?;
+    let limits = Limits {
+        max_calls: least(options.max_calls, plan.pipeline().budget.calls),
+        max_tokens: plan.pipeline().budget.tokens,
+        max_cost: options.max_cost.or(plan.pipeline().budget.usd),
+        retry_rejects: options.retry_rejects,
+    };
+    let dispatcher = world.dispatcher(Mode::Live, limits);
+    let trainings = world.trainings();
+    let mut session =
+        Session::new(options.workers, Arc::clone(world.rows()), Arc::clone(&dispatcher), trainings);
+    let settled = watched(&dispatcher, options, || session.apply(&desired));
+    if settled.is_err() {
+        drain(&dispatcher);
+    }
+    let interrupted = options.interrupt.load(Ordering::Acquire);
+    let settled = settled.map_err(|stopped| match interrupted {
+        true => RunError::Interrupted(format!("{stopped}; run again to go on")),
+        false => RunError::Stopped(format!("{stopped}; what was paid for is kept: run again to go on")),
+    });
+    let report = settled.and_then(|settled| {
+        over_limits(plan, &session)?;
+        publish::publish(plan, options, &world, &session, &settled, &snapshots, began)
+    });
+    drop(session);
+    memo.close()?;
+    report
+}
+
+/// What a plan asks of the dataflow, with chunks that keep the models busy.
+fn desired(plan: &Plan, world: &LocalWorld<'_>, options: &Options) -> Result<Desired, RunError> {
+    let mut desired = compile(plan, world, &options.hold)?;
+    let in_flight = plan.pipeline().models.values().map(|model| model.max_in_flight.value as usize);
+    let rows: usize = desired.sources.values().map(|(rows, _)| rows.len()).sum();
+    desired.chunk = in_flight.max().unwrap_or(64).max(64).max(rows / 128);
+    Ok(desired)
+}
+
+fn least(a: Option<u64>, b: Option<u64>) -> Option<u64> {
+    [a, b].into_iter().flatten().min()
+}
+
+/// Runs something while another thread looks for an interrupt and tells of progress.
+fn watched<T>(dispatcher: &Dispatcher, options: &Options, run: impl FnOnce() -> T) -> T {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Acquire) {
+                if options.interrupt.load(Ordering::Acquire) {
+                    dispatcher.stop("interrupted".to_owned());
+                }
+                let seen = dispatcher.seen();
+                let calls = (seen.made, seen.memo, seen.tokens);
+                options.progress.calls(seen.in_flight, calls.0, calls.1, calls.2, seen.cost_usd);
+                std::thread::park_timeout(Duration::from_millis(50));
+            }
+        });
+        let given = run();
+        done.store(true, Ordering::Release);
+        given
+    })
+}
+
+/// Waits a while for the calls that are under way: they are paid for.
+fn drain(dispatcher: &Dispatcher) {
+    let began = Instant::now();
+    while dispatcher.in_flight() > 0 && began.elapsed() < Duration::from_secs(20) {
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
+fn over_limits(plan: &Plan, session: &Session) -> Result<(), RunError> {
+    let Some(most) = plan.pipeline().limits.max_rejects else { return Ok(()) };
+    for (node, table) in plan.nodes.iter().zip(session.tables()) {
+        let rejects = table.rejects.len() as u64;
+        if rejects > most {
+            let message = format!("node \"{}\" has {rejects} rejects, above {most}", node.name);
+            return Err(RunError::Stopped(message));
+        }
+    }
+    Ok(())
+}
+
+/// The part of a plan that a node needs.
+fn until(plan: &Plan, name: &str) -> Result<Plan, RunError> {
+    let wanted: Vec<usize> = (0..plan.nodes.len())
+        .filter(|at| plan.nodes[*at].name == name || plan.nodes[*at].written == name)
+        .collect();
+    if wanted.is_empty() {
+        let names = plan.nodes.iter().map(|node| node.name.as_str());
+        return Err(RunError::Mistake {
+            place: None,
+            message: format!("\"{name}\" is not a node"),
+            help: crate::spec::did_you_mean(name, names),
+        });
+    }
+    Ok(plan.restrict(|at| wanted.iter().any(|wanted| plan.reaches(at, *wanted))))
+}
+
+/// Whether a plan trains.
+fn trains(step: &Step) -> bool {
+    matches!(step, Step::Train { .. })
+}
+
+/// What of a plan an epoch came to, by table: rows of one `repeat` are one table.
+fn by_table<'p, T>(
+    plan: &'p Plan,
+    settled: &Settled,
+    each: impl Fn(&'p str, &[usize], super::dispatch::Calls) -> T,
+) -> Vec<T> {
+    let tables = plan.tables();
+    let sum = |(table, nodes): (&&'p str, &Vec<usize>)| {
+        let mut calls = super::dispatch::Calls::default();
+        for node in nodes {
+            calls.add(settled.calls[*node]);
+        }
+        each(table, nodes, calls)
+    };
+    tables.iter().map(sum).collect()
+}

@@ -1,0 +1,71 @@
+//! A run that has nothing to do is answered from the manifest: no graph is built, no model is
+//! opened, the memo is not read.
+
+use std::path::Path;
+use std::time::Instant;
+
+use super::publish::{REJECTS, inputs};
+use super::report::{NodeCalls, NodeReport, Report, RunCalls};
+use super::world::source;
+use super::{Options, RunError};
+use crate::plan::Plan;
+use crate::record::read::fingerprint;
+use crate::store::manifest::SourceFile;
+use crate::store::{Snapshot, Snapshots};
+
+/// The report of a run that has nothing to do, if this is one.
+pub(super) fn unchanged(
+    plan: &Plan,
+    options: &Options,
+    snapshots: &Snapshots,
+    began: Instant,
+) -> Result<Option<Report>, RunError> {
+    let Some(latest) = snapshots.latest()? else { return Ok(None) };
+    let manifest = latest.manifest();
+    let now = inputs(plan, options, manifest.inputs.sources.clone());
+    let same = now == manifest.inputs && manifest.inputs.sources.iter().all(is_same);
+    if !same || options.retry_rejects || is_to_be_asked_again(&latest)? {
+        return Ok(None);
+    }
+    let tables = plan.tables();
+    let listed = manifest.nodes.iter().filter(|(name, _)| tables.contains_key(name.as_str()));
+    let nodes = listed.map(|(name, node)| NodeReport {
+        name: name.clone(),
+        op: node.node.op.clone(),
+        rows: node.table.rows,
+        rejects: node.node.rejects,
+        dropped: node.node.dropped,
+        calls: NodeCalls::default(),
+        seconds: 0.0,
+        digest: node.table.digest.to_string(),
+    });
+    Ok(Some(Report {
+        snapshot: manifest.number,
+        digest: manifest.digest.to_string(),
+        nodes: nodes.collect(),
+        calls: RunCalls::default(),
+        seconds: began.elapsed().as_secs_f64(),
+    }))
+}
+
+/// Whether a file is as it was: by size and time, and only then by its bytes.
+fn is_same(before: &SourceFile) -> bool {
+    let path = Path::new(&before.path);
+    let Ok(metadata) = std::fs::metadata(path) else { return false };
+    let modified = metadata.modified().ok();
+    let since = modified.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+    let mtime_ns = since.map_or(0, |since| since.as_nanos() as i64);
+    if metadata.len() == before.bytes && mtime_ns == before.mtime_ns && mtime_ns != 0 {
+        return true;
+    }
+    fingerprint(path).is_ok_and(|seen| source(path, &seen).blake3 == before.blake3)
+}
+
+/// Whether a call failed in a way that may pass: then it is asked again.
+fn is_to_be_asked_again(latest: &Snapshot) -> Result<bool, RunError> {
+    if latest.manifest().nodes.get(REJECTS).is_none_or(|rejects| rejects.table.rows == 0) {
+        return Ok(false);
+    }
+    let rejects = latest.read_batches(REJECTS)?;
+    Ok(rejects.iter().any(|batch| batch.iter().any(|row| row.str("reason") == "http_transient")))
+}

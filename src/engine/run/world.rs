@@ -1,0 +1,179 @@
+//! The world of a run: files, models, memo and checkpoints, as the engine asks for them.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use super::{Options, RunError};
+use crate::engine::compile::World;
+use crate::engine::dispatch::{Dispatcher, Limits, Memory, Mode, Models};
+use crate::engine::local::memory::LocalMemory;
+use crate::engine::local::models::{self, LocalModels};
+use crate::engine::local::trainings::{LocalTrainings, Progress as Told};
+use crate::engine::rows::{Lineage, Rec, Rows};
+use crate::engine::train::{Held, Trainings};
+use crate::model::{Answer, TrainError, TrainJob, Trained, Trainer};
+use crate::operators::{Predicate, read};
+use crate::plan::Plan;
+use crate::record::Id;
+use crate::record::read::{Fingerprint, Stamped, fingerprint, read as read_file};
+use crate::spec::op::Read;
+use crate::spec::{Backend, Model};
+use crate::store::manifest::SourceFile;
+use crate::store::{Memo, Snapshot, Store};
+
+/// The files, models, memo and checkpoints of a run.
+pub(super) struct LocalWorld<'a> {
+    plan: &'a Plan,
+    options: &'a Options,
+    store: &'a Store,
+    memo: Arc<Memo>,
+    rows: Arc<Rows>,
+    /// The snapshot before.
+    pub(super) latest: Option<Snapshot>,
+    /// The files read so far.
+    sources: Mutex<Vec<SourceFile>>,
+}
+
+impl<'a> LocalWorld<'a> {
+    pub(super) fn new(
+        plan: &'a Plan,
+        options: &'a Options,
+        store: &'a Store,
+        memo: Arc<Memo>,
+    ) -> Result<LocalWorld<'a>, RunError> {
+        let latest = store.snapshots(&plan.pipeline().name).latest()?;
+        let (rows, sources) = (Arc::default(), Mutex::default());
+        Ok(LocalWorld { plan, options, store, memo, rows, latest, sources })
+    }
+
+    pub(super) fn rows(&self) -> &Arc<Rows> {
+        &self.rows
+    }
+
+    pub(super) fn sources(&self) -> Vec<SourceFile> {
+        let mut sources = self.sources.lock().expect("no holder panics").clone();
+        sources.sort_by(|a, b| a.path.cmp(&b.path));
+        sources.dedup();
+        sources
+    }
+
+    pub(super) fn dispatcher(&self, mode: Mode, limits: Limits) -> Arc<Dispatcher> {
+        let prices = prices(self.plan);
+        let cost = prices.clone();
+        let memory = LocalMemory::new(
+            Arc::clone(&self.memo),
+            Box::new(move |model, answer| price(&prices, model, answer)),
+        );
+        let models = LocalModels::new(self.plan, &self.store.dir().join("checkpoints"));
+        let (memory, models): (Arc<dyn Memory>, Arc<dyn Models>) =
+            (Arc::new(memory), Arc::new(models));
+        let cost = move |model: &str, answer: &Answer| price(&cost, model, answer).unwrap_or(0.0);
+        Dispatcher::new(memory, models, mode, limits, Box::new(cost))
+    }
+
+    pub(super) fn trainings(&self) -> Arc<dyn Trainings> {
+        let checkpoint = |(name, model): (&crate::spec::Name, &Model)| {
+            let path = model.checkpoint.as_ref()?;
+            Some((name.value.clone(), path.path.clone()))
+        };
+        let progress = Arc::clone(&self.options.progress);
+        let told: Told = Arc::new(move |node, line, done, all| {
+            progress.training(node, line, done, all);
+        });
+        Arc::new(LocalTrainings {
+            checkpoints: self.store.checkpoints(),
+            trainer: trainer(),
+            entries: self.plan.pipeline().models.iter().filter_map(checkpoint).collect(),
+            progress: told,
+        })
+    }
+
+    fn saw(&self, path: &Path) -> Result<(), String> {
+        let seen = fingerprint(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        self.sources.lock().expect("no holder panics").push(source(path, &seen));
+        Ok(())
+    }
+}
+
+/// A file as the manifest remembers it.
+pub(super) fn source(path: &Path, seen: &Fingerprint) -> SourceFile {
+    SourceFile {
+        path: path.display().to_string(),
+        bytes: seen.bytes,
+        mtime_ns: seen.modified_ns as i64,
+        blake3: seen.hash.clone(),
+    }
+}
+
+type Prices = Arc<std::collections::BTreeMap<String, crate::spec::model::Price>>;
+
+fn prices(plan: &Plan) -> Prices {
+    let models = plan.pipeline().models.iter();
+    Arc::new(models.filter_map(|(name, model)| Some((name.value.clone(), model.price?))).collect())
+}
+
+fn price(prices: &Prices, model: &str, answer: &Answer) -> Option<f64> {
+    let price = prices.get(model)?;
+    let (read, written) = (f64::from(answer.prompt_tokens), f64::from(answer.completion_tokens));
+    Some((read * price.input + written * price.output) / 1e6)
+}
+
+impl World for LocalWorld<'_> {
+    fn read(&self, node: &str, op: &Read) -> Result<(Vec<Rec>, Vec<Rec>), String> {
+        self.saw(&op.path.path)?;
+        let read = read_file(&op.path.path, &read::options(op, node));
+        let read = read.map_err(|error| format!("node \"{node}\": {error}"))?;
+        let rows = read.rows.into_iter().flat_map(|batch| adopt(&self.rows, batch)).collect();
+        Ok((rows, adopt(&self.rows, read.rejects)))
+    }
+
+    fn fingerprint(&self, _name: &str, model: &Model) -> Result<Id, String> {
+        if let Backend::Checkpoint(path) = model.backend()
+            && let Ok(files) = std::fs::read_dir(&path.path)
+        {
+            for file in files.flatten().filter(|file| file.path().is_file()) {
+                self.saw(&file.path())?;
+            }
+        }
+        models::fingerprint(model)
+    }
+
+    fn predicate(&self, sql: &str) -> Result<Arc<dyn Predicate>, String> {
+        self.options.predicates.predicate(sql)
+    }
+
+    fn held(&self, node: &str) -> Option<Held> {
+        let entry = self.latest.as_ref()?.manifest().nodes.get(node)?;
+        let checkpoint = entry.node.checkpoint.as_ref()?;
+        let recipe = checkpoint.recipe.parse().ok()?;
+        Some(Held { recipe, weights: checkpoint.weights })
+    }
+}
+
+/// Takes rows of a file in, each the root of its own line of descent.
+fn adopt(rows: &Rows, (batch, ids): Stamped) -> Vec<Rec> {
+    for row in batch.iter() {
+        let root = row.id("root_id").expect("root_id is not null");
+        let parents = row.ids("parents");
+        rows.descend(row.row_id(), || Lineage { root, parents, sibling: 0 });
+    }
+    rows.keep(batch, &ids)
+}
+
+#[cfg(feature = "torch")]
+fn trainer() -> Arc<dyn Trainer> {
+    Arc::new(crate::model::torch::TorchTrainer { threads: 1 })
+}
+
+/// Stands where a trainer would, in a build that has none.
+#[cfg(not(feature = "torch"))]
+fn trainer() -> Arc<dyn Trainer> {
+    struct NoTrainer;
+
+    impl Trainer for NoTrainer {
+        fn train(&self, _job: TrainJob) -> Result<Trained, TrainError> {
+            Err(TrainError::Data("this amend was built without the feature `torch`".to_owned()))
+        }
+    }
+    Arc::new(NoTrainer)
+}
