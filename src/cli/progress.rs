@@ -20,12 +20,12 @@ pub(super) fn bars() -> &'static MultiProgress {
 }
 
 /// What shows the progress of a run on this screen.
-pub(super) fn of(screen: &Screen) -> Arc<dyn Progress> {
+pub(super) fn of(screen: Screen) -> Arc<dyn Progress> {
     match (screen.quiet, screen.live) {
         (true, _) => Arc::new(Silent),
         (false, true) => Arc::new(Bars::default()),
         (false, false) => {
-            Arc::new(Lines { screen: *screen, state: Mutex::new(State::new(Instant::now())) })
+            Arc::new(Lines { screen, state: Mutex::new(State::new(Instant::now())) })
         }
     }
 }
