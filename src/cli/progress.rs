@@ -24,9 +24,7 @@ pub(super) fn of(screen: Screen) -> Arc<dyn Progress> {
     match (screen.quiet, screen.live) {
         (true, _) => Arc::new(Silent),
         (false, true) => Arc::new(Bars::default()),
-        (false, false) => {
-            Arc::new(Lines { screen, state: Mutex::new(State::new(Instant::now())) })
-        }
+        (false, false) => Arc::new(Lines { screen, state: Mutex::new(State::new(Instant::now())) }),
     }
 }
 

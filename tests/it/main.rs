@@ -4,6 +4,7 @@
 mod support;
 
 mod cli;
+mod cli_run;
 mod incremental;
 mod lab;
 mod openai;
