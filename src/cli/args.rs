@@ -133,7 +133,7 @@ pub(super) struct File {
 /// How far and at what price.
 #[derive(Debug, Args)]
 pub(super) struct Limits {
-    /// Runs only this node and what it needs; its other tables stay as they are
+    /// Runs only this node and what it needs, and publishes nothing: the calls are remembered
     #[arg(long, value_name = "NODE")]
     pub(super) until: Option<String>,
     /// Keeps the checkpoint of this node although its data changed; may be repeated

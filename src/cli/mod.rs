@@ -48,6 +48,12 @@ pub fn main() -> ExitCode {
             return if is_help { Status::Done } else { Status::Usage }.into();
         }
     };
+    #[cfg(feature = "torch")]
+    if matches!(cli.command, Command::Run(_)) {
+        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        // What it fails to cure costs time only.
+        drop(crate::model::torch::quiet_openmp(threads));
+    }
     let screen = Screen::new(&cli.common);
     logging::begin(&cli.common, screen);
     let status = match dispatch(&cli.command, &cli.common, screen) {

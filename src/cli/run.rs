@@ -26,9 +26,11 @@ pub(super) fn run(args: &RunArgs, common: &Common, screen: Screen) -> anyhow::Re
         screen.json(&report)?;
     } else if !screen.quiet {
         screen.text(&text(&report, screen))?;
-        let reader = Reader::new(&Store::new(&options.store), &plan.pipeline().name);
-        for shares in shares::of(&reader.snapshot(&report.snapshot.to_string())?)? {
-            screen.text(&format!("\n{}", shares.render(screen)))?;
+        if report.snapshot > 0 {
+            let reader = Reader::new(&Store::new(&options.store), &plan.pipeline().name);
+            for shares in shares::of(&reader.snapshot(&report.snapshot.to_string())?)? {
+                screen.text(&format!("\n{}", shares.render(screen)))?;
+            }
         }
     }
     let is_clean = report.nodes.iter().all(|node| node.rejects == 0);
@@ -74,11 +76,11 @@ fn text(report: &Report, screen: Screen) -> String {
         let see = "`amend query \"select node, reason, count(*) from rejects group by 1, 2\"`";
         let _ = write!(text, ", {}: {see}", counted(rejects, "reject"));
     }
-    let _ = writeln!(
-        text,
-        "\nsnapshot {} {}",
-        screen.bold(&report.snapshot.to_string()),
-        report.digest
-    );
+    let _ = match report.snapshot {
+        0 => writeln!(text, "\nno snapshot: a part of a pipeline is not published"),
+        number => {
+            writeln!(text, "\nsnapshot {} {}", screen.bold(&number.to_string()), report.digest)
+        }
+    };
     text
 }

@@ -16,7 +16,7 @@ pub struct Entry {
     pub number: u64,
     /// Its digest.
     pub digest: String,
-    /// When it was committed, in UTC.
+    /// When its run began, in UTC.
     pub created_at: String,
     /// Rows of all nodes but rejects.
     pub rows: u64,
@@ -28,7 +28,8 @@ pub struct Entry {
     pub deleted: u64,
     /// Rows that say something else than in the snapshot before it.
     pub updated: u64,
-    /// Calls that the store's memo took up since the snapshot before it was committed.
+    /// Calls that the store took up since its run began, until that of the next snapshot did; of
+    /// the first, all before it too.
     pub calls: u64,
 }
 
@@ -37,17 +38,21 @@ pub fn log(reader: &Reader, limit: Option<usize>) -> Result<Vec<Entry>> {
     let started = started_at_us(&reader.store.memo_read_only()?)?;
     let numbers = reader.snapshots().numbers()?;
     let shown = numbers.len().min(limit.unwrap_or(usize::MAX));
+    let at = |at: usize| numbers.get(at).map(|number| reader.snapshots().at(*number)).transpose();
     let mut entries = Vec::with_capacity(shown);
-    for at in (numbers.len() - shown..numbers.len()).rev() {
-        let snapshot = reader.snapshots().at(numbers[at])?;
-        let before =
-            at.checked_sub(1).map(|before| reader.snapshots().at(numbers[before])).transpose()?;
-        entries.push(entry(&snapshot, before.as_ref(), &started)?);
+    for number in (numbers.len() - shown..numbers.len()).rev() {
+        let snapshot = at(number)?.expect("it was listed");
+        let before = number.checked_sub(1).map(at).transpose()?.flatten();
+        let next_us = at(number + 1)?.map(|next| next.manifest().created_at_us);
+        let since = before.as_ref().map_or(i64::MIN, |_| snapshot.manifest().created_at_us);
+        let until = |us: i64| started.partition_point(|started| *started < us) as u64;
+        let calls = until(next_us.unwrap_or(i64::MAX)).saturating_sub(until(since));
+        entries.push(Entry { calls, ..entry(&snapshot, before.as_ref())? });
     }
     Ok(entries)
 }
 
-fn entry(snapshot: &Snapshot, before: Option<&Snapshot>, started: &[i64]) -> Result<Entry> {
+fn entry(snapshot: &Snapshot, before: Option<&Snapshot>) -> Result<Entry> {
     let manifest = snapshot.manifest();
     let mut entry = Entry {
         number: manifest.number,
@@ -64,9 +69,6 @@ fn entry(snapshot: &Snapshot, before: Option<&Snapshot>, started: &[i64]) -> Res
         let rows = if name == REJECTS { &mut entry.rejects } else { &mut entry.rows };
         *rows += node.table.rows;
     }
-    let since = before.map_or(i64::MIN, |before| before.manifest().created_at_us);
-    let until = |time: i64| started.partition_point(|started| *started <= time) as u64;
-    entry.calls = until(manifest.created_at_us).saturating_sub(until(since));
     let Some(before) = before else {
         return Ok(Entry { inserted: entry.rows, ..entry });
     };

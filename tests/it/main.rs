@@ -7,6 +7,7 @@
 mod support;
 
 mod cli;
+mod cli_run;
 mod durable;
 mod incremental;
 mod lab;

@@ -1,0 +1,227 @@
+//! A pipeline planned, run, edited, compared and explained by the command line, against a real
+//! local HTTP server.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::support::server::FakeServer;
+
+const PIPELINE: &str = r#"
+name: small
+seed: 17
+constitution: constitution.yaml
+models:
+  fake: { endpoint: "${FAKE_URL}", name: fake-model, max_in_flight: 8 }
+nodes:
+  prompts: { read: { path: prompts.jsonl, key: [id] } }
+  drafts: { sample: { from: prompts, model: fake, max_tokens: 20 } }
+  critiques: { critique: { from: drafts, model: fake, max_tokens: 20 } }
+  revisions: { revise: { from: critiques, model: fake, max_tokens: 20 } }
+  labels: { evaluate: { from: [drafts, revisions], labels: { vowel: "(?i)^[aeiou]", consonant: "(?i)^[a-z]" } } }
+"#;
+
+const ROWS: usize = 12;
+
+/// A folder with a pipeline, and the server that it asks.
+struct Lab {
+    dir: TempDir,
+    server: FakeServer,
+}
+
+impl Lab {
+    fn new(config: Value) -> Lab {
+        let lab = Lab { dir: TempDir::new().unwrap(), server: FakeServer::with(config) };
+        lab.write("small.yaml", PIPELINE);
+        lab.constitution("Say what is wrong.");
+        let line = |n: usize| {
+            let category = if n.is_multiple_of(2) { "red" } else { "benign" };
+            json!({ "id": n, "prompt": format!("question {n}"), "category": category })
+        };
+        let lines: Vec<String> = (0..ROWS).map(|n| line(n).to_string()).collect();
+        lab.write("prompts.jsonl", &lines.join("\n"));
+        lab
+    }
+
+    fn constitution(&self, critique: &str) {
+        let principle = |id: &str, critique: &str| json!({ "id": id, "critique": critique, "revise": "Mend it." });
+        let constitution =
+            json!({ "principles": [principle("one", critique), principle("two", "Find fault.")] });
+        self.write("constitution.yaml", &constitution.to_string());
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.dir.path().join(name), text).unwrap();
+    }
+
+    /// Runs `amend`, and gives its exit code, stdout and stderr.
+    fn amend(&self, args: &[&str]) -> (i32, String, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_amend"));
+        command.env_remove("AMEND_STORE").env("FAKE_URL", self.server.base_url());
+        let output = command.current_dir(self.dir.path()).args(args).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    }
+
+    /// The JSON that a command prints, which ends with 0.
+    fn json(&self, args: &[&str]) -> Value {
+        let (code, stdout, stderr) = self.amend(&[args, &["-o", "json"]].concat());
+        assert_eq!(code, 0, "{args:?}: {stdout}{stderr}");
+        serde_json::from_str(&stdout)
+            .unwrap_or_else(|error| panic!("{args:?}: {error} in {stdout}"))
+    }
+}
+
+fn node<'a>(document: &'a Value, name: &str) -> &'a Value {
+    let mut nodes = document["nodes"].as_array().unwrap().iter();
+    nodes.find(|node| node["name"] == name).unwrap_or_else(|| panic!("{name} in {document}"))
+}
+
+#[test]
+fn a_run_makes_the_calls_that_the_plan_foretold_and_a_second_none() {
+    let lab = Lab::new(json!({}));
+    let plan = lab.json(&["plan", "small.yaml"]);
+    assert_eq!(node(&plan, "drafts")["calls"]["to_make"], ROWS);
+    let report = lab.json(&["run", "small.yaml"]);
+    assert_eq!((&report["snapshot"], &report["calls"]["made"]), (&json!(1), &json!(3 * ROWS)));
+    assert_eq!(lab.server.stats().calls as usize, 3 * ROWS);
+    let keys = ["name", "op", "rows", "rejects", "dropped", "calls", "seconds", "digest"];
+    assert!(keys.iter().all(|key| !node(&report, "revisions")[key].is_null()));
+
+    let again = lab.json(&["run", "small.yaml"]);
+    assert_eq!((&again["snapshot"], &again["digest"]), (&report["snapshot"], &report["digest"]));
+    assert_eq!(again["calls"]["made"], 0);
+    let (code, stdout, _) = lab.amend(&["plan", "small.yaml"]);
+    assert_eq!(code, 0);
+    assert!(stdout.starts_with("nothing changes"), "{stdout}");
+}
+
+#[test]
+fn a_run_for_people_ends_with_shares_by_source_and_group() {
+    let lab = Lab::new(json!({}));
+    let (code, stdout, stderr) = lab.amend(&["run", "small.yaml"]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stdout.contains("36 calls made, 0 from the memo"), "{stdout}");
+    assert!(stdout.contains("labels: share of rows, 95 % interval"), "{stdout}");
+    for start in ["drafts     all       12", "drafts     benign     6", "revisions  red        6"] {
+        assert!(stdout.lines().any(|line| line.starts_with(start)), "{start:?} in {stdout}");
+    }
+}
+
+#[test]
+fn an_edit_is_foretold_made_logged_compared_and_explained() {
+    let lab = Lab::new(json!({}));
+    lab.json(&["run", "small.yaml"]);
+    lab.constitution("Say precisely what is wrong.");
+    let (_, radius, _) = lab.amend(&["plan", "small.yaml"]);
+    assert!(
+        radius.lines().next().unwrap().contains("of 12 critiques of critiques change"),
+        "{radius}"
+    );
+    let plan = lab.json(&["plan", "small.yaml"]);
+    let changed = node(&plan, "critiques")["calls"]["to_make"].as_u64().unwrap();
+    assert!(changed > 0 && changed < ROWS as u64, "{plan}");
+    let report = lab.json(&["run", "small.yaml"]);
+    assert_eq!(node(&report, "critiques")["calls"]["made"], changed);
+
+    let log = lab.json(&["log"]);
+    let numbers: Vec<&Value> =
+        log["snapshots"].as_array().unwrap().iter().map(|one| &one["number"]).collect();
+    assert_eq!(numbers, [2, 1]);
+    assert_eq!(
+        (&log["pipeline"], &log["snapshots"][1]["calls"]),
+        (&json!("small"), &json!(3 * ROWS))
+    );
+
+    let diff = lab.json(&["diff", "1", "2", "critiques", "--rows"]);
+    let critiques = node(&diff, "critiques");
+    assert_eq!(critiques["updated"], changed);
+    assert_eq!((&critiques["inserted"], &critiques["deleted"]), (&json!(0), &json!(0)));
+    let row = &critiques["rows"][0];
+    assert_eq!(row["before"]["principle_id"], "one");
+    assert_ne!(row["before"]["principle_hash"], row["after"]["principle_hash"]);
+    let (code, text, _) = lab.amend(&["diff", "--rows"]);
+    assert_eq!(code, 0);
+    assert!(text.contains("from snapshot 1 to 2"), "{text}");
+
+    let id = row["row_id"].as_str().unwrap();
+    let explained = lab.json(&["explain", &format!("critiques/{}", &id[..8])]);
+    assert_eq!(explained["principle"]["id"], "one");
+    assert!(explained["calls"][0]["request"].to_string().contains("Say precisely"), "{explained}");
+    let draft = &explained["parents"][0];
+    assert_eq!(
+        (&draft["node"], &draft["parents"][0]["node"]),
+        (&json!("drafts"), &json!("prompts"))
+    );
+    let (code, tree, _) = lab.amend(&["explain", id]);
+    assert_eq!(code, 0);
+    assert!(tree.contains("└─ drafts/") && tree.contains("└─ prompts/"), "{tree}");
+}
+
+#[test]
+fn a_run_with_rejects_ends_with_3_and_explain_says_why() {
+    let lab = Lab::new(json!({ "permanent_every": 4 }));
+    let (code, stdout, stderr) = lab.amend(&["run", "small.yaml", "-o", "json"]);
+    assert_eq!(code, 3, "{stderr}");
+    let report: Value = serde_json::from_str(&stdout).unwrap();
+    let rejects: u64 = report["nodes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|node| node["rejects"].as_u64())
+        .sum();
+    assert!(rejects > 0);
+    let diff = lab.json(&["diff", "1", "1", "rejects"]);
+    assert_eq!(node(&diff, "rejects")["inserted"], 0);
+    let parquet = lab.dir.path().join(".amend/small/tables/rejects");
+    assert!(Path::new(&parquet).is_dir());
+}
+
+#[test]
+fn a_limit_stops_a_run_which_the_next_takes_up() {
+    let lab = Lab::new(json!({}));
+    let (code, _, stderr) = lab.amend(&["run", "small.yaml", "--max-calls", "5"]);
+    assert_eq!(code, 1, "{stderr}");
+    assert!(stderr.contains('5') && stderr.contains("run again"), "{stderr}");
+    let report = lab.json(&["run", "small.yaml"]);
+    assert_eq!(report["calls"]["made"], 3 * ROWS - 5);
+    assert_eq!(lab.server.stats().calls as usize, 3 * ROWS);
+}
+
+/// What a user sees who presses Ctrl-C, and who starts a second run meanwhile.
+#[cfg(unix)]
+#[test]
+fn an_interrupt_ends_with_130_and_a_second_run_meanwhile_with_75() {
+    use std::io::Read as _;
+    use std::process::Stdio;
+
+    let lab = Lab::new(json!({ "latency_ms": 300 }));
+    let mut first = Command::new(env!("CARGO_BIN_EXE_amend"))
+        .args(["run", "small.yaml", "--set", "models.fake.max_in_flight=1"])
+        .env_remove("AMEND_STORE")
+        .env("FAKE_URL", lab.server.base_url())
+        .current_dir(lab.dir.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    while lab.server.stats().calls == 0 {
+        std::thread::yield_now();
+    }
+    let (code, _, stderr) = lab.amend(&["run", "small.yaml"]);
+    assert_eq!(code, 75, "{stderr}");
+    assert!(stderr.contains("small"), "{stderr}");
+
+    let interrupt = Command::new("kill").args(["-INT", &first.id().to_string()]).status().unwrap();
+    assert!(interrupt.success());
+    let ended = first.wait().unwrap();
+    let mut stderr = String::new();
+    first.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+    assert_eq!(ended.code(), Some(130), "{stderr}");
+    assert!(stderr.contains("run again to go on"), "{stderr}");
+    let (code, _, stderr) = lab.amend(&["log"]);
+    assert_eq!(code, 2, "a stopped run publishes nothing: {stderr}");
+}
