@@ -8,7 +8,7 @@ use super::files;
 use super::screen::Screen;
 
 /// Checks a pipeline.
-pub(super) fn run(args: &File, common: &Common, screen: &Screen) -> anyhow::Result<Status> {
+pub(super) fn run(args: &File, common: &Common, screen: Screen) -> anyhow::Result<Status> {
     let path = args.file.display().to_string();
     match files::plan(&args.file, common) {
         Ok(plan) => {

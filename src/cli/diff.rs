@@ -20,7 +20,7 @@ const ROWS: usize = 20;
 const HASHES: [&str; 2] = ["content", "call_keys"];
 
 /// Compares two snapshots.
-pub(super) fn run(args: &DiffArgs, common: &Common, screen: &Screen) -> anyhow::Result<Status> {
+pub(super) fn run(args: &DiffArgs, common: &Common, screen: Screen) -> anyhow::Result<Status> {
     let reader = files::reader(&args.which, common)?;
     let (from, to) = (reader.snapshot(&args.from)?, reader.snapshot(&args.to)?);
     let most = args.limit.unwrap_or(if screen.json { usize::MAX } else { ROWS });
@@ -30,7 +30,7 @@ pub(super) fn run(args: &DiffArgs, common: &Common, screen: &Screen) -> anyhow::
     Ok(Status::Done)
 }
 
-fn text(diff: &Diff, screen: &Screen) -> String {
+fn text(diff: &Diff, screen: Screen) -> String {
     let changes = |node: &&NodeDiff| node.inserted + node.deleted + node.updated > 0;
     let changed: Vec<&NodeDiff> = diff.nodes.iter().filter(changes).collect();
     let same = (diff.nodes.len() - changed.len()) as u64;
@@ -61,7 +61,7 @@ fn text(diff: &Diff, screen: &Screen) -> String {
     text
 }
 
-fn row_text(node: &NodeDiff, row: &RowDiff, screen: &Screen) -> String {
+fn row_text(node: &NodeDiff, row: &RowDiff, screen: Screen) -> String {
     let name = screen.bold(&format!("{}/{}", node.name, &row.row_id[..12]));
     let (red, green, plain) =
         if screen.color_out { ("\x1b[31m", "\x1b[32m", "\x1b[0m") } else { ("", "", "") };

@@ -36,7 +36,7 @@ const SAYS: [&str; 19] = [
 ];
 
 /// Explains a row.
-pub(super) fn run(args: &ExplainArgs, common: &Common, screen: &Screen) -> anyhow::Result<Status> {
+pub(super) fn run(args: &ExplainArgs, common: &Common, screen: Screen) -> anyhow::Result<Status> {
     let reader = files::reader(&args.which, common)?;
     let explained = explain(&reader, &reader.snapshot(&args.at)?, &args.row)?;
     if screen.json {
@@ -49,11 +49,11 @@ pub(super) fn run(args: &ExplainArgs, common: &Common, screen: &Screen) -> anyho
     Ok(Status::Done)
 }
 
-struct Tree<'a> {
-    screen: &'a Screen,
+struct Tree {
+    screen: Screen,
 }
 
-impl Tree<'_> {
+impl Tree {
     /// A row: its name at `first`, all below it at `rest`.
     fn row(&self, row: &Explained, first: &str, rest: &str, text: &mut String) {
         let Some(node) = &row.node else {

@@ -92,7 +92,7 @@ impl Usage {
 }
 
 /// Says why a command failed, and gives the exit code.
-pub(super) fn show(error: &anyhow::Error, screen: &Screen) -> Status {
+pub(super) fn show(error: &anyhow::Error, screen: Screen) -> Status {
     let status = status_of(error);
     screen.note(render(error, screen.color_err).trim_end());
     if screen.json {

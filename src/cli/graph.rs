@@ -12,7 +12,7 @@ use super::screen::Screen;
 use crate::plan::{Chain, ModelEdge, Node, Plan, Step};
 
 /// Prints the graph of a pipeline.
-pub(super) fn run(args: &File, common: &Common, screen: &Screen) -> anyhow::Result<Status> {
+pub(super) fn run(args: &File, common: &Common, screen: Screen) -> anyhow::Result<Status> {
     let graph = Graph::of(&files::plan(&args.file, common)?);
     if screen.json { screen.json(&graph) } else { screen.text(&graph.mermaid()) }?;
     Ok(Status::Done)

@@ -12,7 +12,7 @@ use super::screen::Screen;
 use crate::spec::import;
 
 /// Reads what is published and writes it to stdout, or to the file of `-o`.
-pub(super) fn run(args: &ImportArgs, common: &Common, screen: &Screen) -> anyhow::Result<Status> {
+pub(super) fn run(args: &ImportArgs, common: &Common, screen: Screen) -> anyhow::Result<Status> {
     let constitution = import::read(&args.path)?;
     let heading = format!("Imported from {}.", args.path.display());
     let yaml = import::to_yaml(&constitution, Some(&heading));

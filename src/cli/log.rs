@@ -13,7 +13,7 @@ use crate::query::history;
 const DIGITS: usize = 12;
 
 /// Lists the snapshots, the last one first.
-pub(super) fn run(args: &LogArgs, common: &Common, screen: &Screen) -> anyhow::Result<Status> {
+pub(super) fn run(args: &LogArgs, common: &Common, screen: Screen) -> anyhow::Result<Status> {
     let reader = files::reader(&args.which, common)?;
     let entries = history::log(&reader, args.limit)?;
     if screen.json {

@@ -8,7 +8,7 @@ use super::args::Common;
 use super::screen::Screen;
 
 /// Begins to log; what is logged before is lost.
-pub(super) fn begin(common: &Common, screen: &Screen) {
+pub(super) fn begin(common: &Common, screen: Screen) {
     let level = match (common.quiet, common.verbose) {
         (true, _) => "error",
         (false, 0) => "warn",

@@ -49,15 +49,15 @@ pub fn main() -> ExitCode {
         }
     };
     let screen = Screen::new(&cli.common);
-    logging::begin(&cli.common, &screen);
-    let status = match dispatch(&cli.command, &cli.common, &screen) {
+    logging::begin(&cli.common, screen);
+    let status = match dispatch(&cli.command, &cli.common, screen) {
         Ok(status) => status,
-        Err(error) => failure::show(&error, &screen),
+        Err(error) => failure::show(&error, screen),
     };
     status.into()
 }
 
-fn dispatch(command: &Command, common: &Common, screen: &Screen) -> anyhow::Result<Status> {
+fn dispatch(command: &Command, common: &Common, screen: Screen) -> anyhow::Result<Status> {
     let is_named = match command {
         Command::Import(_) => !matches!(common.output, Output::Csv),
         Command::Query(_) => !matches!(common.output, Output::File(_)),

@@ -32,7 +32,7 @@ impl Setup<'_> {
         &self,
         plan: &Plan,
         common: &Common,
-        screen: &Screen,
+        screen: Screen,
     ) -> anyhow::Result<Options> {
         for name in self.limits.until.iter().chain(&self.limits.hold) {
             check_node(plan, name)?;
@@ -44,7 +44,7 @@ impl Setup<'_> {
             }
         }
         let interrupt = Arc::new(AtomicBool::new(false));
-        heed_ctrl_c(&interrupt, *screen)?;
+        heed_ctrl_c(&interrupt, screen)?;
         Ok(Options {
             store: files::store_of(self.file, common),
             workers: common.workers,
@@ -59,17 +59,17 @@ impl Setup<'_> {
             interrupt,
         })
     }
+}
 
-    /// The engine's error, a mistake in a file as one that shows the file.
-    pub(super) fn error(&self, plan: &Plan, error: RunError) -> anyhow::Error {
-        match error {
-            RunError::Mistake { place, message, help } => {
-                let mut mistakes = Mistakes::new(plan.loaded.files.clone());
-                mistakes.add(place.unwrap_or(Place::NOWHERE), message, help);
-                mistakes.into()
-            }
-            other => other.into(),
+/// The engine's error, a mistake in a file as one that shows the file.
+pub(super) fn error(plan: &Plan, error: RunError) -> anyhow::Error {
+    match error {
+        RunError::Mistake { place, message, help } => {
+            let mut mistakes = Mistakes::new(plan.loaded.files.clone());
+            mistakes.add(place.unwrap_or(Place::NOWHERE), message, help);
+            mistakes.into()
         }
+        other => other.into(),
     }
 }
 

@@ -5,21 +5,21 @@ use std::fmt::Write as _;
 use super::args::{Common, PlanArgs};
 use super::failure::Status;
 use super::files;
-use super::options::Setup;
+use super::options::{self, Setup};
 use super::screen::Screen;
 use super::table::{TextTable, count, counted, up_to, usd};
 use crate::engine::run::{Forecast, NodeForecast, foretell};
 use crate::plan::{NodeIdx, Plan};
 
 /// Foretells a run.
-pub(super) fn run(args: &PlanArgs, common: &Common, screen: &Screen) -> anyhow::Result<Status> {
+pub(super) fn run(args: &PlanArgs, common: &Common, screen: Screen) -> anyhow::Result<Status> {
     let plan = files::plan(&args.file.file, common)?;
     let setup =
         Setup { file: &args.file.file, limits: &args.limits, max_calls: None, max_cost: None };
     let options = setup.options(&plan, common, screen)?;
     let forecast = foretell(&plan, &options);
     super::progress::end();
-    let forecast = forecast.map_err(|error| setup.error(&plan, error))?;
+    let forecast = forecast.map_err(|error| options::error(&plan, error))?;
     if screen.json {
         screen.json(&forecast)?;
     } else {
@@ -28,7 +28,7 @@ pub(super) fn run(args: &PlanArgs, common: &Common, screen: &Screen) -> anyhow::
     Ok(Status::Done)
 }
 
-fn text(plan: &Plan, forecast: &Forecast, screen: &Screen) -> String {
+fn text(plan: &Plan, forecast: &Forecast, screen: Screen) -> String {
     let mut text = format!("{}\n\n", screen.bold(&blast_radius(plan, forecast)));
     let heads = [
         "node", "op", ">rows", ">change", ">calls", ">in memo", ">to make", ">tokens", ">cost",

@@ -20,13 +20,11 @@ pub(super) fn bars() -> &'static MultiProgress {
 }
 
 /// What shows the progress of a run on this screen.
-pub(super) fn of(screen: &Screen) -> Arc<dyn Progress> {
+pub(super) fn of(screen: Screen) -> Arc<dyn Progress> {
     match (screen.quiet, screen.live) {
         (true, _) => Arc::new(Silent),
         (false, true) => Arc::new(Bars::default()),
-        (false, false) => {
-            Arc::new(Lines { screen: *screen, state: Mutex::new(State::new(Instant::now())) })
-        }
+        (false, false) => Arc::new(Lines { screen, state: Mutex::new(State::new(Instant::now())) }),
     }
 }
 

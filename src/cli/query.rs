@@ -7,7 +7,7 @@ use super::screen::Screen;
 
 /// Asks a snapshot.
 #[cfg(feature = "sql")]
-pub(super) fn run(args: &QueryArgs, common: &Common, screen: &Screen) -> anyhow::Result<Status> {
+pub(super) fn run(args: &QueryArgs, common: &Common, screen: Screen) -> anyhow::Result<Status> {
     use super::args::Output;
     use crate::query::{json, sql};
 
@@ -27,7 +27,7 @@ pub(super) fn run(args: &QueryArgs, common: &Common, screen: &Screen) -> anyhow:
 
 /// Says that this program has no SQL, and where the files are.
 #[cfg(not(feature = "sql"))]
-pub(super) fn run(args: &QueryArgs, common: &Common, _screen: &Screen) -> anyhow::Result<Status> {
+pub(super) fn run(args: &QueryArgs, common: &Common, _screen: Screen) -> anyhow::Result<Status> {
     let reader = files::reader(&args.which, common)?;
     let tables = reader.snapshot(&args.at)?.dir().join("tables/<node>/*.parquet");
     Err(crate::query::QueryError::NoSql(tables.display().to_string()).into())

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::args::{Common, RunArgs};
 use super::failure::Status;
-use super::options::Setup;
+use super::options::{self, Setup};
 use super::screen::Screen;
 use super::shares;
 use super::table::{TextTable, count, counted, duration, some};
@@ -14,14 +14,14 @@ use crate::query::Reader;
 use crate::store::Store;
 
 /// Runs a pipeline.
-pub(super) fn run(args: &RunArgs, common: &Common, screen: &Screen) -> anyhow::Result<Status> {
+pub(super) fn run(args: &RunArgs, common: &Common, screen: Screen) -> anyhow::Result<Status> {
     let plan = files::plan(&args.file.file, common)?;
     let (file, limits) = (args.file.file.as_path(), &args.limits);
     let setup = Setup { file, limits, max_calls: args.max_calls, max_cost: args.max_cost };
     let options = setup.options(&plan, common, screen)?;
     let report = run_plan(&plan, &options);
     progress::end();
-    let report = report.map_err(|error| setup.error(&plan, error))?;
+    let report = report.map_err(|error| options::error(&plan, error))?;
     if screen.json {
         screen.json(&report)?;
     } else if !screen.quiet {
@@ -35,7 +35,7 @@ pub(super) fn run(args: &RunArgs, common: &Common, screen: &Screen) -> anyhow::R
     Ok(if is_clean { Status::Done } else { Status::Rejects })
 }
 
-fn text(report: &Report, screen: &Screen) -> String {
+fn text(report: &Report, screen: Screen) -> String {
     let heads = [
         "node",
         "op",

@@ -9,7 +9,7 @@ use crate::record::Relation;
 use crate::spec::schema;
 
 /// Prints a schema; it is JSON in every format.
-pub(super) fn run(args: &SchemaArgs, screen: &Screen) -> anyhow::Result<Status> {
+pub(super) fn run(args: &SchemaArgs, screen: Screen) -> anyhow::Result<Status> {
     let document = match args.of {
         SchemaOf::Pipeline => schema::pipeline(),
         SchemaOf::Constitution => schema::constitution(),

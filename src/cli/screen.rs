@@ -8,6 +8,7 @@ use super::args::{ColorWhen, Common, Output};
 
 /// How this process prints.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(super) struct Screen {
     /// Whether results are one JSON document.
     pub(super) json: bool,
@@ -45,12 +46,13 @@ impl Screen {
     }
 
     /// Prints one JSON document on stdout.
-    pub(super) fn json(&self, document: &impl Serialize) -> anyhow::Result<()> {
+    pub(super) fn json(self, document: &impl Serialize) -> anyhow::Result<()> {
         self.text(&serde_json::to_string_pretty(document)?)
     }
 
     /// Prints a text on stdout. A reader that went away is no failure.
-    pub(super) fn text(&self, text: &str) -> anyhow::Result<()> {
+    #[expect(clippy::unused_self, reason = "whoever prints has the screen at hand")]
+    pub(super) fn text(self, text: &str) -> anyhow::Result<()> {
         let mut stdout = io::stdout().lock();
         let end = if text.ends_with('\n') { "" } else { "\n" };
         match stdout.write_all(text.as_bytes()).and_then(|()| stdout.write_all(end.as_bytes())) {
@@ -60,17 +62,18 @@ impl Screen {
     }
 
     /// Writes a line on stderr. A line that nobody can read is not missed.
-    pub(super) fn note(&self, line: &str) {
+    #[expect(clippy::unused_self, reason = "whoever prints has the screen at hand")]
+    pub(super) fn note(self, line: &str) {
         drop(writeln!(io::stderr().lock(), "{line}"));
     }
 
     /// A text in bold on stdout, if that is coloured.
-    pub(super) fn bold(&self, text: &str) -> String {
+    pub(super) fn bold(self, text: &str) -> String {
         if self.color_out { format!("\x1b[1m{text}\x1b[0m") } else { text.to_owned() }
     }
 
     /// A text in grey on stdout, if that is coloured.
-    pub(super) fn dim(&self, text: &str) -> String {
+    pub(super) fn dim(self, text: &str) -> String {
         if self.color_out { format!("\x1b[2m{text}\x1b[0m") } else { text.to_owned() }
     }
 }

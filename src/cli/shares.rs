@@ -98,7 +98,7 @@ impl Shares {
     }
 
     /// The shares as a table.
-    pub(super) fn render(&self, screen: &Screen) -> String {
+    pub(super) fn render(&self, screen: Screen) -> String {
         let mut text = format!("{}: share of rows, 95 % interval\n", screen.bold(&self.node));
         let mut heads = vec![self.by.to_owned(), "group".to_owned(), ">rows".to_owned()];
         heads.extend(self.labels.iter().map(|label| format!(">{label}")));
@@ -210,7 +210,7 @@ mod tests {
             quiet: false,
             verbose: false,
         };
-        insta::assert_snapshot!(Shares::of("refusals", &[batch], &sources).render(&screen), @r"
+        insta::assert_snapshot!(Shares::of("refusals", &[batch], &sources).render(screen), @r"
         refusals: share of rows, 95 % interval
         source     group   rows              answered            refused              other
         drafts     all        3     33.3 % (6.1–79.2)  33.3 % (6.1–79.2)  33.3 % (6.1–79.2)

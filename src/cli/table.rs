@@ -37,9 +37,10 @@ impl TextTable {
         let line = |cells: &[String]| {
             let cell = |at: usize| {
                 let width = widths[at];
-                match self.heads[at].starts_with('>') {
-                    true => format!("{:>width$}", cells[at]),
-                    false => format!("{:<width$}", cells[at]),
+                if self.heads[at].starts_with('>') {
+                    format!("{:>width$}", cells[at])
+                } else {
+                    format!("{:<width$}", cells[at])
                 }
             };
             let cells: Vec<String> = (0..cells.len()).map(cell).collect();

@@ -24,7 +24,7 @@ use super::context::{Context, Stage};
 use super::dispatch::{Outcome, Waiter};
 use super::rows::{Lineage, Rec, Slot};
 use super::shared::Shared;
-use super::time::Time;
+use super::time::{self, Time};
 use crate::model::{Answer, Request};
 use crate::operators::{Input, Out, Reason, Reject, Step, made_id};
 use crate::record::{BatchBuilder, CallKey, Cell, Id, KeyHasher, Origin, Relation};
@@ -94,6 +94,8 @@ pub(super) fn call<'s>(input: Coll<'s, Ask>, spec: Spec, shared: &Arc<Shared>) -
             let wake = scope.worker().sync_activator_for(info.address.to_vec());
             let mut caller = Caller::new(spec, shared, Arc::new(wake));
             move |(input, frontier), output| {
+                let latest = caller.shared.latest_epoch();
+                caller.superseded = frontier.less_equal(&time::first(latest)).then_some(latest);
                 caller.take_replies();
                 input.for_each_stamp(|capability, data| {
                     let Some(capability) = capability.retain_least(output.output_index()) else {
@@ -106,6 +108,7 @@ pub(super) fn call<'s>(input: Coll<'s, Ask>, spec: Spec, shared: &Arc<Shared>) -
                 while let Some((time, asks)) = caller.unstash(|time| frontier.less_equal(time)) {
                     caller.act(time, asks);
                 }
+                caller.resume();
                 for (time, made) in caller.flush() {
                     let (capability, _) = &caller.times[&time];
                     output.session(capability).give_iterator(made.into_iter());
@@ -189,6 +192,10 @@ struct Caller {
     rows: Option<BatchBuilder>,
     rejects: BatchBuilder,
     made: BTreeMap<Time, Vec<(Made, Time, isize)>>,
+    /// While a later edit is accepted and what it retracts is not yet known: that edit's epoch.
+    superseded: Option<u64>,
+    /// Rows of earlier epochs that wait for it before they ask anything more.
+    deferred: Vec<Ask>,
 }
 
 impl Caller {
@@ -208,6 +215,26 @@ impl Caller {
             rows: None,
             rejects: BatchBuilder::new(Relation::Rejects),
             made: BTreeMap::new(),
+            superseded: None,
+            deferred: Vec::new(),
+        }
+    }
+
+    /// Goes on with rows that an edit has turned out not to retract.
+    fn resume(&mut self) {
+        if self.superseded.is_some() {
+            return;
+        }
+        for ask in std::mem::take(&mut self.deferred) {
+            if let Some(Task::Pending(pending)) = self.tasks.get(&ask)
+                && pending.waiting.is_empty()
+            {
+                let Some(Task::Pending(pending)) = self.tasks.swap_remove(&ask) else {
+                    unreachable!("it was just seen")
+                };
+                self.hold(pending.time, -1);
+                self.advance(ask, *pending);
+            }
         }
     }
 
@@ -283,6 +310,10 @@ impl Caller {
                 Stepped::Made(made) => return self.finish(ask, pending.time, made),
             };
             assert!(!requests.is_empty(), "a step that asks asks something");
+            if self.superseded.is_some_and(|latest| time::epoch(pending.time) < latest) {
+                self.deferred.push(ask);
+                return self.wait(ask, pending);
+            }
             match self.request(&place, &mut pending, requests) {
                 Some(Outcome::Unknown) => return self.guess(&place, &pending),
                 Some(failure) => {
@@ -292,12 +323,15 @@ impl Caller {
                 None => {}
             }
             if !pending.waiting.is_empty() {
-                self.hold(pending.time, 1);
-                self.tasks.insert(ask, Task::Pending(Box::new(pending)));
-                return;
+                return self.wait(ask, pending);
             }
             pending.close_turn();
         }
+    }
+
+    fn wait(&mut self, ask: Ask, pending: Pending) {
+        self.hold(pending.time, 1);
+        self.tasks.insert(ask, Task::Pending(Box::new(pending)));
     }
 
     fn place(&self, ask: Ask) -> Place {
@@ -335,12 +369,7 @@ impl Caller {
     }
 
     /// One step: the requests it makes, or what it made.
-    fn step(
-        &mut self,
-        place: &Place,
-        slots: &Slots,
-        pending: &Pending,
-    ) -> Stepped {
+    fn step(&mut self, place: &Place, slots: &Slots, pending: &Pending) -> Stepped {
         let (ask, operator) = (&place.ask, &place.stage.operator);
         let input = place.input(slots, &pending.turns);
         let origin = self.origin(place, &pending.keys);
@@ -466,7 +495,8 @@ impl Caller {
         let mut origin = self.origin(place, keys);
         if place.stage.operator.role().is_none() {
             // The row goes on elsewhere under its id: the reject has one of its own.
-            origin.row_id = made_id("reject", &[place.made, KeyHasher::new(&self.spec.name).id()], 0);
+            origin.row_id =
+                made_id("reject", &[place.made, KeyHasher::new(&self.spec.name).id()], 0);
         }
         let (content, version) = self.rejects.push(&origin, &cells);
         Made::Reject(Rec { row: origin.row_id, content, version })

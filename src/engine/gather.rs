@@ -101,7 +101,7 @@ pub(super) fn lowest<'s>(
     );
     let counts: Vec<usize> =
         counts.into_iter().map(|count| count.map_or(usize::MAX, |count| count as usize)).collect();
-    
+
     ranked.reduce_named("Lowest", move |input, rows, output| {
         let most = counts[*input as usize];
         output.extend(rows.iter().take(most).map(|((_, rec), count)| (*rec, *count)));

@@ -35,12 +35,14 @@ enum Form {
 impl Evaluate {
     /// The operator of one input of a node.
     pub fn new(op: &op::Evaluate, build: &Build<'_>) -> Result<Evaluate, BuildError> {
-        let form = if let Some(choices) = &op.choices { Form::Choices {
-            style: Style::new(build.model()),
-            format: build.model().format,
-            choices: choices.iter().map(|choice| choice.value.clone()).collect(),
-            estimator: build.estimator(),
-        } } else {
+        let form = if let Some(choices) = &op.choices {
+            Form::Choices {
+                style: Style::new(build.model()),
+                format: build.model().format,
+                choices: choices.iter().map(|choice| choice.value.clone()).collect(),
+                estimator: build.estimator(),
+            }
+        } else {
             let label = |(name, pattern): (&crate::spec::Name, _)| {
                 Ok((name.value.clone(), super::pattern(pattern)?))
             };

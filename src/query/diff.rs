@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::json::{Object, objects};
 use super::{QueryError, Result};
-use crate::record::{Batch, Id};
+use crate::record::{Batch, Id, Row};
 use crate::store::{IdsDiff, Snapshot, StoreError};
 
 /// How two snapshots differ.
@@ -130,7 +130,7 @@ pub(super) fn rows_of(
         return Ok(BTreeMap::new());
     }
     let batches = snapshot.find(node, wanted)?;
-    let ids = batches.iter().flat_map(Batch::iter).map(super::super::record::batch::Row::row_id);
+    let ids = batches.iter().flat_map(Batch::iter).map(Row::row_id);
     Ok(ids.zip(objects(batches.iter().map(Batch::rows))?).collect())
 }
 

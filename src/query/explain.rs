@@ -80,6 +80,9 @@ pub fn explain(reader: &Reader, snapshot: &Snapshot, words: &str) -> Result<Expl
     Ok(explained)
 }
 
+/// Parents, each with its node, if this snapshot has it.
+type Parents = Vec<(Option<String>, Id)>;
+
 struct Explainer<'a> {
     snapshot: &'a Snapshot,
     /// The sorted ids of the nodes that were looked into.
@@ -124,7 +127,8 @@ impl Explainer<'_> {
             let name = |(row_id, nodes): (&Id, &Vec<&String>)| format!("{}/{row_id}", nodes[0]);
             let mut found: Vec<String> = found.iter().take(FOUND_MAX + 1).map(name).collect();
             if found.len() > FOUND_MAX {
-                "…".clone_into(&mut found[FOUND_MAX]);
+                found.truncate(FOUND_MAX);
+                found.push("…".to_owned());
             }
             return Err(QueryError::ManyRows { prefix, found });
         }
@@ -169,12 +173,7 @@ impl Explainer<'_> {
 
     /// The rows that a row was made of, each with its node, if this snapshot has it; and whether it
     /// is itself the one, passed on.
-    fn parents(
-        &mut self,
-        node: &str,
-        row_id: Id,
-        row: &Object,
-    ) -> Result<(bool, Vec<(Option<String>, Id)>)> {
+    fn parents(&mut self, node: &str, row_id: Id, row: &Object) -> Result<(bool, Parents)> {
         // A reject was lost at the node it names.
         let at = if node == REJECTS {
             row.get("node").and_then(Value::as_str).unwrap_or(node)

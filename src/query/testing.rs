@@ -5,9 +5,8 @@ use std::sync::Arc;
 use tempfile::TempDir;
 
 use super::Reader;
-use crate::model::{Answer, Finish};
 use crate::record::{Batch, BatchBuilder, CallKey, Cell, Id, KeyHasher, Message, Origin, Relation};
-use crate::store::{CallKind, Entry, Inputs, NodeAbout, Store, Table, TableRow};
+use crate::store::{CallKind, Entry, Inputs, NodeAbout, Outcome, Store, Table, TableRow};
 
 /// A store with one pipeline.
 pub(super) struct Lab {
@@ -90,14 +89,17 @@ impl Lab {
     /// Remembers a call.
     pub(super) fn remember(&self, n: u64, request: &str, answer: &str) {
         let memo = self.store().memo().unwrap();
-        let answer = Answer { text: answer.to_owned(), finish: Finish::Stop, ..Answer::default() };
+        let mut outcome = Outcome::Ok(crate::model::Answer::default());
+        if let Ok(said) = &mut outcome {
+            said.text = answer.to_owned();
+        }
         let entry = Entry {
             key: call(n),
             kind: CallKind::Generate,
             model: "assistant".to_owned(),
             model_fingerprint: Id::ZERO,
             request_json: request.to_owned(),
-            outcome: Ok(answer),
+            outcome,
             seed: None,
             cost_usd: None,
         };

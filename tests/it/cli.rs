@@ -19,10 +19,10 @@ fn amend(args: &[&str]) -> Ended {
 
 fn amend_in(dir: &Path, args: &[&str]) -> Ended {
     let mut command = Command::new(env!("CARGO_BIN_EXE_amend"));
-    for name in ["AMEND_STORE", "AMEND_LOG", "OPENAI_API_KEY"] {
+    for name in ["AMEND_STORE", "AMEND_LOG", "AMEND_CONSTITUTION"] {
         command.env_remove(name);
     }
-    command.env("OPENAI_BASE_URL", "http://localhost:1/v1").current_dir(dir).args(args);
+    command.current_dir(dir).args(args);
     let output = command.output().expect("the binary was built with this test");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("it prints UTF-8");
     Ended {
@@ -39,15 +39,15 @@ fn json(ended: &Ended) -> Value {
     })
 }
 
-const DESIGN: &str = "tests/fixtures/design.yaml";
+const GOOD: &str = "pipelines/paper.yaml";
 const BAD: &str = "tests/bad/ten_mistakes.yaml";
 
 #[test]
 fn a_pipeline_without_mistakes_is_checked_with_0() {
-    let ended = amend(&["check", DESIGN]);
+    let ended = amend(&["check", GOOD]);
     assert_eq!((ended.code, ended.stderr.as_str()), (0, ""));
     assert!(ended.stdout.ends_with("nodes, no mistakes\n"), "{}", ended.stdout);
-    assert_eq!(amend(&["check", DESIGN, "-q"]).stdout, "");
+    assert_eq!(amend(&["check", GOOD, "-q"]).stdout, "");
 }
 
 #[test]
@@ -87,9 +87,9 @@ fn colour_is_used_when_asked_for() {
 
 #[test]
 fn a_value_that_is_set_is_checked_like_one_that_is_written() {
-    let ended = amend(&["check", DESIGN, "--set", "nodes.sl.train-sl.epochs=2"]);
+    let ended = amend(&["check", GOOD, "--set", "nodes.sl.train-sl.epochs=2"]);
     assert_eq!(ended.code, 0, "{}", ended.stderr);
-    let ended = amend(&["check", DESIGN, "--set", "nodes.sl.train-sl.epoch=2"]);
+    let ended = amend(&["check", GOOD, "--set", "nodes.sl.train-sl.epoch=2"]);
     assert_eq!(ended.code, 2);
     assert!(ended.stderr.contains("epochs"), "{}", ended.stderr);
 }
@@ -107,18 +107,18 @@ fn usage_that_cannot_be_followed_ends_with_2() {
         &[],
         &["bogus"],
         &["check"],
-        &["check", DESIGN, "--workers", "0"],
-        &["check", DESIGN, "-o", "csv"],
-        &["run", DESIGN, "--max-cost", "-1"],
-        &["run", DESIGN, "--until", "prefrences"],
-        &["run", DESIGN, "--hold", "drafts"],
+        &["check", GOOD, "--workers", "0"],
+        &["check", GOOD, "-o", "csv"],
+        &["run", GOOD, "--max-cost", "-1"],
+        &["run", GOOD, "--until", "prefrences"],
+        &["run", GOOD, "--hold", "drafts"],
     ];
     for args in wrong {
         let ended = amend(args);
         assert_eq!((ended.code, ended.stdout.as_str()), (2, ""), "{args:?}: {}", ended.stderr);
         assert!(!ended.stderr.is_empty(), "{args:?}");
     }
-    let misspelt = amend(&["run", DESIGN, "--until", "prefrences"]);
+    let misspelt = amend(&["run", GOOD, "--until", "prefrences"]);
     assert!(misspelt.stderr.contains("did you mean `preferences`?"), "{}", misspelt.stderr);
 }
 
@@ -137,14 +137,14 @@ fn help_names_every_subcommand_and_the_exit_codes() {
 
 #[test]
 fn the_graph_has_every_node_and_says_how_calls_are_fed() {
-    let mermaid = amend(&["graph", DESIGN]).stdout;
+    let mermaid = amend(&["graph", GOOD]).stdout;
     assert!(mermaid.starts_with("flowchart LR\n"));
     assert!(mermaid.contains("-->|settled|") && mermaid.contains("-->|final|"), "{mermaid}");
 
-    let graph = json(&amend(&["graph", DESIGN, "-o", "json"]));
+    let graph = json(&amend(&["graph", GOOD, "-o", "json"]));
     let nodes: Vec<&str> =
         graph["nodes"].as_array().unwrap().iter().filter_map(|n| n["name"].as_str()).collect();
-    assert!(nodes.contains(&"red.train") && nodes.contains(&"revisions[4].revise"), "{nodes:?}");
+    assert!(nodes.contains(&"drafts") && nodes.contains(&"revisions[4].revise"), "{nodes:?}");
     let edges = graph["edges"].as_array().unwrap();
     let edge = |from: &str, to: &str| {
         edges
@@ -155,7 +155,7 @@ fn the_graph_has_every_node_and_says_how_calls_are_fed() {
     assert_eq!(edge("drafts", "revisions[1].critique")["spends"], "settled");
     assert_eq!(edge("revisions[1].critique", "revisions[1].revise")["spends"], "final");
     assert_eq!(edge("sl", "pairs")["carries"], "model");
-    assert!(edge("red_team", "red.train")["spends"].is_null());
+    assert!(edge("helpful_samples", "sl_data")["spends"].is_null());
 }
 
 #[test]

@@ -7,6 +7,7 @@
 mod support;
 
 mod cli;
+mod durable;
 mod incremental;
 mod lab;
 mod openai;

@@ -80,7 +80,9 @@ pub fn oracle(desired: &Desired, read: &Rows, answers: Answers<'_>, weights: Wei
                 run.rows[at].extend(rows);
             }
             Kind::Local { of, take } => run.local(at, of, take),
-            Kind::Head { of, pairs, draws, models } => run.head(at, *of, pairs.as_ref(), draws, models),
+            Kind::Head { of, pairs, draws, models } => {
+                run.head(at, *of, pairs.as_ref(), draws, models);
+            }
             Kind::Follow { of, stage } => run.follow(at, *of, *stage),
             Kind::Train { of, models } => run.train(at, *of, models, weights),
         }
