@@ -39,13 +39,12 @@ impl Condition {
     #[cfg(feature = "sql")]
     pub fn keep(&self, batch: &Batch) -> Result<Vec<bool>, String> {
         let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        let expr = match compiled.get(&batch.relation()) {
-            Some(expr) => expr.clone(),
-            None => {
-                let expr = super::sql::Compiled::new(&self.sql, batch.relation())?;
-                compiled.insert(batch.relation(), expr.clone());
-                expr
-            }
+        let expr = if let Some(expr) = compiled.get(&batch.relation()) {
+            expr.clone()
+        } else {
+            let expr = super::sql::Compiled::new(&self.sql, batch.relation())?;
+            compiled.insert(batch.relation(), expr.clone());
+            expr
         };
         drop(compiled);
         expr.keep(batch.rows())

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use amend::engine::dispatch::Mode;
 use amend::engine::draw::{Draw, Purpose, principle_key};
-use amend::record::CallKey;
+use amend::record::{CallKey, Id};
 
 use crate::lab::{Files, Lab, fake_answer, fake_weights};
 use crate::oracle::{Truth, oracle};
