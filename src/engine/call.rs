@@ -24,8 +24,8 @@ use super::context::{Context, Stage};
 use super::dispatch::{Outcome, Waiter};
 use super::rows::{Lineage, Rec, Slot};
 use super::shared::Shared;
-use super::time::Time;
-use crate::model::Answer;
+use super::time::{self, Time};
+use crate::model::{Answer, Request};
 use crate::operators::{Input, Out, Reason, Reject, Step, made_id};
 use crate::record::{BatchBuilder, CallKey, Cell, Id, KeyHasher, Origin, Relation};
 
@@ -94,6 +94,8 @@ pub(super) fn call<'s>(input: Coll<'s, Ask>, spec: Spec, shared: &Arc<Shared>) -
             let wake = scope.worker().sync_activator_for(info.address.to_vec());
             let mut caller = Caller::new(spec, shared, Arc::new(wake));
             move |(input, frontier), output| {
+                let latest = caller.shared.latest_epoch();
+                caller.superseded = frontier.less_equal(&time::first(latest)).then_some(latest);
                 caller.take_replies();
                 input.for_each_stamp(|capability, data| {
                     let Some(capability) = capability.retain_least(output.output_index()) else {
@@ -106,6 +108,7 @@ pub(super) fn call<'s>(input: Coll<'s, Ask>, spec: Spec, shared: &Arc<Shared>) -
                 while let Some((time, asks)) = caller.unstash(|time| frontier.less_equal(time)) {
                     caller.act(time, asks);
                 }
+                caller.resume();
                 for (time, made) in caller.flush() {
                     let (capability, _) = &caller.times[&time];
                     output.session(capability).give_iterator(made.into_iter());
@@ -145,6 +148,28 @@ struct Place {
     made: Id,
 }
 
+impl Place {
+    fn input<'a>(&'a self, slots: &'a Slots, turns: &'a [Vec<Answer>]) -> Input<'a> {
+        Input {
+            row: slots.row.row(),
+            other: slots.other.as_ref().map(Slot::row),
+            head: slots.head.as_ref().unwrap_or(&slots.row).row(),
+            row_id: self.ask.row,
+            made_id: self.made,
+            index: self.ask.index,
+            drawn: self.context.drawn(&self.stage),
+            model: self.stage.model.as_ref(),
+            turns,
+        }
+    }
+}
+
+/// What came of a step.
+enum Stepped {
+    Asks(Vec<Request>),
+    Made(Made),
+}
+
 /// The rows that a step reads.
 struct Slots {
     row: Slot,
@@ -167,6 +192,10 @@ struct Caller {
     rows: Option<BatchBuilder>,
     rejects: BatchBuilder,
     made: BTreeMap<Time, Vec<(Made, Time, isize)>>,
+    /// While a later edit is accepted and what it retracts is not yet known: that edit's epoch.
+    superseded: Option<u64>,
+    /// Rows of earlier epochs that wait for it before they ask anything more.
+    deferred: Vec<Ask>,
 }
 
 impl Caller {
@@ -186,6 +215,26 @@ impl Caller {
             rows: None,
             rejects: BatchBuilder::new(Relation::Rejects),
             made: BTreeMap::new(),
+            superseded: None,
+            deferred: Vec::new(),
+        }
+    }
+
+    /// Goes on with rows that an edit has turned out not to retract.
+    fn resume(&mut self) {
+        if self.superseded.is_some() {
+            return;
+        }
+        for ask in std::mem::take(&mut self.deferred) {
+            if let Some(Task::Pending(pending)) = self.tasks.get(&ask)
+                && pending.waiting.is_empty()
+            {
+                let Some(Task::Pending(pending)) = self.tasks.swap_remove(&ask) else {
+                    unreachable!("it was just seen")
+                };
+                self.hold(pending.time, -1);
+                self.advance(ask, *pending);
+            }
         }
     }
 
@@ -257,10 +306,14 @@ impl Caller {
         let slots = self.slots(&ask);
         loop {
             let requests = match self.step(&place, &slots, &pending) {
-                Ok(requests) => requests,
-                Err(made) => return self.finish(ask, pending.time, made),
+                Stepped::Asks(requests) => requests,
+                Stepped::Made(made) => return self.finish(ask, pending.time, made),
             };
             assert!(!requests.is_empty(), "a step that asks asks something");
+            if self.superseded.is_some_and(|latest| time::epoch(pending.time) < latest) {
+                self.deferred.push(ask);
+                return self.wait(ask, pending);
+            }
             match self.request(&place, &mut pending, requests) {
                 Some(Outcome::Unknown) => return self.guess(&place, &pending),
                 Some(failure) => {
@@ -270,12 +323,15 @@ impl Caller {
                 None => {}
             }
             if !pending.waiting.is_empty() {
-                self.hold(pending.time, 1);
-                self.tasks.insert(ask, Task::Pending(Box::new(pending)));
-                return;
+                return self.wait(ask, pending);
             }
             pending.close_turn();
         }
+    }
+
+    fn wait(&mut self, ask: Ask, pending: Pending) {
+        self.hold(pending.time, 1);
+        self.tasks.insert(ask, Task::Pending(Box::new(pending)));
     }
 
     fn place(&self, ask: Ask) -> Place {
@@ -313,24 +369,9 @@ impl Caller {
     }
 
     /// One step: the requests it makes, or what it made.
-    fn step(
-        &mut self,
-        place: &Place,
-        slots: &Slots,
-        pending: &Pending,
-    ) -> Result<Vec<crate::model::Request>, Made> {
+    fn step(&mut self, place: &Place, slots: &Slots, pending: &Pending) -> Stepped {
         let (ask, operator) = (&place.ask, &place.stage.operator);
-        let input = Input {
-            row: slots.row.row(),
-            other: slots.other.as_ref().map(Slot::row),
-            head: slots.head.as_ref().unwrap_or(&slots.row).row(),
-            row_id: ask.row,
-            made_id: place.made,
-            index: ask.index,
-            drawn: place.context.drawn(&place.stage),
-            model: place.stage.model.as_ref(),
-            turns: &pending.turns,
-        };
+        let input = place.input(slots, &pending.turns);
         let origin = self.origin(place, &pending.keys);
         let keeps = operator.role().is_none();
         let parents = if keeps { slots.row.row().ids("parents") } else { origin.parents.clone() };
@@ -342,13 +383,13 @@ impl Caller {
         let step = operator.step(input, &mut sink);
         let made = sink.made;
         match step {
-            Step::Ask(requests) => Ok(requests),
-            Step::Drop => Err(Made::Dropped(place.made, ask.index)),
-            Step::Reject(reject) => Err(self.reject(place, &pending.keys, reject, None)),
+            Step::Ask(requests) => Stepped::Asks(requests),
+            Step::Drop => Stepped::Made(Made::Dropped(place.made, ask.index)),
+            Step::Reject(reject) => Stepped::Made(self.reject(place, pending, reject)),
             Step::Done => {
                 let (content, version) = made.expect("a step that is done made a row");
                 let rec = Rec { row: place.made, content, version };
-                Err(Made::Row(rec, next(ask, rec)))
+                Stepped::Made(Made::Row(rec, next(ask, rec)))
             }
         }
     }
@@ -367,7 +408,7 @@ impl Caller {
         &mut self,
         place: &Place,
         pending: &mut Pending,
-        requests: Vec<crate::model::Request>,
+        requests: Vec<Request>,
     ) -> Option<Outcome> {
         let model = place.stage.model.as_ref().expect("an operator that asks has a model");
         let mut ended = None;
@@ -416,17 +457,30 @@ impl Caller {
             Outcome::Answer(_) | Outcome::Unknown => unreachable!("neither ends a row as failed"),
         };
         let reject = Reject { reason, detail: detail.clone(), answer: None };
-        let made = self.reject(place, &pending.keys, reject, None);
+        let made = self.reject(place, pending, reject);
         self.finish(place.ask, pending.time, made);
     }
 
-    fn reject(
-        &mut self,
-        place: &Place,
-        keys: &[CallKey],
-        reject: Reject,
-        request: Option<String>,
-    ) -> Made {
+    /// What the last request of a row was: steps are functions, so it can be had again.
+    fn last_request(&self, place: &Place, turns: &[Vec<Answer>]) -> Option<String> {
+        let operator = &place.stage.operator;
+        if operator.calls_max() == 0 || place.ask.content.is_unknown() {
+            return None;
+        }
+        let slots = self.slots(&place.ask);
+        let asked = |turns: &[Vec<Answer>]| {
+            let step = operator.step(place.input(&slots, turns), &mut Nowhere);
+            match step {
+                Step::Ask(requests) => requests.last().map(Request::json),
+                _ => None,
+            }
+        };
+        asked(turns).or_else(|| asked(turns.split_last()?.1))
+    }
+
+    fn reject(&mut self, place: &Place, pending: &Pending, reject: Reject) -> Made {
+        let keys = &pending.keys;
+        let request = self.last_request(place, &pending.turns);
         let principle = place.context.drawn(&place.stage).first().map(|drawn| drawn.id.to_string());
         let cells = [
             ("node", Cell::text(self.spec.name.clone())),
@@ -438,8 +492,14 @@ impl Caller {
             ("request", Cell::or_null(request, Cell::text)),
             ("answer", Cell::or_null(reject.answer, Cell::text)),
         ];
-        let (content, version) = self.rejects.push(&self.origin(place, keys), &cells);
-        Made::Reject(Rec { row: place.made, content, version })
+        let mut origin = self.origin(place, keys);
+        if place.stage.operator.role().is_none() {
+            // The row goes on elsewhere under its id: the reject has one of its own.
+            origin.row_id =
+                made_id("reject", &[place.made, KeyHasher::new(&self.spec.name).id()], 0);
+        }
+        let (content, version) = self.rejects.push(&origin, &cells);
+        Made::Reject(Rec { row: origin.row_id, content, version })
     }
 
     fn finish(&mut self, ask: Ask, time: Time, made: Made) {
@@ -510,6 +570,13 @@ impl Pending {
         let turn = std::mem::take(&mut self.replies);
         self.turns.push(turn.into_iter().map(|reply| reply.expect("every reply came")).collect());
     }
+}
+
+/// Takes a row that nobody wants.
+struct Nowhere;
+
+impl Out for Nowhere {
+    fn row(&mut self, _cells: &[(&'static str, Cell<'_>)]) {}
 }
 
 struct RowSink<'a> {

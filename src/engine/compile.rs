@@ -90,7 +90,7 @@ impl Compiler<'_> {
             Step::Label { of } => {
                 let stage = |(ordinal, of): (usize, &NodeIdx)| {
                     let source = self.plan.nodes[*of].name.as_str();
-                    self.local(node, &Build { ordinal, source, ..self.build(node, *of) })
+                    self.local(node, &Build { source, ordinal, ..self.build(node, *of) })
                 };
                 let stages: Result<Vec<Stage>> = of.iter().enumerate().map(stage).collect();
                 desired.stages.insert(at, stages?);
@@ -143,7 +143,7 @@ impl Compiler<'_> {
     ) -> Result<Kind> {
         let stage = |(ordinal, input): (usize, &Input)| {
             let (source, rounds) = (input.name.as_str(), input.rounds);
-            self.local(node, &Build { ordinal, source, rounds, ..self.build(node, input.of) })
+            self.local(node, &Build { source, ordinal, rounds, ..self.build(node, input.of) })
         };
         let stages: Result<Vec<Stage>> = of.iter().enumerate().map(stage).collect();
         desired.stages.insert(at, stages?);

@@ -87,7 +87,7 @@ pub struct Contexts {
     stages: Table<Arc<Stages>>,
     candidates: Table<Arc<[Candidate]>>,
     texts: Table<Arc<Drawn>>,
-    contexts: Table<Arc<Context>>,
+    joined: Table<Arc<Context>>,
     trainings: Table<Arc<Training>>,
 }
 
@@ -169,7 +169,7 @@ impl Contexts {
             texts.iter().for_each(|text| hasher.add_id(*text));
         }
         let id = if stages.is_unknown() { hasher.id().unknown() } else { hasher.id() };
-        put(&self.contexts, id, || {
+        put(&self.joined, id, || {
             let text = |id: &Id| -> Drawn { Arc::unwrap_or_clone(get(&self.texts, *id)) };
             let drawn = drawn.iter().map(|texts| texts.iter().map(text).collect()).collect();
             Arc::new(Context { stages: self.stages(stages), drawn })
@@ -178,6 +178,6 @@ impl Contexts {
 
     /// The context of an id.
     pub fn get(&self, id: Id) -> Arc<Context> {
-        get(&self.contexts, id)
+        get(&self.joined, id)
     }
 }

@@ -70,7 +70,8 @@ fn wanted(pairs: &Pairs) -> Vec<(u64, u64)> {
 
 fn reject(shared: &Shared, node: &str, row: Id, reason: Reason, detail: &str) -> Rec {
     let root_id = shared.rows.lineage(row).root;
-    let origin = Origin { row_id: row, root_id, parents: vec![row], call_keys: Vec::new() };
+    let row_id = made_id("reject", &[row, KeyHasher::new(node).id()], 0);
+    let origin = Origin { row_id, root_id, parents: vec![row], call_keys: Vec::new() };
     let cells = [
         ("node", Cell::text(node.to_owned())),
         ("reason", Cell::text(reason.name())),
@@ -100,11 +101,11 @@ pub(super) fn lowest<'s>(
     );
     let counts: Vec<usize> =
         counts.into_iter().map(|count| count.map_or(usize::MAX, |count| count as usize)).collect();
-    let taken = ranked.reduce_named("Lowest", move |input, rows, output| {
+
+    ranked.reduce_named("Lowest", move |input, rows, output| {
         let most = counts[*input as usize];
         output.extend(rows.iter().take(most).map(|((_, rec), count)| (*rec, *count)));
-    });
-    taken
+    })
 }
 
 /// One row of each key, and rejects of the others.

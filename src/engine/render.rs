@@ -76,8 +76,8 @@ struct Renderer<'s, 'a> {
 }
 
 /// Makes the dataflow of a shape.
-pub(super) fn render<'s>(
-    scope: Scope<'s, Time>,
+pub(super) fn render(
+    scope: Scope<'_, Time>,
     shape: &Shape,
     shared: &Arc<Shared>,
     probe: &ProbeHandle<Time>,
@@ -454,12 +454,12 @@ impl<'s> Renderer<'s, '_> {
 type Pick = (Id, ((Id, Id), u64, u64));
 
 /// Copies a one-row collection to every key that rows are spread over.
-fn spread<'s>(one: Coll<'s, Id>) -> Coll<'s, (u64, Id)> {
+fn spread(one: Coll<'_, Id>) -> Coll<'_, (u64, Id)> {
     one.flat_map(|id| (0..SPREAD).map(move |key| (key, id)))
 }
 
 /// Of each draw's ranking, the best that no earlier draw of the row took.
-fn without_replacement<'s>(picks: Coll<'s, Pick>, counts: Vec<usize>) -> Coll<'s, Pick> {
+fn without_replacement(picks: Coll<'_, Pick>, counts: Vec<usize>) -> Coll<'_, Pick> {
     let by_row = picks.map(|(key, (row, which, rank))| (row, (which, rank, key)));
     let chosen = by_row.reduce_named("WithoutReplacement", move |_row, picks, output| {
         let mut taken: Vec<Id> = Vec::new();

@@ -23,12 +23,12 @@ pub(super) fn last(epoch: u64) -> Time {
     first(epoch) | u64::from(u32::MAX)
 }
 
-/// The last time of the epoch of a time.
-pub(super) fn close(time: Time) -> Time {
-    time | u64::from(u32::MAX)
-}
-
 /// The epoch of a time.
 pub(super) fn epoch(time: Time) -> u64 {
     time >> 32
+}
+
+/// The last time of the epoch of a time.
+pub(super) fn close(time: Time) -> Time {
+    time | u64::from(u32::MAX)
 }

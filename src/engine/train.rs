@@ -306,8 +306,8 @@ impl Desk {
         }
         if self.shared.dispatcher.mode() == Mode::Plan {
             self.shared.may_train(self.node, !recipe.is_unknown());
-            let mut made = vec![TrainMade::Model(recipe.unknown())];
-            made.extend(trained::unknown(&training).map(TrainMade::Checkpoint));
+            let checkpoint = TrainMade::Checkpoint(trained::unknown(&training));
+            let made = vec![TrainMade::Model(recipe.unknown()), checkpoint];
             made.iter().for_each(|made| self.emit(time, *made, 1));
             self.asks.insert(ask, State::Done(made));
             return;

@@ -24,9 +24,9 @@ fn checkpoint_row(training: &Training) -> Id {
 }
 
 /// The row of a checkpoint that is not yet known.
-pub(super) fn unknown(training: &Training) -> Option<Rec> {
+pub(super) fn unknown(training: &Training) -> Rec {
     let row = checkpoint_row(training);
-    Some(Rec { row, content: row.unknown(), version: row.unknown() })
+    Rec { row, content: row.unknown(), version: row.unknown() }
 }
 
 /// Keeps the rows of a finished training and gives what travels.
@@ -75,7 +75,8 @@ pub(super) fn rows(
             ("detail", Cell::text(detail.clone())),
         ];
         debug_assert!([Reason::TooLong.name(), Reason::Empty.name()].contains(&reason.as_str()));
-        rejects.push(&Origin { root_id: root, ..origin(*lost, vec![*lost]) }, &cells);
+        let id = made_id("reject", &[*lost, row], 0);
+        rejects.push(&Origin { root_id: root, ..origin(id, vec![*lost]) }, &cells);
     }
     made.extend(keep(rows, rejects).into_iter().map(TrainMade::Reject));
     made

@@ -35,19 +35,18 @@ enum Form {
 impl Evaluate {
     /// The operator of one input of a node.
     pub fn new(op: &op::Evaluate, build: &Build<'_>) -> Result<Evaluate, BuildError> {
-        let form = match &op.choices {
-            Some(choices) => Form::Choices {
+        let form = if let Some(choices) = &op.choices {
+            Form::Choices {
                 style: Style::new(build.model()),
                 format: build.model().format,
                 choices: choices.iter().map(|choice| choice.value.clone()).collect(),
                 estimator: build.estimator(),
-            },
-            None => {
-                let label = |(name, pattern): (&crate::spec::Name, _)| {
-                    Ok((name.value.clone(), super::pattern(pattern)?))
-                };
-                Form::Labels(op.labels.iter().map(label).collect::<Result<_, BuildError>>()?)
             }
+        } else {
+            let label = |(name, pattern): (&crate::spec::Name, _)| {
+                Ok((name.value.clone(), super::pattern(pattern)?))
+            };
+            Form::Labels(op.labels.iter().map(label).collect::<Result<_, BuildError>>()?)
         };
         Ok(Evaluate {
             node: build.node.to_owned(),

@@ -680,10 +680,10 @@ mod tests {
 
     /// The folder of real data, if it is there.
     fn data() -> Option<std::path::PathBuf> {
-        let folder =
-            std::env::var_os("AMEND_DATA").map(std::path::PathBuf::from).unwrap_or_else(|| {
-                std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data")
-            });
+        let folder = std::env::var_os("AMEND_DATA").map_or_else(
+            || std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data"),
+            std::path::PathBuf::from,
+        );
         folder.is_dir().then_some(folder)
     }
 

@@ -74,7 +74,7 @@ impl Template {
         let known: BTreeSet<&str> = COMMON.iter().chain(names).copied().collect();
         let stranger = template.undeclared_variables(false).into_iter().collect::<BTreeSet<_>>();
         if let Some(stranger) = stranger.iter().find(|used| !known.contains(used.as_str())) {
-            let names = || Vec::from_iter(known.iter().copied()).join(", ");
+            let names = || known.iter().copied().collect::<Vec<_>>().join(", ");
             let help = did_you_mean(stranger, known.iter().copied())
                 .unwrap_or_else(|| format!("it may use {}", names()));
             return Err(fault(

@@ -177,7 +177,11 @@ impl Plan {
     ///
     /// When the node is not of this plan.
     pub fn op(&self, node: &Node) -> &Op {
-        self.loaded.pipeline.nodes.get(node.written.as_str()).expect("a node of the plan is written")
+        self.loaded
+            .pipeline
+            .nodes
+            .get(node.written.as_str())
+            .expect("a node of the plan is written")
     }
 
     /// The node of that name.

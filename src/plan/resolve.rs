@@ -6,7 +6,7 @@ use super::order::order;
 use super::{Ask, Chain, DrawSpec, Input, ModelEdge, Node, NodeIdx, Plan, Step};
 use crate::record::Relation;
 use crate::spec::op::{
-    Critique, Critiquing, Evaluate, Init, Op, OneOrMany, PairwiseJudge, Repeat, Revise, Sample,
+    Critique, Critiquing, Evaluate, Init, OneOrMany, Op, PairwiseJudge, Repeat, Revise, Sample,
     Source,
 };
 use crate::spec::{Loaded, Mistakes, Name, Pipeline, Purpose, Selector, did_you_mean};
@@ -23,10 +23,8 @@ pub fn resolve(loaded: Loaded, mistakes: &mut Mistakes) -> Plan {
     };
     for name in order(&pipeline, resolver.mistakes) {
         let (written, op) = pipeline.nodes.get_key_value(name.as_str()).expect("it was ordered");
-        if resolver.node(written, op).is_none() {
-            // What could not be resolved was reported, or is broken and was reported by `spec`.
-            continue;
-        }
+        // What cannot be resolved was reported here, or is broken and was reported by `spec`.
+        let _ = resolver.node(written, op);
     }
     let nodes = resolver.nodes;
     Plan { loaded, nodes }
@@ -103,7 +101,9 @@ impl Resolver<'_, '_> {
         let offers: Vec<&str> = offers.map(|node| node.name.as_str()).collect();
         let help = match offers.as_slice() {
             [] => format!("it takes {}", takes.join(" or ")),
-            offers => format!("it takes {}, such as \"{}\"", takes.join(" or "), offers.join("\", \"")),
+            offers => {
+                format!("it takes {}, such as \"{}\"", takes.join(" or "), offers.join("\", \""))
+            }
         };
         self.mistakes.push(
             name.place,
@@ -140,9 +140,11 @@ impl Resolver<'_, '_> {
         let of = self.input(op, &critique.from)?;
         let model = self.model(&critique.model)?;
         // A revision that follows needs its text as well: then only principles with both are drawn.
-        let followed = self.pipeline.nodes.values().any(
-            |op| matches!(op, Op::Revise(revise) if revise.from.value == name.value),
-        );
+        let followed = self
+            .pipeline
+            .nodes
+            .values()
+            .any(|op| matches!(op, Op::Revise(revise) if revise.from.value == name.value));
         let purpose = if followed { Purpose::Critique } else { Purpose::CritiqueAlone };
         let count = critique.draws.value as usize;
         let chain = self.alone(vec![self.draw(purpose, 1, count, &critique.principles)]);
@@ -283,8 +285,10 @@ impl Resolver<'_, '_> {
                     Some(Op::Sample(sample)) => {
                         self.mistakes.push(
                             name.place,
-                            format!("\"{name}\" gives {} answers to a prompt, which make no pairs",
-                                sample.n.value),
+                            format!(
+                                "\"{name}\" gives {} answers to a prompt, which make no pairs",
+                                sample.n.value
+                            ),
                             "give the sample an even `n`, such as 2",
                         );
                         return None;
@@ -385,7 +389,9 @@ impl Resolver<'_, '_> {
         {
             let local = self.pipeline.models.iter().filter(|(_, model)| model.checkpoint.is_some());
             let help = did_you_mean(&name.value, local.map(|(name, _)| name.value.as_str()))
-                .unwrap_or_else(|| "name a model with a `checkpoint`, or a node that trains one".into());
+                .unwrap_or_else(|| {
+                    "name a model with a `checkpoint`, or a node that trains one".into()
+                });
             self.mistakes.push(
                 name.place,
                 format!("model \"{name}\" is an endpoint, and training needs weights"),

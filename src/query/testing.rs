@@ -89,7 +89,7 @@ impl Lab {
     /// Remembers a call.
     pub(super) fn remember(&self, n: u64, request: &str, answer: &str) {
         let memo = self.store().memo().unwrap();
-        let mut outcome = Outcome::Ok(Default::default());
+        let mut outcome = Outcome::Ok(crate::model::Answer::default());
         if let Ok(said) = &mut outcome {
             said.text = answer.to_owned();
         }

@@ -1,7 +1,9 @@
 //! Minimal and equal: after every edit the calls made and the tables are the oracle's.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
+use amend::engine::dispatch::Mode;
 use amend::record::CallKey;
 
 use crate::lab::{Files, Lab, fake_answer, fake_weights};
@@ -23,17 +25,20 @@ nodes:
   sl_data: { mix: { from: [{ rows: revisions }, { rows: demos }] } }
   sl: { train-sl: { from: sl_data, init: { scratch: { architecture: { hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2 } } } } }
   pairs: { sample: { from: red, model: sl, n: 2 } }
-  preferences: { pairwise-judge: { from: pairs, model: assistant } }
+  preferences: { pairwise-judge: { from: pairs, model: assistant, order: both } }
   pm: { train-pm: { from: preferences, init: sl } }
 "#;
 
+fn principle(id: &str, text: &str) -> String {
+    format!(
+        "  - {{ id: {id}, critique: \"what of {text}?\", revise: \"without {text}\", \
+         judge: \"which has less {text}?\" }}\n"
+    )
+}
+
 fn constitution(principles: &[(&str, &str)]) -> String {
-    let principle = |(id, text): &(&str, &str)| {
-        format!(
-            "  - {{ id: {id}, critique: \"what of {text}?\", revise: \"without {text}\", judge: \"which has less {text}?\" }}\n"
-        )
-    };
-    format!("principles:\n{}", principles.iter().map(principle).collect::<String>())
+    let all: Vec<String> = principles.iter().map(|(id, text)| principle(id, text)).collect();
+    format!("principles:\n{}", all.concat())
 }
 
 fn numbered(prefix: &str, count: usize) -> Vec<String> {
@@ -60,8 +65,7 @@ fn check(lab: &mut Lab, files: &Files) -> Truth {
     let expected = truth.calls_by_node(&known);
     let settled = lab.session.apply(&desired).unwrap();
     let made: Vec<u64> = settled.calls.iter().map(|calls| calls.made).collect();
-    let names: Vec<&str> =
-        desired.shape.nodes.iter().map(|node| node.name.as_str()).collect();
+    let names: Vec<&str> = desired.shape.nodes.iter().map(|node| node.name.as_str()).collect();
     assert_eq!(made, expected, "calls made by {names:?}");
     for (at, table) in lab.session.tables().iter().enumerate() {
         let is_training = desired.trainings.contains_key(&at);
@@ -100,4 +104,159 @@ fn an_edit_of_a_text_makes_the_calls_whose_request_changed() {
     check(&mut lab, &files);
     assert_eq!(lab.model.made(), after, "a revert costs nothing");
     assert_eq!(lab.trainings.trained(), 4, "two trainings, and two after the edit");
+}
+
+#[test]
+fn adding_and_removing_a_principle_moves_only_its_rows() {
+    let mut lab = Lab::new(1);
+    let mut files = files(40);
+    check(&mut lab, &files);
+    let four = files.constitution.clone();
+    files.constitution = four.clone() + &principle("e", "haste");
+    check(&mut lab, &files);
+    files.constitution = four;
+    let before = lab.model.made();
+    check(&mut lab, &files);
+    assert_eq!(lab.model.made(), before, "removing what was added costs nothing");
+    files.constitution = constitution(&[("a", "harm"), ("c", "spite"), ("d", "scorn")]);
+    check(&mut lab, &files);
+}
+
+#[test]
+fn order_and_formatting_of_the_constitution_cost_nothing() {
+    let mut lab = Lab::new(1);
+    let mut files = files(40);
+    check(&mut lab, &files);
+    let before = lab.model.made();
+    files.constitution =
+        constitution(&[("d", "scorn"), ("b", "lies"), ("c", "spite"), ("a", "harm")]);
+    files.constitution.insert_str(0, "# a comment\n");
+    check(&mut lab, &files);
+    files.pipeline = files.pipeline.replace("pairs:", "twos:").replace("from: pairs", "from: twos");
+    check(&mut lab, &files);
+    assert_eq!(lab.model.made(), before);
+}
+
+#[test]
+fn prompts_and_parameters_are_edits_too() {
+    let mut lab = Lab::new(1);
+    let mut files = files(40);
+    check(&mut lab, &files);
+    let red = files.prompts.get_mut("red").unwrap();
+    red[3] = "red3|red question 3, said otherwise".to_owned();
+    red.remove(7);
+    red.push("red40|red question 40".to_owned());
+    check(&mut lab, &files);
+    for (from, to) in [
+        ("from: red, model: assistant }", "from: red, model: assistant, temperature: 0.5 }"),
+        ("n: 2 } }\n  sl_data", "n: 3 } }\n  sl_data"),
+        ("times: 2", "times: 3"),
+        ("order: both", "order: fixed"),
+        ("{ rows: revisions }", "{ rows: revisions, rounds: last }"),
+    ] {
+        assert!(files.pipeline.contains(from), "{from}");
+        files.pipeline = files.pipeline.replace(from, to);
+        check(&mut lab, &files);
+    }
+}
+
+#[test]
+fn two_edits_in_one_epoch_and_a_removal_of_rows_that_drew_one_are_one_edit() {
+    let mut lab = Lab::new(1);
+    let mut files = files(60);
+    check(&mut lab, &files);
+    files.constitution = files.constitution.replace("spite", "malice").replace("lies", "untruth");
+    files.prompts.get_mut("red").unwrap().retain(|text| !text.contains('7'));
+    check(&mut lab, &files);
+}
+
+#[test]
+fn a_row_that_fails_is_a_reject_and_its_children_are_skipped() {
+    let mut lab = Lab::new(1);
+    let mut files = files(20);
+    for red in files.prompts.get_mut("red").unwrap().iter_mut().step_by(5) {
+        red.push_str(" [[fail]]");
+    }
+    let truth = check(&mut lab, &files);
+    assert!(truth.rejects.iter().any(|rejects| !rejects.is_empty()));
+}
+
+#[test]
+fn workers_and_chunks_change_no_row() {
+    let files = files(50);
+    let tables = |workers: usize, chunk: usize| {
+        let mut lab = Lab::new(workers);
+        lab.chunk = chunk;
+        let desired = lab.desired(&files);
+        lab.session.apply(&desired).unwrap();
+        lab.session.tables().to_vec()
+    };
+    let one = tables(1, 64);
+    for (workers, chunk) in [(2, 64), (3, 64), (1, 1), (1, 7), (2, 7)] {
+        assert_eq!(tables(workers, chunk), one, "{workers} workers, chunks of {chunk}");
+    }
+}
+
+#[test]
+fn an_edit_during_a_run_makes_the_oracles_calls_and_those_under_way() {
+    let mut lab = Lab::new(1);
+    let mut files = files(40);
+    check(&mut lab, &files);
+    let known = lab.memo.keys();
+    lab.model.held.store(true, std::sync::atomic::Ordering::SeqCst);
+
+    files.constitution = files.constitution.replace("spite", "malice");
+    let first = lab.desired(&files);
+    lab.session.submit(&first);
+    while lab.model.kept() == 0 {
+        std::thread::yield_now();
+    }
+    files.constitution = files.constitution.replace("malice", "venom");
+    let second = lab.desired(&files);
+    lab.session.submit(&second);
+    lab.model.release();
+    lab.session.wait().unwrap();
+
+    let truth = oracle(&second, &lab.rows, &fake_answer, &fake_weights);
+    let superseded = oracle(&first, &lab.rows, &fake_answer, &fake_weights);
+    let needed: BTreeSet<CallKey> = truth.calls.keys().copied().collect();
+    let made: BTreeSet<CallKey> = lab.memo.keys().difference(&known).copied().collect();
+    assert!(needed.difference(&known).all(|key| made.contains(key)), "what is needed was made");
+    for key in made.difference(&needed) {
+        assert!(superseded.calls.contains_key(key), "what else was made was under way");
+    }
+    let extra = made.difference(&needed).count();
+    assert!(extra <= 64, "{extra} calls of the superseded edit, at most max_in_flight");
+    assert_eq!(lab.trainings.trained(), 4, "the superseded edit trained nothing");
+    for (at, table) in lab.session.tables().iter().enumerate() {
+        if !second.trainings.contains_key(&at) {
+            let rows: BTreeSet<_> =
+                table.rows.iter().map(|(row, rec)| (*row, rec.version)).collect();
+            assert_eq!(rows, truth.tables[at].clone().into_iter().collect());
+        }
+    }
+}
+
+#[test]
+fn a_plan_says_what_a_run_then_does() {
+    let mut lab = Lab::new(1);
+    let mut files = files(40);
+    check(&mut lab, &files);
+    for (from, to) in [("spite", "malice"), ("lies", "untruth")] {
+        files.constitution = files.constitution.replace(from, to);
+        let mut foresight = Lab::over(1, Arc::clone(&lab.memo), Mode::Plan);
+        foresight.trainings = Arc::clone(&lab.trainings);
+        let desired = foresight.desired(&files);
+        let planned = foresight.session.apply(&desired).unwrap();
+        let desired = lab.desired(&files);
+        let done = lab.session.apply(&desired).unwrap();
+        for (at, (planned, done)) in planned.calls.iter().zip(&done.calls).enumerate() {
+            let name = &desired.shape.nodes[at].name;
+            assert!(done.made <= planned.made + planned.up_to, "{name}: never exceeded");
+            if planned.up_to == 0 {
+                assert_eq!(done.made, planned.made, "{name}: exact");
+            }
+        }
+        assert_eq!(foresight.model.made(), 0, "a plan spends nothing");
+    }
 }

@@ -4,7 +4,6 @@
 //! weights are a hash of what it was given; the memo is a map. The dataflow is the real one.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -13,7 +12,7 @@ use amend::engine::dispatch::{
     Dispatcher, Durable, Finished, Limits, Memory, Mode, Models, Outcome,
 };
 use amend::engine::rows::{Rec, Rows};
-use amend::engine::session::{Desired, Session, Settled, Stopped};
+use amend::engine::session::{Desired, Session};
 use amend::engine::train::{Held, Recipe, Training, Trainings};
 use amend::model::{Answer, Backend, CallError, Done, Prompt, Request, Task, Trained};
 use amend::operators::{ModelRef, Predicate};
@@ -231,11 +230,6 @@ impl Lab {
         desired.chunk = self.chunk;
         desired
     }
-
-    pub fn apply(&mut self, files: &Files) -> Result<Settled, Stopped> {
-        let desired = self.desired(files);
-        self.session.apply(&desired)
-    }
 }
 
 struct LabWorld<'a> {
@@ -279,13 +273,4 @@ impl World for LabWorld<'_> {
     fn held(&self, node: &str) -> Option<Held> {
         self.held.get(node).copied()
     }
-}
-
-/// Whether a path is there, or a line that says that a test is skipped.
-pub fn there(path: &Path) -> bool {
-    let there = path.exists();
-    if !there {
-        eprintln!("skipped: {} is absent", path.display());
-    }
-    there
 }

@@ -1,10 +1,14 @@
 //! Every test that sees the crate from outside, in one binary: it is linked once.
 
+#![allow(clippy::unwrap_used, reason = "a test says what it expects by failing")]
+#![allow(unreachable_pub, reason = "nothing reaches a test binary")]
+
 #[path = "../support/mod.rs"]
 mod support;
 
 mod cli;
 mod cli_run;
+mod durable;
 mod incremental;
 mod lab;
 mod openai;

@@ -12,7 +12,7 @@ use amend::engine::session::Desired;
 use amend::engine::shape::{DrawShape, Kind, NodeIdx, Pairs, Take};
 use amend::model::{Answer, CallError, Request};
 use amend::operators::{Drawn, Input, ModelRef, Out, Step, made_id};
-use amend::record::{Batch, BatchBuilder, CallKey, Cell, Id, Origin};
+use amend::record::{Batch, BatchBuilder, CallKey, Cell, Id, KeyHasher, Origin};
 
 /// What a model answers to a request: a function.
 pub type Answers<'a> = &'a dyn Fn(&ModelRef, &Request) -> Result<Answer, CallError>;
@@ -80,7 +80,9 @@ pub fn oracle(desired: &Desired, read: &Rows, answers: Answers<'_>, weights: Wei
                 run.rows[at].extend(rows);
             }
             Kind::Local { of, take } => run.local(at, of, take),
-            Kind::Head { of, pairs, draws, models } => run.head(at, *of, pairs, draws, models),
+            Kind::Head { of, pairs, draws, models } => {
+                run.head(at, *of, pairs.as_ref(), draws, models);
+            }
             Kind::Follow { of, stage } => run.follow(at, *of, *stage),
             Kind::Train { of, models } => run.train(at, *of, models, weights),
         }
@@ -163,7 +165,7 @@ impl Run<'_> {
         &mut self,
         at: NodeIdx,
         of: NodeIdx,
-        pairs: &Option<Pairs>,
+        pairs: Option<&Pairs>,
         draws: &[DrawShape],
         models: &[Option<NodeIdx>],
     ) {
@@ -188,7 +190,7 @@ impl Run<'_> {
         &mut self,
         at: NodeIdx,
         of: NodeIdx,
-        pairs: &Option<Pairs>,
+        pairs: Option<&Pairs>,
     ) -> Vec<(Id, Held, Option<Held>, Vec<Id>)> {
         let rows = self.rows[of].clone();
         let Some(pairs) = pairs else {
@@ -209,7 +211,9 @@ impl Run<'_> {
                         made.push((id, held.clone(), Some(other.clone()), vec![*a, *b]));
                     }
                     (Some((one, _)), None) | (None, Some((one, _))) => {
-                        self.truth.rejects[at].insert(*one);
+                        let name = &self.desired.shape.nodes[at].name;
+                        let node = KeyHasher::new(name).id();
+                        self.lose(at, made_id("reject", &[*one, node], 0));
                     }
                     (None, None) => {}
                 }
@@ -292,7 +296,11 @@ impl Run<'_> {
             };
             match operator.step(input, &mut sink) {
                 Step::Drop => return self.truth.dropped[at] += 1,
-                Step::Reject(_) => return drop(self.truth.rejects[at].insert(made)),
+                Step::Reject(_) if keeps => {
+                    let node = KeyHasher::new(&self.desired.shape.nodes[at].name).id();
+                    return self.lose(at, made_id("reject", &[made, node], 0));
+                }
+                Step::Reject(_) => return self.lose(at, made),
                 Step::Done => {
                     let (content, version) = sink.ids.unwrap();
                     let (batch, _) = sink.builder.take().unwrap().finish();
@@ -317,14 +325,24 @@ impl Run<'_> {
                     let turn: Result<Vec<Answer>, CallError> = turn.into_iter().collect();
                     match turn {
                         Ok(turn) => turns.push(turn),
-                        Err(_) => return drop(self.truth.rejects[at].insert(made)),
+                        Err(_) => return self.lose(at, made),
                     }
                 }
             }
         }
     }
 
-    fn train(&mut self, at: NodeIdx, of: NodeIdx, models: &[Option<NodeIdx>], weights: Weights<'_>) {
+    fn lose(&mut self, at: NodeIdx, row: Id) {
+        self.truth.rejects[at].insert(row);
+    }
+
+    fn train(
+        &mut self,
+        at: NodeIdx,
+        of: NodeIdx,
+        models: &[Option<NodeIdx>],
+        weights: Weights<'_>,
+    ) {
         let mut training = self.desired.trainings[&at].clone();
         for (place, node) in models.iter().enumerate() {
             let Some(node) = node else { continue };

@@ -58,7 +58,8 @@ impl LocalModels {
         if let Some(given) = self.given.get(name) {
             return Ok(Arc::clone(given));
         }
-        let entry = self.entries.get(name).ok_or_else(|| format!("there is no model \"{name}\""))?;
+        let entry =
+            self.entries.get(name).ok_or_else(|| format!("there is no model \"{name}\""))?;
         match entry.backend() {
             Behind::Endpoint { url, name } => endpoint(entry, url, name, &self.limits),
             Behind::Checkpoint(written) => {
@@ -104,7 +105,7 @@ fn checkpoint(name: &str, entry: &Model, dir: &Path) -> Result<Arc<dyn Backend>,
     use crate::model::torch::{TorchBackend, TorchOptions};
     let options = TorchOptions {
         name: name.to_owned(),
-        threads: entry.threads.unwrap_or(1) as usize,
+        threads: entry.threads.as_ref().map_or(1, |threads| threads.value as usize),
         ..TorchOptions::default()
     };
     let open = TorchBackend::open(dir, options);

@@ -47,7 +47,10 @@ impl LocalTrainings {
     fn try_train(&self, recipe: Recipe) -> Result<Trained, String> {
         let setup = Arc::clone(&recipe.training.setup);
         let (examples, rejected) = examples(&recipe)?;
-        let stage = self.checkpoints.stage(&training_key(recipe.id), false).map_err(|error| error.to_string())?;
+        let stage = self
+            .checkpoints
+            .stage(&training_key(recipe.id), false)
+            .map_err(|error| error.to_string())?;
         let (progress, node) = (Arc::clone(&self.progress), Arc::clone(&recipe.training.node));
         let job = TrainJob {
             settings: self.settings(&setup.settings, &recipe.training.models)?,
@@ -65,8 +68,8 @@ impl LocalTrainings {
         trained.rejected.sort();
         trained.files = files(&stage).map_err(|error| format!("{}: {error}", stage.display()))?;
         let kept = self.checkpoints.publish(&stage, trained.weights);
-        let kept = kept
-            .and_then(|_| self.checkpoints.put_training(&training_key(recipe.id), &trained));
+        let kept =
+            kept.and_then(|_| self.checkpoints.put_training(&training_key(recipe.id), &trained));
         kept.map_err(|error| error.to_string())?;
         Ok(trained)
     }
@@ -107,7 +110,7 @@ fn files(dir: &Path) -> std::io::Result<Vec<(String, i64, String)>> {
         let entry = entry?;
         let bytes = std::fs::read(entry.path())?;
         let hash = Sha256::digest(&bytes);
-        let hex = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = format!("{hash:x}");
         files.push((entry.file_name().to_string_lossy().into_owned(), bytes.len() as i64, hex));
     }
     files.sort();

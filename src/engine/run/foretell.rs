@@ -101,9 +101,10 @@ fn totals(nodes: &[NodeForecast]) -> Totals {
         totals.calls.memo += node.calls.memo;
         totals.calls.to_make += node.calls.to_make;
         totals.tokens += node.tokens;
-        let trains = node.training.as_ref().is_some_and(|training| {
-            ["fresh", "retrain"].contains(&training.state.as_str())
-        });
+        let trains = node
+            .training
+            .as_ref()
+            .is_some_and(|training| ["fresh", "retrain"].contains(&training.state.as_str()));
         totals.trainings += u64::from(trains);
     }
     totals

@@ -154,7 +154,9 @@ pub fn run(plan: &Plan, options: &Options) -> Result<Report, RunError> {
     let interrupted = options.interrupt.load(Ordering::Acquire);
     let settled = settled.map_err(|stopped| match interrupted {
         true => RunError::Interrupted(format!("{stopped}; run again to go on")),
-        false => RunError::Stopped(format!("{stopped}; what was paid for is kept: run again to go on")),
+        false => {
+            RunError::Stopped(format!("{stopped}; what was paid for is kept: run again to go on"))
+        }
     });
     let report = settled.and_then(|settled| {
         over_limits(plan, &session)?;

@@ -11,7 +11,7 @@ use crate::engine::local::models::{self, LocalModels};
 use crate::engine::local::trainings::{LocalTrainings, Progress as Told};
 use crate::engine::rows::{Lineage, Rec, Rows};
 use crate::engine::train::{Held, Trainings};
-use crate::model::{Answer, TrainError, TrainJob, Trained, Trainer};
+use crate::model::{Answer, Trainer};
 use crate::operators::{Predicate, read};
 use crate::plan::Plan;
 use crate::record::Id;
@@ -59,7 +59,7 @@ impl<'a> LocalWorld<'a> {
 
     pub(super) fn dispatcher(&self, mode: Mode, limits: Limits) -> Arc<Dispatcher> {
         let prices = prices(self.plan);
-        let cost = prices.clone();
+        let cost = Prices::clone(&prices);
         let memory = LocalMemory::new(
             Arc::clone(&self.memo),
             Box::new(move |model, answer| price(&prices, model, answer)),
@@ -168,6 +168,8 @@ fn trainer() -> Arc<dyn Trainer> {
 /// Stands where a trainer would, in a build that has none.
 #[cfg(not(feature = "torch"))]
 fn trainer() -> Arc<dyn Trainer> {
+    use crate::model::{TrainError, TrainJob, Trained};
+
     struct NoTrainer;
 
     impl Trainer for NoTrainer {

@@ -159,7 +159,11 @@ impl Block {
         let value = projected[2].view([rows, tokens, key_heads, dim]);
         if matches!(view, View::Fused) {
             let context = self.weigh_fused(&query, &key, &value); // (B, H, T, D)
-            return self.output.forward(&context.transpose(1, 2).reshape([rows, tokens, heads * dim]));
+            return self.output.forward(&context.transpose(1, 2).reshape([
+                rows,
+                tokens,
+                heads * dim,
+            ]));
         }
         // Heads that share a key are rows of one product.
         let query =
@@ -195,7 +199,9 @@ impl Block {
         let [query, key, value] = [query, key, value].map(|x| x.transpose(1, 2));
         let mask = None::<&Tensor>;
         let is_grouped = heads != key_heads;
-        Tensor::scaled_dot_product_attention(&query, &key, &value, mask, 0.0, true, None, is_grouped)
+        Tensor::scaled_dot_product_attention(
+            &query, &key, &value, mask, 0.0, true, None, is_grouped,
+        )
     }
 
     /// softmax(q kᵀ / √d + mask) v.

@@ -261,7 +261,7 @@ impl Shaped {
     /// Adds what the record says to a hash.
     pub(super) fn hash_into(&self, hasher: &mut KeyHasher) {
         let conversation = |turns: &[Message], hasher: &mut KeyHasher| {
-            Cell::Messages(turns.into()).hash_into(hasher)
+            Cell::Messages(turns.into()).hash_into(hasher);
         };
         conversation(&self.prompt, hasher);
         match &self.said {
