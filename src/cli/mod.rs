@@ -1,7 +1,7 @@
 //! `cli`: the command line: one file a subcommand, and how things are shown.
 //!
 //! Results go to stdout, with `-o json` as one document; everything else goes to stderr. What a
-//! subcommand fails with decides the exit code: see [`failure`].
+//! subcommand fails with decides the exit code: see `failure`.
 
 mod args;
 mod failure;

@@ -6,8 +6,8 @@ use indexmap::{IndexMap, IndexSet};
 
 use super::screen::Screen;
 use super::table::{TextTable, count};
-use crate::record::{Batch, Id, Relation};
-use crate::store::{RowIds, Snapshot};
+use crate::record::{Batch, Relation};
+use crate::store::Snapshot;
 
 /// The 0.975 quantile of the normal distribution.
 const Z: f64 = 1.959_963_984_540_054;
@@ -34,10 +34,7 @@ pub(super) fn of(snapshot: &Snapshot) -> anyhow::Result<Vec<Shares>> {
     for (name, entry) in nodes {
         let inputs =
             entry.node.inputs.iter().filter(|name| snapshot.manifest().nodes.contains_key(*name));
-        let mut sources: Vec<(String, Vec<RowIds>)> = Vec::new();
-        for input in inputs {
-            sources.push((input.clone(), snapshot.read_ids(input)?));
-        }
+        let sources: Vec<String> = inputs.cloned().collect();
         let batches = snapshot.read_batches(name)?;
         all.push(Shares::of(name, &batches, &sources));
     }
@@ -45,17 +42,19 @@ pub(super) fn of(snapshot: &Snapshot) -> anyhow::Result<Vec<Shares>> {
 }
 
 impl Shares {
-    fn of(node: &str, batches: &[Batch], sources: &[(String, Vec<RowIds>)]) -> Shares {
+    fn of(node: &str, batches: &[Batch], sources: &[String]) -> Shares {
         let rows = || batches.iter().flat_map(Batch::iter);
         let models: BTreeSet<&str> = rows().filter_map(|row| row.text("model")).collect();
         let by = if sources.len() > 1 || models.is_empty() { "source" } else { "model" };
         let mut counts: BTreeMap<(usize, String, String), BTreeMap<String, u64>> = BTreeMap::new();
         let mut labels: BTreeMap<String, u64> = BTreeMap::new();
         for row in rows() {
-            let subject = row.id("subject_id").unwrap_or(Id::ZERO);
-            let (rank, source) = match by {
-                "model" => (0, row.text("model").unwrap_or("-")),
-                _ => source_of(sources, subject),
+            let (rank, source) = if by == "model" {
+                (0, row.text("model").unwrap_or("-"))
+            } else {
+                let source = row.str("source");
+                let rank = sources.iter().position(|name| name == source);
+                (rank.unwrap_or(sources.len()), source)
             };
             // With a truth, what counts is whether the label is it.
             let label = match (row.str("name"), row.float("value")) {
@@ -118,13 +117,6 @@ impl Shares {
     }
 }
 
-/// The source that a row is of: its place and its name.
-fn source_of(sources: &[(String, Vec<RowIds>)], subject: Id) -> (usize, &str) {
-    let has = |ids: &[RowIds]| ids.binary_search_by_key(&subject, |ids| ids.row_id).is_ok();
-    let found = sources.iter().enumerate().find(|(_, (_, ids))| has(ids));
-    found.map_or((sources.len(), "-"), |(at, (name, _))| (at, name.as_str()))
-}
-
 /// `12.5 % (8.1–18.9)`.
 fn share(count: u64, all: u64) -> String {
     let (low, high) = wilson(count, all);
@@ -146,13 +138,13 @@ fn wilson(count: u64, all: u64) -> (f64, f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{BatchBuilder, Cell, KeyHasher, Origin};
+    use crate::record::{BatchBuilder, Cell, Id, KeyHasher, Origin};
 
     fn id(n: u64) -> Id {
         KeyHasher::new("amend/test/1").u64(n).id()
     }
 
-    fn scores(rows: &[(u64, &str, &str)]) -> Batch {
+    fn scores(rows: &[(u64, &str, &str)], first: u64) -> Batch {
         let mut batch = BatchBuilder::new(Relation::Scores);
         for (at, (subject, label, group)) in rows.iter().enumerate() {
             let row_id = id(1000 + at as u64);
@@ -161,6 +153,7 @@ mod tests {
             let cells = [
                 ("subject_id", Cell::id(id(*subject))),
                 ("evaluator", Cell::text("refusals")),
+                ("source", Cell::text(if *subject <= first { "drafts" } else { "revisions" })),
                 ("name", Cell::text("label")),
                 ("label", Cell::text(*label)),
                 ("group", Cell::text(*group)),
@@ -169,15 +162,6 @@ mod tests {
             batch.push(&origin, &cells);
         }
         batch.finish().0
-    }
-
-    fn ids(of: &[u64]) -> Vec<RowIds> {
-        let mut ids: Vec<RowIds> = of
-            .iter()
-            .map(|n| RowIds { row_id: id(*n), content: Id::ZERO, version: Id::ZERO })
-            .collect();
-        ids.sort();
-        ids
     }
 
     #[test]
@@ -193,15 +177,17 @@ mod tests {
 
     #[test]
     fn shares_are_told_by_source_and_group_with_other_last() {
-        let batch = scores(&[
-            (1, "refused", "red"),
-            (2, "other", "red"),
-            (3, "answered", "benign"),
-            (4, "answered", "benign"),
-            (5, "answered", "red"),
-        ]);
-        let sources =
-            [("drafts".to_owned(), ids(&[1, 2, 3])), ("revisions".to_owned(), ids(&[4, 5]))];
+        let batch = scores(
+            &[
+                (1, "refused", "red"),
+                (2, "other", "red"),
+                (3, "answered", "benign"),
+                (4, "answered", "benign"),
+                (5, "answered", "red"),
+            ],
+            3,
+        );
+        let sources = ["drafts".to_owned(), "revisions".to_owned()];
         let screen = Screen {
             json: false,
             color_out: false,

@@ -7,64 +7,29 @@
 //! its call is queued cancels the call; one that is retracted later is retracted downstream as
 //! the very record that was emitted.
 
+mod lost;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use differential_dataflow::{AsCollection, VecCollection, consolidation};
+use differential_dataflow::{AsCollection, consolidation};
 use indexmap::IndexMap;
-use serde::{Deserialize, Serialize};
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::channels::pact::Exchange;
 use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::operator::Operator as _;
 use timely::scheduling::SyncActivator;
 
+use super::ask::{Ask, Coll, Made};
 use super::context::{Context, Stage};
 use super::dispatch::{Outcome, Waiter};
 use super::rows::{Lineage, Rec, Slot};
 use super::shared::Shared;
 use super::time::{self, Time};
 use crate::model::{Answer, Request};
-use crate::operators::{Input, Out, Reason, Reject, Step, made_id};
+use crate::operators::{Input, Out, Step, made_id};
 use crate::record::{BatchBuilder, CallKey, Cell, Id, KeyHasher, Origin, Relation};
-
-/// A collection of the engine.
-pub(super) type Coll<'s, D> = VecCollection<'s, Time, D, isize>;
-
-/// A row that a stage is to act on.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default,
-)]
-pub(super) struct Ask {
-    /// The row; of a pair, the pair.
-    pub(super) row: Id,
-    /// What the step reads: a content, a version (local steps), or a pair of contents.
-    pub(super) content: Id,
-    /// What the row at the head of the chain says.
-    pub(super) head: Id,
-    /// Settings, models and principles.
-    pub(super) context: Id,
-    /// Which of the rows made of this one; for a local step, which input it came by.
-    pub(super) index: u64,
-}
-
-/// What a stage made of a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub(super) enum Made {
-    /// A row, and what the next stage of the chain is to act on.
-    Row(Rec, Ask),
-    /// A reject.
-    Reject(Rec),
-    /// A row that was left out on purpose.
-    Dropped(Id, u64),
-}
-
-impl Default for Made {
-    fn default() -> Made {
-        Made::Dropped(Id::ZERO, 0)
-    }
-}
 
 /// What a call operator is, but for its input.
 #[derive(Clone)]
@@ -389,7 +354,7 @@ impl Caller {
             Step::Done => {
                 let (content, version) = made.expect("a step that is done made a row");
                 let rec = Rec { row: place.made, content, version };
-                Stepped::Made(Made::Row(rec, next(ask, rec)))
+                Stepped::Made(Made::Row(rec, ask.next(rec)))
             }
         }
     }
@@ -446,60 +411,7 @@ impl Caller {
         hasher.add_id(place.ask.context);
         let unknown = hasher.id().unknown();
         let rec = Rec { row: place.made, content: unknown, version: unknown };
-        self.finish(place.ask, pending.time, Made::Row(rec, next(&place.ask, rec)));
-    }
-
-    fn fail(&mut self, place: &Place, pending: &Pending, failure: &Outcome) {
-        let (reason, detail) = match failure {
-            Outcome::Permanent { message, too_long: true } => (Reason::TooLong, message),
-            Outcome::Permanent { message, too_long: false } => (Reason::HttpPermanent, message),
-            Outcome::Transient { message } => (Reason::HttpTransient, message),
-            Outcome::Answer(_) | Outcome::Unknown => unreachable!("neither ends a row as failed"),
-        };
-        let reject = Reject { reason, detail: detail.clone(), answer: None };
-        let made = self.reject(place, pending, reject);
-        self.finish(place.ask, pending.time, made);
-    }
-
-    /// What the last request of a row was: steps are functions, so it can be had again.
-    fn last_request(&self, place: &Place, turns: &[Vec<Answer>]) -> Option<String> {
-        let operator = &place.stage.operator;
-        if operator.calls_max() == 0 || place.ask.content.is_unknown() {
-            return None;
-        }
-        let slots = self.slots(&place.ask);
-        let asked = |turns: &[Vec<Answer>]| {
-            let step = operator.step(place.input(&slots, turns), &mut Nowhere);
-            match step {
-                Step::Ask(requests) => requests.last().map(Request::json),
-                _ => None,
-            }
-        };
-        asked(turns).or_else(|| asked(turns.split_last()?.1))
-    }
-
-    fn reject(&mut self, place: &Place, pending: &Pending, reject: Reject) -> Made {
-        let keys = &pending.keys;
-        let request = self.last_request(place, &pending.turns);
-        let principle = place.context.drawn(&place.stage).first().map(|drawn| drawn.id.to_string());
-        let cells = [
-            ("node", Cell::text(self.spec.name.clone())),
-            ("reason", Cell::text(reject.reason.name())),
-            ("detail", Cell::text(reject.detail)),
-            ("round", Cell::or_null(place.stage.operator.round(), Cell::Int)),
-            ("principle_id", Cell::or_null(principle, Cell::text)),
-            ("call_key", Cell::or_null(keys.last(), |key| Cell::id(key.id()))),
-            ("request", Cell::or_null(request, Cell::text)),
-            ("answer", Cell::or_null(reject.answer, Cell::text)),
-        ];
-        let mut origin = self.origin(place, keys);
-        if place.stage.operator.role().is_none() {
-            // The row goes on elsewhere under its id: the reject has one of its own.
-            origin.row_id =
-                made_id("reject", &[place.made, KeyHasher::new(&self.spec.name).id()], 0);
-        }
-        let (content, version) = self.rejects.push(&origin, &cells);
-        Made::Reject(Rec { row: origin.row_id, content, version })
+        self.finish(place.ask, pending.time, Made::Row(rec, place.ask.next(rec)));
     }
 
     fn finish(&mut self, ask: Ask, time: Time, made: Made) {
@@ -561,22 +473,11 @@ impl Caller {
     }
 }
 
-fn next(ask: &Ask, rec: Rec) -> Ask {
-    Ask { row: rec.row, content: rec.content, head: ask.head, context: ask.context, index: 0 }
-}
-
 impl Pending {
     fn close_turn(&mut self) {
         let turn = std::mem::take(&mut self.replies);
         self.turns.push(turn.into_iter().map(|reply| reply.expect("every reply came")).collect());
     }
-}
-
-/// Takes a row that nobody wants.
-struct Nowhere;
-
-impl Out for Nowhere {
-    fn row(&mut self, _cells: &[(&'static str, Cell<'_>)]) {}
 }
 
 struct RowSink<'a> {

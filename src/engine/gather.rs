@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::call::Coll;
+use super::ask::Coll;
 use super::rows::{Lineage, Rec};
 use super::shape::Pairs;
 use super::shared::Shared;

@@ -2,6 +2,7 @@
 //!
 //! Through differential travel keys alone; what they stand for is in [`rows`] and [`context`].
 
+mod ask;
 mod call;
 pub mod compile;
 pub mod context;

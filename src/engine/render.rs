@@ -9,7 +9,8 @@ use timely::dataflow::Scope;
 use timely::dataflow::operators::probe::Handle as ProbeHandle;
 use timely::dataflow::operators::vec::Map;
 
-use super::call::{Ask, Coll, Made, Spec, call};
+use super::ask::{Ask, Coll, Made};
+use super::call::{Spec, call};
 use super::digest::Digest;
 use super::draw::Draw;
 use super::gather;

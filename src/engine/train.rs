@@ -16,7 +16,7 @@ use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::operator::Operator as _;
 use timely::scheduling::SyncActivator;
 
-use super::call::Coll;
+use super::ask::Coll;
 use super::dispatch::Mode;
 use super::rows::{Rec, Slot};
 use super::shared::Shared;

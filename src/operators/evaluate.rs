@@ -25,6 +25,8 @@ pub struct Evaluate {
     truth: Option<String>,
     group: String,
     ordinal: u64,
+    /// The node that the rows come from: rows of two nodes may share an id.
+    source: String,
 }
 
 enum Form {
@@ -54,6 +56,7 @@ impl Evaluate {
             truth: op.truth.as_ref().map(|name| name.value.clone()),
             group: op.group.value.clone(),
             ordinal: build.ordinal as u64,
+            source: build.source.to_owned(),
         })
     }
 
@@ -96,6 +99,7 @@ impl Evaluate {
         out.row(&[
             ("subject_id", Cell::id(input.row_id)),
             ("evaluator", Cell::text(&*self.node)),
+            ("source", Cell::text(&*self.source)),
             ("evaluator_fingerprint", Cell::id(self.definition().id())),
             ("name", Cell::text(name)),
             ("value", Cell::or_null(value, Cell::Float)),
@@ -224,7 +228,7 @@ impl Operator for Evaluate {
     }
 
     fn fingerprint(&self) -> Id {
-        self.definition().text(&self.node).u64(self.ordinal).id()
+        self.definition().text(&self.node).text(&self.source).u64(self.ordinal).id()
     }
 }
 

@@ -11,7 +11,6 @@ use arrow::datatypes::{DataType, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{CatalogProvider, MemorySchemaProvider, Session, TableProvider};
 use datafusion::common::{DFSchema, DataFusionError, TableReference};
-use datafusion::config::Dialect;
 use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::execution::context::SQLOptions;
 use datafusion::logical_expr::{ColumnarValue, Expr, TableType, Volatility, create_udf};
@@ -278,14 +277,7 @@ fn shared() -> &'static SessionContext {
     CONTEXT.get_or_init(context)
 }
 
-/// Says what is wrong with a condition before its columns are known.
-pub(super) fn check_condition(sql: &str) -> std::result::Result<(), String> {
-    let parsed = shared().state().sql_to_expr(sql, &Dialect::Generic);
-    parsed.map(drop).map_err(|error| format!("`{sql}` is no condition in SQL: {}", said(error)))
-}
-
 /// A condition over the columns of a relation.
-#[derive(Clone)]
 pub(super) struct Compiled(Arc<dyn PhysicalExpr>);
 
 impl Compiled {

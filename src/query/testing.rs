@@ -89,7 +89,8 @@ impl Lab {
     /// Remembers a call.
     pub(super) fn remember(&self, n: u64, request: &str, answer: &str) {
         let memo = self.store().memo().unwrap();
-        let mut outcome = Outcome::Ok(crate::model::Answer::default());
+        #[expect(clippy::default_trait_access, reason = "a layer above `model` does not name it")]
+        let mut outcome = Outcome::Ok(Default::default());
         if let Ok(said) = &mut outcome {
             said.text = answer.to_owned();
         }

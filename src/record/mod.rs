@@ -1,6 +1,7 @@
 //! `record`: what an edge of the dataflow carries: relations, typed batches, keys.
 
 pub mod batch;
+pub mod builder;
 mod describe;
 pub mod key;
 pub mod message;
@@ -8,7 +9,8 @@ pub mod read;
 pub mod relation;
 pub mod transcript;
 
-pub use batch::{Batch, BatchBuilder, Cell, Origin, Row, Turns};
+pub use batch::{Batch, Cell, Row, Turns};
+pub use builder::{BatchBuilder, Origin};
 pub use key::{CallKey, Id, KeyHasher};
 pub use message::Message;
 pub use relation::{Column, Kind, Part, Relation};

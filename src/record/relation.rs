@@ -381,6 +381,7 @@ const METRICS: &[Column] = columns![
 const SCORES: &[Column] = columns![
     column("subject_id", Id, Content),
     column("evaluator", Text, Content),
+    column("source", Text, Content),
     nullable("evaluator_fingerprint", Id, Provenance),
     column("name", Text, Content),
     nullable("value", Float, Content),

@@ -38,7 +38,7 @@ impl Lab {
         lab.write("small.yaml", PIPELINE);
         lab.constitution("Say what is wrong.");
         let line = |n: usize| {
-            let category = if n % 2 == 0 { "red" } else { "benign" };
+            let category = if n.is_multiple_of(2) { "red" } else { "benign" };
             json!({ "id": n, "prompt": format!("question {n}"), "category": category })
         };
         let lines: Vec<String> = (0..ROWS).map(|n| line(n).to_string()).collect();

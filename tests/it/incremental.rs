@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use amend::engine::dispatch::Mode;
+use amend::engine::draw::{Draw, Purpose, principle_key};
 use amend::record::CallKey;
 
 use crate::lab::{Files, Lab, fake_answer, fake_weights};
@@ -258,5 +259,41 @@ fn a_plan_says_what_a_run_then_does() {
             }
         }
         assert_eq!(foresight.model.made(), 0, "a plan spends nothing");
+    }
+}
+
+#[test]
+fn an_edit_of_a_text_touches_only_the_rows_that_drew_it() {
+    let mut lab = Lab::new(1);
+    let mut files = files(400);
+    files.pipeline = files.pipeline.split("  sl:").next().unwrap().to_owned();
+    let before = lab.desired(&files);
+    lab.session.apply(&before).unwrap();
+    files.constitution = files.constitution.replace("spite", "malice");
+    let after = lab.desired(&files);
+    let settled = lab.session.apply(&after).unwrap();
+
+    let at = |name: &str| after.shape.nodes.iter().position(|node| node.name == name).unwrap();
+    let head = at("revisions[1].critique");
+    let edited = principle_key("c");
+    let drew_it = |draft: &&Id| {
+        (1..=2).any(|round| {
+            let draw = Draw { seed: 17, purpose: Purpose::Critique, round };
+            draw.winners(draw.bucket(**draft), &after.candidates[&head], 1)[0] == edited
+        })
+    };
+    let drafts = &lab.session.tables()[at("drafts")].rows;
+    let touched = drafts.keys().filter(drew_it).count() as u64;
+    assert!((100..250).contains(&touched), "{touched} of 400, expected 175");
+    for (node, records) in [
+        ("drafts", 0),
+        ("demos", 0),
+        // Each row is retracted under the old text and inserted under the new one.
+        ("revisions[1].critique", 2 * touched),
+    ] {
+        assert_eq!(settled.records[at(node)], records, "records through {node}");
+    }
+    for node in ["revisions[1].revise", "revisions[2].critique", "revisions[2].revise"] {
+        assert!(settled.records[at(node)] <= 2 * touched, "records through {node}");
     }
 }

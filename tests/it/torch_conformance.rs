@@ -6,8 +6,10 @@
 
 use std::path::{Path, PathBuf};
 
-use amend::model::Sampling;
-use amend::model::torch::{Checkpoint, Continuation, Head, Llama, generate};
+use amend::model::Finish;
+use amend::model::torch::{
+    Checkpoint, Continuation, Generated, Head, Llama, TextTokenizer, generate, rewards, score,
+};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};

@@ -17,7 +17,8 @@ use std::path::{Path, PathBuf};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
-use super::batch::{Batch, BatchBuilder, Cell, Origin};
+use super::batch::{Batch, Cell};
+use super::builder::{BatchBuilder, Origin};
 use super::key::Id;
 use super::relation::Relation;
 use identity::Identities;

@@ -1,0 +1,71 @@
+//! Rows that are lost: why, and what was asked of them.
+
+use super::{Caller, Pending, Place};
+use crate::engine::ask::Made;
+use crate::engine::dispatch::Outcome;
+use crate::engine::rows::Rec;
+use crate::model::{Answer, Request};
+use crate::operators::{Out, Reason, Reject, Step, made_id};
+use crate::record::{Cell, KeyHasher};
+
+impl Caller {
+    pub(super) fn fail(&mut self, place: &Place, pending: &Pending, failure: &Outcome) {
+        let (reason, detail) = match failure {
+            Outcome::Permanent { message, too_long: true } => (Reason::TooLong, message),
+            Outcome::Permanent { message, too_long: false } => (Reason::HttpPermanent, message),
+            Outcome::Transient { message } => (Reason::HttpTransient, message),
+            Outcome::Answer(_) | Outcome::Unknown => unreachable!("neither ends a row as failed"),
+        };
+        let reject = Reject { reason, detail: detail.clone(), answer: None };
+        let made = self.reject(place, pending, reject);
+        self.finish(place.ask, pending.time, made);
+    }
+
+    /// What the last request of a row was: steps are functions, so it can be had again.
+    fn last_request(&self, place: &Place, turns: &[Vec<Answer>]) -> Option<String> {
+        let operator = &place.stage.operator;
+        if operator.calls_max() == 0 || place.ask.content.is_unknown() {
+            return None;
+        }
+        let slots = self.slots(&place.ask);
+        let asked = |turns: &[Vec<Answer>]| {
+            let step = operator.step(place.input(&slots, turns), &mut Nowhere);
+            match step {
+                Step::Ask(requests) => requests.last().map(Request::json),
+                _ => None,
+            }
+        };
+        asked(turns).or_else(|| asked(turns.split_last()?.1))
+    }
+
+    pub(super) fn reject(&mut self, place: &Place, pending: &Pending, reject: Reject) -> Made {
+        let keys = &pending.keys;
+        let request = self.last_request(place, &pending.turns);
+        let principle = place.context.drawn(&place.stage).first().map(|drawn| drawn.id.to_string());
+        let cells = [
+            ("node", Cell::text(self.spec.name.clone())),
+            ("reason", Cell::text(reject.reason.name())),
+            ("detail", Cell::text(reject.detail)),
+            ("round", Cell::or_null(place.stage.operator.round(), Cell::Int)),
+            ("principle_id", Cell::or_null(principle, Cell::text)),
+            ("call_key", Cell::or_null(keys.last(), |key| Cell::id(key.id()))),
+            ("request", Cell::or_null(request, Cell::text)),
+            ("answer", Cell::or_null(reject.answer, Cell::text)),
+        ];
+        let mut origin = self.origin(place, keys);
+        if place.stage.operator.role().is_none() {
+            // The row goes on elsewhere under its id: the reject has one of its own.
+            origin.row_id =
+                made_id("reject", &[place.made, KeyHasher::new(&self.spec.name).id()], 0);
+        }
+        let (content, version) = self.rejects.push(&origin, &cells);
+        Made::Reject(Rec { row: origin.row_id, content, version })
+    }
+}
+
+/// Takes a row that nobody wants.
+struct Nowhere;
+
+impl Out for Nowhere {
+    fn row(&mut self, _cells: &[(&'static str, Cell<'_>)]) {}
+}
