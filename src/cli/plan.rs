@@ -167,3 +167,78 @@ fn nodes_of(plan: &Plan, name: &str) -> Vec<NodeIdx> {
         None => (0..plan.nodes.len()).filter(|at| plan.nodes[*at].table == name).collect(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::run::{CallsForecast, RowsForecast, Totals, TrainingForecast};
+
+    /// The plan of the shared fixture of the paper.
+    fn paper() -> Plan {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/paper.yaml");
+        crate::plan::load(&path, &[], &|_| None).unwrap()
+    }
+
+    fn node(name: &str, changed: u64, total: u64, to_make: u64) -> NodeForecast {
+        NodeForecast {
+            name: name.to_owned(),
+            op: "sample".to_owned(),
+            rows: RowsForecast { total, changed, exact: true },
+            calls: CallsForecast { total, memo: total - to_make, to_make, exact: true },
+            training: None,
+            tokens: 0,
+            cost_usd: None,
+        }
+    }
+
+    fn training(name: &str, state: &str, exact: bool) -> NodeForecast {
+        let training = Some(TrainingForecast { state: state.to_owned(), exact });
+        let changed = u64::from(state != "unchanged");
+        NodeForecast { training, ..node(name, changed, 1, 0) }
+    }
+
+    fn told(nodes: Vec<NodeForecast>) -> String {
+        let to_make = nodes.iter().map(|node| node.calls.to_make).sum();
+        let calls = CallsForecast {
+            total: 0,
+            memo: 0,
+            to_make,
+            exact: nodes.iter().all(|n| n.calls.exact),
+        };
+        let totals = Totals { calls, ..Totals::default() };
+        blast_radius(&paper(), &Forecast { pipeline: "paper".to_owned(), nodes, totals })
+    }
+
+    #[test]
+    fn an_edit_is_told_from_where_it_begins_to_the_calls_below_the_training() {
+        let mut pairs = node("pairs", 300_000, 300_000, 300_000);
+        pairs.calls.exact = false;
+        let nodes = vec![
+            node("drafts", 0, 100_000, 0),
+            node("revisions.critiques", 6_575, 100_000, 6_575),
+            node("revisions", 6_575, 100_000, 6_575),
+            training("sl", "retrain", true),
+            pairs,
+        ];
+        insta::assert_snapshot!(told(nodes), @"6,575 of 100,000 critiques of revisions.critiques change → sl retrains → up to 300,000 calls below; `--hold sl` stops here");
+    }
+
+    #[test]
+    fn an_edit_below_the_trainings_stops_at_its_calls() {
+        let nodes = vec![
+            node("drafts", 0, 10, 0),
+            training("sl", "unchanged", true),
+            node("preferences", 3, 10, 6),
+            training("pm", "retrain", false),
+        ];
+        insta::assert_snapshot!(told(nodes), @"3 of 10 comparisons of preferences change → pm may retrain");
+    }
+
+    #[test]
+    fn nothing_and_everything_are_said_in_a_word() {
+        let nothing = vec![node("drafts", 0, 10, 0), training("sl", "unchanged", true)];
+        assert_eq!(told(nothing), "nothing changes: a run makes no call");
+        let everything = vec![node("drafts", 10, 10, 10), training("sl", "fresh", true)];
+        assert_eq!(told(everything), "everything is new: 10 calls, 1 training");
+    }
+}

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use crate::engine::run::Predicates;
 use crate::operators::Predicate;
 use crate::query::predicate::Condition;
-use crate::record::{Batch, Id};
+use crate::record::{Batch, Id, Relation};
 
 /// Conditions in SQL.
 pub(super) struct SqlPredicates;
 
 impl Predicates for SqlPredicates {
-    fn predicate(&self, sql: &str) -> Result<Arc<dyn Predicate>, String> {
-        Ok(Arc::new(Where(Condition::new(sql)?)))
+    fn predicate(&self, sql: &str, over: Relation) -> Result<Arc<dyn Predicate>, String> {
+        Ok(Arc::new(Where(Condition::new(sql, over)?)))
     }
 }
 

@@ -12,9 +12,9 @@ use super::train::{Held, Setup, Training};
 use crate::operators::train as training;
 use crate::operators::{Build, BuildError, Drawn, Half, ModelRef, Predicate, build};
 use crate::plan::{self, Ask, Chain, DrawSpec, Input, ModelEdge, NodeIdx, Plan, Step};
-use crate::record::{Id, KeyHasher};
+use crate::record::{Id, KeyHasher, Relation};
 use crate::spec::op::{OnChange, Op, Pairs as PairsOf, Read};
-use crate::spec::{Model, Principle, Purpose as For};
+use crate::spec::{Model, Name, Principle, Purpose as For};
 
 /// What compiling asks of the world.
 pub trait World {
@@ -24,8 +24,8 @@ pub trait World {
     /// The fingerprint of an entry of `models`.
     fn fingerprint(&self, name: &str, model: &Model) -> Result<Id, String>;
 
-    /// The condition of a `filter: where`, which is not known here.
-    fn predicate(&self, sql: &str) -> Result<Arc<dyn Predicate>, String>;
+    /// The condition of a `filter: where` over rows of a relation, which is not known here.
+    fn predicate(&self, sql: &str, over: Relation) -> Result<Arc<dyn Predicate>, String>;
 
     /// The finished training of a node that is held, if there is one.
     fn held(&self, node: &str) -> Option<Held>;
@@ -121,9 +121,12 @@ impl Compiler<'_> {
 
     fn filter(&self, node: &plan::Node, of: NodeIdx) -> Result<Stage> {
         let Op::Filter(filter) = self.plan.op(node) else { unreachable!("a filter is a filter") };
-        let condition = filter.condition.as_ref();
-        let predicate = condition.map(|sql| self.world.predicate(sql)).transpose();
-        let predicate = predicate.map_err(CompileError::World)?;
+        let over = self.plan.nodes[of].relation;
+        let compile = |sql: &Name| {
+            let wrong = |message| BuildError { message, help: None, place: Some(sql.place) };
+            self.world.predicate(sql, over).map_err(wrong)
+        };
+        let predicate = filter.condition.as_ref().map(compile).transpose()?;
         self.local(node, &Build { predicate, ..self.build(node, of) })
     }
 

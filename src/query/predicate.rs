@@ -1,53 +1,33 @@
 //! Conditions: `filter: { where: … }`, true or false of each row of a batch.
 
-#[cfg(feature = "sql")]
-use std::collections::BTreeMap;
-#[cfg(feature = "sql")]
-use std::sync::{Mutex, PoisonError};
+use crate::record::{Batch, Id, KeyHasher, Relation};
 
-#[cfg(feature = "sql")]
-use crate::record::Relation;
-use crate::record::{Batch, Id, KeyHasher};
-
-/// A condition in SQL over the columns of a row.
+/// A condition in SQL over the columns of a relation.
 pub struct Condition {
     sql: String,
-    /// Compiled for the relations it was asked about.
     #[cfg(feature = "sql")]
-    compiled: Mutex<BTreeMap<Relation, super::sql::Compiled>>,
+    compiled: super::sql::Compiled,
 }
 
 impl Condition {
-    /// Reads a condition, or says what is wrong with it. Its columns are looked up with the rows.
+    /// Reads a condition over rows of a relation, or says what is wrong with it.
     #[cfg(feature = "sql")]
-    pub fn new(sql: &str) -> Result<Condition, String> {
-        super::sql::check_condition(sql)?;
-        Ok(Condition { sql: sql.to_owned(), compiled: Mutex::default() })
+    pub fn new(sql: &str, over: Relation) -> Result<Condition, String> {
+        let compiled = super::sql::Compiled::new(sql, over)?;
+        Ok(Condition { sql: sql.to_owned(), compiled })
     }
 
     /// Says that this program has no SQL.
     #[cfg(not(feature = "sql"))]
-    pub fn new(sql: &str) -> Result<Condition, String> {
-        let unused = Condition { sql: sql.to_owned() };
-        Err(format!(
-            "this amend was built without SQL, which `where: {}` needs: build it with `--features sql`",
-            unused.sql
-        ))
+    pub fn new(_sql: &str, _over: Relation) -> Result<Condition, String> {
+        Err("`where` needs SQL, which this amend was built without: build it with `--features sql`"
+            .to_owned())
     }
 
     /// For each row whether it stays; where the condition is null, it does not.
     #[cfg(feature = "sql")]
     pub fn keep(&self, batch: &Batch) -> Result<Vec<bool>, String> {
-        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        let expr = if let Some(expr) = compiled.get(&batch.relation()) {
-            expr.clone()
-        } else {
-            let expr = super::sql::Compiled::new(&self.sql, batch.relation())?;
-            compiled.insert(batch.relation(), expr.clone());
-            expr
-        };
-        drop(compiled);
-        expr.keep(batch.rows())
+        self.compiled.keep(batch.rows())
     }
 
     /// Never called: there is no condition without SQL.
@@ -68,7 +48,8 @@ mod tests {
     use crate::query::testing::{batch, row};
 
     fn keep(sql: &str) -> Result<Vec<bool>, String> {
-        Condition::new(sql)?.keep(&batch(&[row(1, "yes"), row(2, "certainly not"), row(3, "")]))
+        let rows = batch(&[row(1, "yes"), row(2, "certainly not"), row(3, "")]);
+        Condition::new(sql, Relation::Responses)?.keep(&rows)
     }
 
     #[test]
@@ -90,5 +71,6 @@ mod tests {
         assert!(keep("length(model)").unwrap_err().contains("true or false"));
         assert!(keep("random() < 0.5").unwrap_err().contains("random"));
         assert!(keep("now() is not null").unwrap_err().contains("now"));
+        assert!(keep("length(completion) > 3").unwrap_err().contains("text(completion)"));
     }
 }

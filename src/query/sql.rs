@@ -11,7 +11,6 @@ use arrow::datatypes::{DataType, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{CatalogProvider, MemorySchemaProvider, Session, TableProvider};
 use datafusion::common::{DFSchema, DataFusionError, TableReference};
-use datafusion::config::Dialect;
 use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::execution::context::SQLOptions;
 use datafusion::logical_expr::{ColumnarValue, Expr, TableType, Volatility, create_udf};
@@ -278,14 +277,7 @@ fn shared() -> &'static SessionContext {
     CONTEXT.get_or_init(context)
 }
 
-/// Says what is wrong with a condition before its columns are known.
-pub(super) fn check_condition(sql: &str) -> std::result::Result<(), String> {
-    let parsed = shared().state().sql_to_expr(sql, &Dialect::Generic);
-    parsed.map(drop).map_err(|error| format!("`{sql}` is no condition in SQL: {}", said(error)))
-}
-
 /// A condition over the columns of a relation.
-#[derive(Clone)]
 pub(super) struct Compiled(Arc<dyn PhysicalExpr>);
 
 impl Compiled {
@@ -336,4 +328,76 @@ fn unstable(expr: &Expr) -> Option<String> {
     });
     seen.expect("looking at an expression does not fail");
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::query::testing::{Lab, row};
+
+    fn ask(lab: &Lab, sql: &str) -> Result<String> {
+        let reader = lab.reader();
+        query(&reader, reader.snapshot("latest")?, sql)?.table()
+    }
+
+    fn lab() -> Lab {
+        let lab = Lab::new();
+        lab.commit(&[
+            ("drafts", &[row(1, "a"), row(2, "b")]),
+            ("red.train", &[row(3, "c")]),
+            ("Upper", &[row(4, "d")]),
+        ]);
+        lab.remember(7, r#"{"prompt":"say it"}"#, "said");
+        lab
+    }
+
+    #[test]
+    fn every_node_is_a_table_and_so_are_calls_and_rejects() {
+        let sql = "select (select count(*) from drafts) as drafts,
+            (select count(*) from red.train) as bare, (select count(*) from \"red.train\") as quoted,
+            (select count(*) from Upper) as upper, (select count(*) from rejects) as rejects,
+            (select answer from calls) as said";
+        insta::assert_snapshot!(ask(&lab(), sql).unwrap(), @r"
+        +--------+------+--------+-------+---------+------+
+        | drafts | bare | quoted | upper | rejects | said |
+        +--------+------+--------+-------+---------+------+
+        | 2      | 1    | 1      | 1     | 0       | said |
+        +--------+------+--------+-------+---------+------+
+        ");
+    }
+
+    #[test]
+    fn columns_come_in_the_order_asked_for() {
+        let sql = "select text(completion) as said, model, sample_index from drafts order by 1";
+        insta::assert_snapshot!(ask(&lab(), sql).unwrap(), @r"
+        +------+-----------+--------------+
+        | said | model     | sample_index |
+        +------+-----------+--------------+
+        | a    | assistant | 0            |
+        | b    | assistant | 0            |
+        +------+-----------+--------------+
+        ");
+    }
+
+    #[test]
+    fn no_row_still_has_its_head() {
+        let sql = "select node, reason from rejects";
+        insta::assert_snapshot!(ask(&lab(), sql).unwrap(), @r"
+        +------+--------+
+        | node | reason |
+        +------+--------+
+        +------+--------+
+        ");
+    }
+
+    #[test]
+    fn a_query_only_reads_and_says_what_it_does_not_know() {
+        for sql in ["create table x as select 1", "copy drafts to 'x.csv'", "drop table drafts"] {
+            assert!(ask(&lab(), sql).is_err(), "{sql}");
+        }
+        let error = ask(&lab(), "select * from draft").unwrap_err().to_string();
+        assert!(error.contains("draft"), "{error}");
+        let error = ask(&lab(), "select promt from drafts").unwrap_err().to_string();
+        assert!(error.contains("promt") && error.contains("prompt"), "{error}");
+    }
 }

@@ -266,7 +266,7 @@ impl World for LabWorld<'_> {
         Ok(KeyHasher::new("amend/fake-model/1").text(name).id())
     }
 
-    fn predicate(&self, _sql: &str) -> Result<Arc<dyn Predicate>, String> {
+    fn predicate(&self, _sql: &str, _over: Relation) -> Result<Arc<dyn Predicate>, String> {
         Err("the lab has no SQL".to_owned())
     }
 

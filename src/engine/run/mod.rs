@@ -23,6 +23,7 @@ use super::dispatch::{Dispatcher, Limits, Mode};
 use super::session::{Desired, Session, Settled};
 use crate::operators::Predicate;
 use crate::plan::{Plan, Step};
+use crate::record::Relation;
 use crate::spec::Place;
 use crate::store::{Store, StoreError};
 use world::LocalWorld;
@@ -55,8 +56,8 @@ pub struct Options {
 
 /// Compiles the conditions of `filter: where`.
 pub trait Predicates: Send + Sync {
-    /// The condition, or what is wrong with it.
-    fn predicate(&self, sql: &str) -> Result<Arc<dyn Predicate>, String>;
+    /// The condition over rows of a relation, or what is wrong with it.
+    fn predicate(&self, sql: &str, over: Relation) -> Result<Arc<dyn Predicate>, String>;
 }
 
 /// Told how far a run is.

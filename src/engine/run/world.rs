@@ -14,8 +14,8 @@ use crate::engine::train::{Held, Trainings};
 use crate::model::{Answer, Trainer};
 use crate::operators::{Predicate, read};
 use crate::plan::Plan;
-use crate::record::Id;
 use crate::record::read::{Fingerprint, Stamped, fingerprint, read as read_file};
+use crate::record::{Id, Relation};
 use crate::spec::op::Read;
 use crate::spec::{Backend, Model};
 use crate::store::manifest::SourceFile;
@@ -138,8 +138,8 @@ impl World for LocalWorld<'_> {
         models::fingerprint(model)
     }
 
-    fn predicate(&self, sql: &str) -> Result<Arc<dyn Predicate>, String> {
-        self.options.predicates.predicate(sql)
+    fn predicate(&self, sql: &str, over: Relation) -> Result<Arc<dyn Predicate>, String> {
+        self.options.predicates.predicate(sql, over)
     }
 
     fn held(&self, node: &str) -> Option<Held> {
