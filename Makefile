@@ -32,7 +32,7 @@ test: setup ## everything a commit must pass
 	    $(CARGO) test --lib --bins --tests; \
 	fi
 	$(CARGO) test --doc
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --no-default-features
 
 .PHONY: bench
 bench: setup ## the benchmarks
