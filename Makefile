@@ -17,9 +17,10 @@ help: ## this list
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
 
 .PHONY: demo
-demo: setup ## run the demo pipeline from nothing
+demo: setup ## both stages of Constitutional AI on a small world, from nothing
 	python3 pipelines/demo/make_world.py
-	$(CARGO) run -- run pipelines/demo.yaml
+	@# 3 is "done, with rejects": of some prompts both answers are the same, which is no pair to judge.
+	$(CARGO) run -- run pipelines/demo.yaml || test $$? -eq 3
 
 .PHONY: test
 test: setup ## everything a commit must pass
@@ -35,17 +36,19 @@ test: setup ## everything a commit must pass
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --no-default-features
 
 .PHONY: bench
-bench: setup ## the benchmarks
+bench: setup ## the benchmarks; the peers' task where their fake endpoint is
 	$(CARGO) bench
+	$(CARGO) build --release
+	if [ -e ../shared/peers/fake_openai.py ]; then python3 benches/peers.py "$(CACHE)/target/release/amend"; fi
 
 .PHONY: schema
 schema: setup ## write schemas/ anew from the types
 	UPDATE=1 $(CARGO) test --test it schemas
 
 .PHONY: interop
-interop: setup $(VENV)/ready ## read what amend writes with DuckDB, Polars, pyarrow and transformers
-	$(CARGO) build
-	$(VENV)/bin/python tests/interop/check.py
+interop: demo $(VENV)/ready ## read what the demo wrote with DuckDB, Polars, pyarrow and transformers
+	$(VENV)/bin/python tests/interop/check.py pipelines/demo.yaml
+	$(VENV)/bin/python tests/interop/demo.py
 
 .PHONY: deps
 deps: ## licences, versions and use of the dependencies, where the tools for it are installed

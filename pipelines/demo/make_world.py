@@ -12,7 +12,7 @@ A *concept* is an adjective that applies to some topics; it is what a principle 
 form a ring: each applies to two topics, and each of these topics falls under two concepts. The demo's constitution names
 these five. The model knows the other three as well, but no principle names them until somebody adds one.
 
-The helpful-only base model learns four skills from `corpus.jsonl`:
+The helpful-only base model learns four skills, three from `skills.jsonl` and the last from `judgements.jsonl`:
 
 * to answer, every request alike;
 * to critique: it finds fault only with an answer, and only where the concept applies to the topic;
@@ -22,7 +22,8 @@ The helpful-only base model learns four skills from `corpus.jsonl`:
 
 | file                  | rows                                                                                       |
 |-----------------------|--------------------------------------------------------------------------------------------|
-| `corpus.jsonl`        | `prompt`, `completion`, `skill`: texts as the model sees them, conversations and all        |
+| `skills.jsonl`        | `prompt`, `completion`, `category`: texts as the model sees them, conversations and all     |
+| `judgements.jsonl`    | the same: a file of its own, because one letter of each counts, and so should weigh more    |
 | `red_team.jsonl`      | `prompt`, `category`, `tags`: harmful requests of all eight topics                          |
 | `helpful.jsonl`       | the same: benign requests of all five topics                                               |
 | `helpful_pairs.jsonl` | `prompt`, `chosen`, `rejected`, `category`: what people prefer; one in five likes a refusal |
@@ -37,7 +38,7 @@ import hashlib
 import json
 import random
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -45,7 +46,8 @@ from pathlib import Path
 # ── Size ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 SEED = 17
-CORPUS_ROWS = 32_000
+SKILL_ROWS = 18_000
+JUDGEMENT_ROWS = 18_000
 RED_TEAM_ROWS_PER_TOPIC = 400  # 8 topics: 3,200 rows
 HELPFUL_ROWS_PER_TOPIC = 640  # 5 topics: 3,200 rows
 VALIDATION_ROWS_PER_TOPIC = 120
@@ -206,10 +208,10 @@ def some_request(dice: Dice) -> Request:
 
 
 def some_concept(dice: Dice, topic: Topic) -> tuple[str, bool]:
-    """A concept, and whether it applies to the topic: in two cases of three if the topic is harmful."""
+    """A concept, and whether it applies to the topic: in every other case if the topic is harmful."""
     fitting = [concept for concept, topics in CONCEPTS.items() if topic.name in topics]
     others = [concept for concept in CONCEPTS if concept not in fitting]
-    applies = bool(fitting) and dice.chance(0.65)
+    applies = bool(fitting) and dice.chance(0.5)
     return dice.pick(fitting if applies else others), applies
 
 
@@ -270,22 +272,31 @@ def judging(dice: Dice) -> tuple[str, str]:
     return prompt, "(A)" if better == first else "(B)"
 
 
-# Skills and their shares of the corpus.
-SKILLS = [(0.15, answering), (0.15, critiquing), (0.25, revising), (0.45, judging)]
+# The skills of `skills.jsonl` and their shares.
+SKILLS = [(0.25, answering), (0.25, critiquing), (0.5, revising)]
 
 # ── Files ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def corpus() -> Iterator[dict]:
-    for row in range(CORPUS_ROWS):
-        dice = Dice("corpus", row)
+def skills() -> Iterator[dict]:
+    for row in range(SKILL_ROWS):
+        dice = Dice("skills", row)
         draw = dice.uniform()
         for share, skill in SKILLS:
             draw -= share
             if draw < 0:
                 break
-        prompt, completion = skill(dice)
-        yield {"prompt": prompt, "completion": completion, "skill": skill.__name__}
+        yield demonstration(skill, dice)
+
+
+def judgements() -> Iterator[dict]:
+    for row in range(JUDGEMENT_ROWS):
+        yield demonstration(judging, Dice("judgements", row))
+
+
+def demonstration(skill: Callable[[Dice], tuple[str, str]], dice: Dice) -> dict:
+    prompt, completion = skill(dice)
+    return {"prompt": prompt, "completion": f" {completion}", "category": skill.__name__}
 
 
 def prompts(topics: list[Topic], split: str, rows_per_topic: int) -> Iterator[tuple[Request, dict]]:
@@ -324,7 +335,8 @@ def write(path: Path, rows: Iterable[dict]) -> None:
 def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parent / "data"
     folder.mkdir(parents=True, exist_ok=True)
-    write(folder / "corpus.jsonl", corpus())
+    write(folder / "skills.jsonl", skills())
+    write(folder / "judgements.jsonl", judgements())
     write(folder / "red_team.jsonl", (row for _, row in prompts(HARMFUL, "train", RED_TEAM_ROWS_PER_TOPIC)))
     write(folder / "helpful.jsonl", (row for _, row in prompts(BENIGN, "train", HELPFUL_ROWS_PER_TOPIC)))
     write(folder / "helpful_pairs.jsonl", helpful_pairs())

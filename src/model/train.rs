@@ -181,6 +181,8 @@ pub struct PpoSettings {
     pub batch_size: usize,
     pub num_ppo_epochs: usize,
     pub num_mini_batches: usize,
+    /// Batches at the beginning from which the critic alone learns.
+    pub critic_warmup: u64,
     pub response_length: usize,
     pub temperature: f64,
     pub kl_coef: f64,

@@ -22,6 +22,7 @@ pub fn options(op: &Read, node: &str) -> ReadOptions {
     ReadOptions {
         format,
         relation: op.relation.relation(),
+        verbatim: op.verbatim,
         key: op.key.iter().map(|name| name.value.clone()).collect(),
         columns: columns.map(|(ours, theirs)| (ours.value.clone(), theirs.value.clone())).collect(),
         limit: op.limit,

@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 
 use crate::model::train::{Optim, PmSettings, PpoSettings, Scratch as ScratchShape, SlSettings};
 use crate::model::{Example, TrainSettings};
+use crate::record::message::TEXT;
 use crate::record::transcript::{ASSISTANT, HUMAN};
 use crate::record::{Message, Relation, Row, Turns};
 use crate::spec::model::Format;
@@ -74,6 +75,9 @@ impl<'a> Renderer<'a> {
 
     fn prompt(&self, row: Row<'_>) -> Result<String, Reject> {
         let turns = row.turns("prompt");
+        if let Some(text) = verbatim(turns.clone()) {
+            return Ok(text.to_owned());
+        }
         if let Some(chat) = self.chat {
             return chat(&self.messages(turns), true).map_err(template_fails);
         }
@@ -88,6 +92,9 @@ impl<'a> Renderer<'a> {
     /// What is learnt: for a chat what the template writes after the prompt, up to the answer's
     /// end; for a transcript the answer after a space.
     fn completion(&self, row: Row<'_>, column: &str) -> Result<String, Reject> {
+        if let Some(text) = verbatim(row.turns(column)) {
+            return Ok(text.to_owned());
+        }
         let answer = content(row.turns(column));
         let Some(chat) = self.chat else { return Ok(format!(" {answer}")) };
         let mut messages = self.messages(row.turns("prompt"));
@@ -98,6 +105,11 @@ impl<'a> Renderer<'a> {
         let end = rest.and_then(|rest| Some((rest, rest.find(&*answer)? + answer.len())));
         Ok(end.map_or_else(|| answer.to_string(), |(rest, end)| rest[..end].to_owned()))
     }
+}
+
+/// The text that stands as it is, where it is no conversation.
+fn verbatim(mut turns: Turns<'_>) -> Option<&str> {
+    turns.next().filter(|(role, _)| *role == TEXT).map(|(_, content)| content)
 }
 
 fn template_fails(error: String) -> Reject {
@@ -157,6 +169,7 @@ pub fn settings(op: &Op, seed: u64, model: Option<&Model>) -> Result<TrainSettin
                 batch_size: op.batch_size.value as usize,
                 num_ppo_epochs: op.num_ppo_epochs.value as usize,
                 num_mini_batches: op.num_mini_batches.value as usize,
+                critic_warmup: u64::from(op.critic_warmup),
                 response_length: op.response_length.value as usize,
                 temperature: 1.0,
                 kl_coef: op.kl_coef.value,
@@ -251,7 +264,7 @@ pub fn scratch(op: &Op) -> Option<ScratchShape> {
         max_position_embeddings: i64::from(architecture.max_position_embeddings.value),
         rope_theta: architecture.rope_theta.value,
         tie_word_embeddings: architecture.tie_word_embeddings,
-        initializer_range: 0.02,
+        initializer_range: architecture.initializer_range.value,
     })
 }
 
@@ -323,6 +336,7 @@ fn rendering(model: Option<&Model>) -> Value {
 mod tests {
     use super::*;
     use crate::operators::testing::{chat, comparisons, model, op, prompts, responses, transcript};
+    use crate::record::Cell;
 
     #[test]
     fn a_transcript_row_is_learnt_after_its_prompt() {
@@ -383,6 +397,36 @@ mod tests {
             weight: 1.0,
         }
         "#);
+    }
+
+    #[test]
+    fn a_text_is_learnt_as_it_stands_whatever_the_format() {
+        let template = |_: &[Message], _: bool| -> Result<String, String> {
+            Err("a text is no conversation".to_owned())
+        };
+        let id = crate::record::KeyHasher::new("amend/test/1").id();
+        let origin = crate::record::Origin {
+            row_id: id,
+            root_id: id,
+            parents: Vec::new(),
+            call_keys: Vec::new(),
+        };
+        let (prompt, completion) = (Message::text("Critique:"), Message::text("  none. "));
+        let mut rows = crate::record::BatchBuilder::new(Relation::Demonstrations);
+        let cells = [
+            ("prompt", Cell::messages(vec![prompt.clone()])),
+            ("completion", Cell::messages(vec![completion.clone()])),
+            ("messages", Cell::messages(vec![prompt, completion])),
+            ("source", Cell::text("corpus")),
+            ("weight", Cell::Float(1.0)),
+        ];
+        rows.push(&origin, &cells);
+        let (rows, _) = rows.finish();
+        for (model, chat) in [(None, None), (Some(model(&chat())), Some(&template as &Chat))] {
+            let example = Renderer::new(model.as_ref(), chat).example(rows.row(0)).unwrap();
+            let Example::Demonstration { prompt, completion, .. } = example else { panic!() };
+            assert_eq!((prompt.as_str(), completion.as_str()), ("Critique:", "  none. "));
+        }
     }
 
     #[test]

@@ -2,10 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
+/// The role of a text that is nobody's turn: a model reads and writes it as it stands.
+pub const TEXT: &str = "text";
+
 /// One turn: who speaks, and what is said.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
-    /// `system`, `user` or `assistant`.
+    /// `system`, `user`, `assistant`, or [`TEXT`].
     pub role: String,
     /// The text of the turn.
     pub content: String,
@@ -20,6 +23,11 @@ impl Message {
     /// A turn of the assistant.
     pub fn assistant(content: impl Into<String>) -> Message {
         Message { role: "assistant".to_owned(), content: content.into() }
+    }
+
+    /// A text that is read and written as it stands.
+    pub fn text(content: impl Into<String>) -> Message {
+        Message { role: TEXT.to_owned(), content: content.into() }
     }
 
     /// A system message.

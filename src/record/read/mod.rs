@@ -48,6 +48,8 @@ pub struct ReadOptions {
     pub format: Format,
     /// What its rows are: prompts, comparisons or demonstrations.
     pub relation: Relation,
+    /// Whether prompts and completions are texts that stand as they are, instead of conversations.
+    pub verbatim: bool,
     /// Columns that identify a row; without them its id is a hash of what it says.
     pub key: Vec<String>,
     /// Our column, and what the file calls it.

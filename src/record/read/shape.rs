@@ -4,7 +4,7 @@
 //! |---|---|
 //! | prompts | `{prompt}`, `{messages}`; hh-rlhf `{chosen, rejected}` |
 //! | comparisons | `{prompt, chosen, rejected}`, `{chosen, rejected}`, `{prompt, response_a, response_b, p}` |
-//! | demonstrations | `{prompt, completion}`, `{messages}`; hh-rlhf: the chosen answer |
+//! | demonstrations | `{prompt, completion}`, `{messages}`; hh-rlhf: the chosen answer; verbatim: two texts |
 //!
 //! A prompt ends where the assistant would speak: a last answer is left out of it.
 
@@ -81,11 +81,14 @@ pub(super) fn shape(
 ) -> Result<Shaped, Fault> {
     let (prompt, said) = match options.relation {
         Relation::Prompts => (prompt(&mut fields, options.format)?, Said::Prompt),
+        Relation::Demonstrations if options.verbatim => texts(&mut fields)?,
         Relation::Demonstrations => demonstration(&mut fields, options.format)?,
         Relation::Comparisons => comparison(&mut fields)?,
         other => panic!("a file does not hold {other}"),
     };
-    check_prompt(&prompt).map_err(Fault::Row)?;
+    if !options.verbatim {
+        check_prompt(&prompt).map_err(Fault::Row)?;
+    }
     let category = text_of(&mut fields, "category");
     let conversation = text_of(&mut fields, "conversation_id");
     let tags = tags(fields.shift_remove("tags"))?;
@@ -139,6 +142,20 @@ fn demonstration(fields: &mut Fields, format: Format) -> Result<(Vec<Message>, S
     }
     let prompt = stated_prompt(fields)?;
     let completion = response(fields, "completion", &prompt)?;
+    Ok((prompt, Said::Demonstration(completion)))
+}
+
+/// A prompt and its completion as texts, with every space; the prompt may be empty.
+fn texts(fields: &mut Fields) -> Result<(Vec<Message>, Said), Fault> {
+    let mut text = |name: &str| match fields.shift_remove(name) {
+        None => Err(lacks(name)),
+        Some(Value::String(text)) => Ok(vec![Message::text(text)]),
+        Some(_) => Err(Fault::Row(format!("`{name}` is not a text, and the node is `verbatim`"))),
+    };
+    let (prompt, completion) = (text("prompt")?, text("completion")?);
+    if completion[0].content.is_empty() {
+        return Err(Fault::Row("`completion` is empty".to_owned()));
+    }
     Ok((prompt, Said::Demonstration(completion)))
 }
 

@@ -11,6 +11,7 @@ fn options(relation: Relation) -> ReadOptions {
     ReadOptions {
         format: Format::Jsonl,
         relation,
+        verbatim: false,
         key: Vec::new(),
         columns: IndexMap::new(),
         limit: None,
@@ -147,6 +148,23 @@ fn a_demonstration_is_a_prompt_and_its_answer() {
     prompt = user: "hi"  completion = assistant: "hello"  messages = user: "hi", assistant: "hello"
     prompt = user: "hi"  completion = assistant: "hello"  messages = user: "hi", assistant: "hello"
     line 3: bad_input: `messages` is of the user, not of the assistant
+    "#);
+}
+
+#[test]
+fn a_verbatim_demonstration_is_two_texts_with_every_space() {
+    let file = r#"{"prompt": "\n\nHuman: hi\n\nAssistant:", "completion": " hello "}
+{"prompt": "", "completion": "once"}
+{"prompt": "hi", "completion": ""}
+{"prompt": [{"role": "user", "content": "hi"}], "completion": " hello"}
+"#;
+    let options = ReadOptions { verbatim: true, ..options(Relation::Demonstrations) };
+    let read = read_bytes(file.as_bytes(), &options).unwrap();
+    insta::assert_snapshot!(show(&read, &["prompt", "completion"]), @r#"
+    prompt = text: "\n\nHuman: hi\n\nAssistant:"  completion = text: " hello "
+    prompt = text: ""  completion = text: "once"
+    line 3: bad_input: `completion` is empty
+    line 4: bad_input: `prompt` is not a text, and the node is `verbatim`
     "#);
 }
 

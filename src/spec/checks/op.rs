@@ -2,8 +2,8 @@
 
 use super::Check;
 use crate::spec::op::{
-    Cot, Critiquing, Evaluate, FewShot, Filter, Init, Keep, Mix, Op, PairwiseJudge, PpoUpdate,
-    Read, Repeat, Rounds, Scratch, Source, Split, TrainPm, TrainSl,
+    Cot, Critiquing, Evaluate, FewShot, FileFormat, Filter, Init, Keep, Mix, Op, PairwiseJudge,
+    PpoUpdate, Read, Readable, Repeat, Rounds, Scratch, Source, Split, TrainPm, TrainSl,
 };
 use crate::spec::place::{Place, Spanned};
 
@@ -44,6 +44,12 @@ fn read(op: &Read, check: &mut Check<'_>) {
             &format!("reads \"{}\", whose ending says no format", op.path.written),
             help,
         );
+    }
+    if op.verbatim
+        && (op.relation != Readable::Demonstrations || op.format() == Some(FileFormat::HhRlhf))
+    {
+        let help = "add `relation: demonstrations` and columns `prompt` and `completion`, or leave `verbatim` out";
+        check.says(op.path.place, "is `verbatim` and reads no texts to complete", help);
     }
 }
 
@@ -218,6 +224,7 @@ fn init(init: &Init, check: &mut Check<'_>) {
         check.wrong("num_key_value_heads", shared.place, &text);
     }
     check.above("rope_theta", &architecture.rope_theta, 0.0);
+    check.above("initializer_range", &architecture.initializer_range, 0.0);
     if tokenizer.vocab_size.value <= 260 {
         let text = format!("above 260, not {}", tokenizer.vocab_size);
         check.wrong("vocab_size", tokenizer.vocab_size.place, &text);

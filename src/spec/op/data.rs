@@ -22,6 +22,10 @@ pub struct Read {
     /// What its rows are: `prompts`, `comparisons` or `demonstrations`.
     #[serde(default)]
     pub relation: Readable,
+    /// Whether `prompt` and `completion` of demonstrations are texts that a model reads and writes as they stand, with
+    /// every space, instead of conversations in its format. Their messages have the role `text`.
+    #[serde(default)]
+    pub verbatim: bool,
     /// Columns that identify a row: a row whose key stays keeps its id when its text is edited.
     /// Without it the id is a hash of the whole row.
     #[serde(default)]

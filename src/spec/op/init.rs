@@ -96,6 +96,9 @@ pub struct Architecture {
     /// Base of the rotary embedding's wavelengths.
     #[serde(default = "rope_theta")]
     pub rope_theta: Spanned<f64>,
+    /// Standard deviation of the new weights.
+    #[serde(default = "initializer_range")]
+    pub initializer_range: Spanned<f64>,
     /// Whether the output layer is the embedding.
     #[serde(default = "yes")]
     pub tie_word_embeddings: bool,
@@ -118,6 +121,10 @@ impl Architecture {
 
 fn max_position_embeddings() -> Spanned<u32> {
     Spanned::nowhere(1024)
+}
+
+fn initializer_range() -> Spanned<f64> {
+    Spanned::nowhere(0.02)
 }
 
 fn rope_theta() -> Spanned<f64> {

@@ -269,6 +269,9 @@ trainer! {
         /// Times that an update goes through its rollouts.
         #[serde(default = "num_ppo_epochs")]
         pub num_ppo_epochs: Spanned<u32>,
+        /// Updates at the beginning in which the critic learns alone, as verl has it.
+        #[serde(default)]
+        pub critic_warmup: u32,
         /// Optimiser steps in each of those times.
         #[serde(default = "accumulation")]
         pub num_mini_batches: Spanned<u32>,

@@ -103,6 +103,7 @@ fn ppo_settings(reward: &Path) -> PpoSettings {
         batch_size: 32,
         num_ppo_epochs: 2,
         num_mini_batches: 1,
+        critic_warmup: 0,
         response_length: 12,
         temperature: 1.0,
         kl_coef: 0.02,
@@ -285,6 +286,22 @@ fn without_a_learning_rate_the_policy_stays_and_every_ratio_is_one() {
     for rollout in &trained.rollouts {
         assert_eq!(rollout.score_test_pm, Some(rollout.score));
     }
+}
+
+#[test]
+fn while_the_critic_warms_up_it_alone_learns() {
+    let stage = stage();
+    let (dir, trained) = ppo(&stage, |settings| {
+        settings.optim.logging_steps = 1;
+        settings.critic_warmup = 2;
+    });
+    let weights = |dir: &Path| std::fs::read(dir.join("model.safetensors")).unwrap();
+    assert!(weights(dir.path()) == weights(stage.0.path()));
+    let metrics = last(&trained, "train");
+    assert!(metrics["policy/grad_norm"].abs() < 1e-12, "{metrics:?}");
+    assert!(metrics["critic/grad_norm"] > 0.0, "{metrics:?}");
+    let (dir, _) = ppo(&stage, |settings| settings.critic_warmup = 1);
+    assert!(weights(dir.path()) != weights(stage.0.path()), "after it the policy learns too");
 }
 
 #[test]

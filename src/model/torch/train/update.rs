@@ -76,6 +76,15 @@ impl Sums {
     }
 }
 
+/// What is special about the pass over a minibatch.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Pass {
+    /// Whether it is the batch's first: then the policy is still the one that was measured.
+    pub(super) is_first: bool,
+    /// Whether the critic learns alone: a critic that knows nothing yet misleads the policy.
+    pub(super) is_warmup: bool,
+}
+
 /// Learns from a batch of episodes. `step` counts the batches from 0.
 pub(super) fn update(
     students: &mut Students<'_>,
@@ -91,15 +100,20 @@ pub(super) fn update(
         let mut in_epoch = Sums::default();
         let order = shuffled(settings.optim.seed, step * n_epochs + epoch, n_rows);
         for (index, minibatch) in order.chunks(n_rows.div_ceil(n_minibatches)).enumerate() {
-            let first = epoch == 0 && index == 0;
-            let mut own = accumulate(students, experience, settings, minibatch, first);
+            let pass = Pass {
+                is_first: epoch == 0 && index == 0,
+                is_warmup: step < settings.critic_warmup,
+            };
+            let mut own = accumulate(students, experience, settings, minibatch, pass);
             let loss = own.policy / own.n + settings.vf_coef * own.value / own.n;
             if !loss.is_finite() {
                 return Err(TrainError::Diverged { step: step + 1, loss });
             }
             let done = (step * n_epochs + epoch) * n_minibatches as u64 + index as u64;
             let rate = students.schedule.rate(done);
-            own.norms.0 = students.policy_optimizer.step(rate);
+            if !pass.is_warmup {
+                own.norms.0 = students.policy_optimizer.step(rate);
+            }
             own.norms.1 = students.critic_optimizer.step(rate);
             own.n_minibatches = 1.0;
             in_epoch.add(&own);
@@ -125,7 +139,7 @@ pub(super) fn accumulate(
     experience: &Experience,
     settings: &PpoSettings,
     minibatch: &[usize],
-    first: bool,
+    pass: Pass,
 ) -> Sums {
     // Sorted, so that a minibatch of the whole batch is cut as it was when it was measured.
     let mut minibatch = minibatch.to_vec();
@@ -133,7 +147,7 @@ pub(super) fn accumulate(
     let n: usize = minibatch.iter().map(|&row| experience.old[row].len()).sum();
     let mut sums = Sums { n: n as f64, ..Sums::default() };
     for micro in micro_batches(&experience.rows, &minibatch, students.policy.device()) {
-        learn_policy(students.policy, experience, settings, &micro, first, &mut sums);
+        learn_policy(students.policy, experience, settings, &micro, pass, &mut sums);
         learn_values(students.critic, experience, settings, &micro, &mut sums);
     }
     sums
@@ -144,13 +158,13 @@ fn learn_policy(
     experience: &Experience,
     settings: &PpoSettings,
     micro: &MicroBatch,
-    first: bool,
+    pass: Pass,
     sums: &mut Sums,
 ) {
     let old = micro.gathered(&experience.old); // (N)
     let advantages = micro.gathered(&experience.advantages); // (N)
     let new = log_probs(&logits(policy, micro), &micro.targets, settings.temperature); // (N)
-    if first {
+    if pass.is_first {
         let difference = (new.detach() - &old).abs().max().double_value(&[]);
         assert!(
             difference < FIRST_PASS_TOLERANCE || difference.is_nan(),
@@ -160,7 +174,9 @@ fn learn_policy(
         sums.first_difference = sums.first_difference.max(difference);
     }
     let loss = clipped_policy(&new, &old, &advantages, settings.cliprange);
-    (&loss.sum / sums.n).backward();
+    if !pass.is_warmup {
+        (&loss.sum / sums.n).backward();
+    }
     sums.policy += loss.sum.double_value(&[]);
     sums.squares += loss.squares.double_value(&[]);
     sums.policy_clipped += loss.n_clipped.double_value(&[]);
