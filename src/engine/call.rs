@@ -8,6 +8,7 @@
 //! the very record that was emitted.
 
 mod lost;
+mod row;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,14 +23,14 @@ use timely::dataflow::operators::generic::operator::Operator as _;
 use timely::scheduling::SyncActivator;
 
 use super::ask::{Ask, Coll, Made};
-use super::context::{Context, Stage};
 use super::dispatch::{Outcome, Waiter};
-use super::rows::{Lineage, Rec, Slot};
+use super::rows::{Lineage, Rec};
 use super::shared::Shared;
 use super::time::{self, Time};
 use crate::model::{Answer, Request};
-use crate::operators::{Input, Out, Step, made_id};
-use crate::record::{BatchBuilder, CallKey, Cell, Id, KeyHasher, Origin, Relation};
+use crate::operators::{Step, made_id};
+use crate::record::{BatchBuilder, CallKey, Id, KeyHasher, Origin, Relation};
+use row::{Pending, Place, RowSink, Slots, Stepped, Task};
 
 /// What a call operator is, but for its input.
 #[derive(Clone)]
@@ -83,63 +84,6 @@ pub(super) fn call<'s>(input: Coll<'s, Ask>, spec: Spec, shared: &Arc<Shared>) -
         },
     );
     stream.as_collection()
-}
-
-/// A row being worked on, or worked on and standing.
-enum Task {
-    Pending(Box<Pending>),
-    Done(Made),
-}
-
-/// A row that waits for answers.
-struct Pending {
-    time: Time,
-    /// The finished turns.
-    turns: Vec<Vec<Answer>>,
-    /// The answers of this turn, as far as they came.
-    replies: Vec<Option<Answer>>,
-    /// The requests of this turn that no answer came for.
-    waiting: Vec<(u64, CallKey)>,
-    /// Every request so far.
-    keys: Vec<CallKey>,
-}
-
-/// Everything about a row and its stage that does not change while answers come.
-struct Place {
-    ask: Ask,
-    context: Arc<Context>,
-    stage: Stage,
-    parents: Vec<Id>,
-    made: Id,
-}
-
-impl Place {
-    fn input<'a>(&'a self, slots: &'a Slots, turns: &'a [Vec<Answer>]) -> Input<'a> {
-        Input {
-            row: slots.row.row(),
-            other: slots.other.as_ref().map(Slot::row),
-            head: slots.head.as_ref().unwrap_or(&slots.row).row(),
-            row_id: self.ask.row,
-            made_id: self.made,
-            index: self.ask.index,
-            drawn: self.context.drawn(&self.stage),
-            model: self.stage.model.as_ref(),
-            turns,
-        }
-    }
-}
-
-/// What came of a step.
-enum Stepped {
-    Asks(Vec<Request>),
-    Made(Made),
-}
-
-/// The rows that a step reads.
-struct Slots {
-    row: Slot,
-    other: Option<Slot>,
-    head: Option<Slot>,
 }
 
 struct Caller {
@@ -227,14 +171,7 @@ impl Caller {
         }
         for (ask, diff) in asks.iter().filter(|(_, diff)| *diff > 0) {
             assert_eq!(*diff, 1, "a row is there once");
-            let pending = Pending {
-                time,
-                turns: Vec::new(),
-                replies: Vec::new(),
-                waiting: Vec::new(),
-                keys: Vec::new(),
-            };
-            self.advance(*ask, pending);
+            self.advance(*ask, Pending::new(time));
         }
     }
 
@@ -250,6 +187,15 @@ impl Caller {
         }
     }
 
+    /// Waits no more, while the calls go on: a turn is asked whole, whatever becomes of one of its
+    /// requests, so that how many calls a run makes does not depend on which answer came first.
+    fn forget(&mut self, pending: &mut Pending) {
+        for (ticket, _) in pending.waiting.drain(..) {
+            self.tickets.swap_remove(&ticket);
+        }
+    }
+
+    /// Waits no more, and takes back what is not yet sent.
     fn abandon(&mut self, pending: &mut Pending) {
         for (ticket, key) in pending.waiting.drain(..) {
             self.tickets.swap_remove(&ticket);
@@ -282,7 +228,7 @@ impl Caller {
             match self.request(&place, &mut pending, requests) {
                 Some(Outcome::Unknown) => return self.guess(&place, &pending),
                 Some(failure) => {
-                    self.abandon(&mut pending);
+                    self.forget(&mut pending);
                     return self.fail(&place, &pending, &failure);
                 }
                 None => {}
@@ -443,7 +389,7 @@ impl Caller {
                     self.advance(ask, *pending);
                 }
                 failure => {
-                    self.abandon(&mut pending);
+                    self.forget(&mut pending);
                     self.hold(pending.time, -1);
                     let place = self.place(ask);
                     self.fail(&place, &pending, &failure);
@@ -473,22 +419,13 @@ impl Caller {
     }
 }
 
-impl Pending {
-    fn close_turn(&mut self) {
-        let turn = std::mem::take(&mut self.replies);
-        self.turns.push(turn.into_iter().map(|reply| reply.expect("every reply came")).collect());
-    }
-}
-
-struct RowSink<'a> {
-    builder: &'a mut BatchBuilder,
-    origin: &'a Origin,
-    made: Option<(Id, Id)>,
-}
-
-impl Out for RowSink<'_> {
-    fn row(&mut self, cells: &[(&'static str, Cell<'_>)]) {
-        assert!(self.made.is_none(), "a step makes one row");
-        self.made = Some(self.builder.push(self.origin, cells));
+impl Drop for Caller {
+    /// The dataflow ends before its rows are done: what waits in a queue is not to be paid for.
+    fn drop(&mut self) {
+        for (_, task) in std::mem::take(&mut self.tasks) {
+            if let Task::Pending(mut pending) = task {
+                self.abandon(&mut pending);
+            }
+        }
     }
 }

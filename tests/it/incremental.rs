@@ -1,13 +1,11 @@
 //! Minimal and equal: after every edit the calls made and the tables are the oracle's.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 
-use amend::engine::dispatch::Mode;
 use amend::engine::draw::{Draw, Purpose, principle_key};
 use amend::record::{CallKey, Id};
 
-use crate::lab::{Files, Lab, fake_answer, fake_weights};
+use crate::lab::{Files, Lab, fake_answer, fake_weights, sixteen};
 use crate::oracle::{Truth, oracle};
 
 const PIPELINE: &str = r#"
@@ -73,7 +71,7 @@ fn check(lab: &mut Lab, files: &Files) -> Truth {
         if is_training {
             continue;
         }
-        let versions: std::collections::BTreeMap<_, _> =
+        let versions: BTreeMap<_, _> =
             table.rows.iter().map(|(row, rec)| (*row, rec.version)).collect();
         assert_eq!(versions, truth.tables[at], "rows of {}", names[at]);
         let rejects: BTreeSet<_> = table.rejects.keys().copied().collect();
@@ -245,8 +243,7 @@ fn a_plan_says_what_a_run_then_does() {
     check(&mut lab, &files);
     for (from, to) in [("spite", "malice"), ("lies", "untruth")] {
         files.constitution = files.constitution.replace(from, to);
-        let mut foresight = Lab::over(1, Arc::clone(&lab.memo), Mode::Plan);
-        foresight.trainings = Arc::clone(&lab.trainings);
+        let mut foresight = lab.foresight();
         let desired = foresight.desired(&files);
         let planned = foresight.session.apply(&desired).unwrap();
         let desired = lab.desired(&files);
@@ -259,6 +256,45 @@ fn a_plan_says_what_a_run_then_does() {
             }
         }
         assert_eq!(foresight.model.made(), 0, "a plan spends nothing");
+    }
+}
+
+/// `benches/edit.rs` does the same with 100,000 rows, and takes the time.
+#[test]
+fn an_edit_of_one_of_sixteen_principles_touches_its_rows_alone() {
+    let mut lab = Lab::new(1);
+    lab.chunk = 512;
+    let mut files = sixteen(4_000);
+    let before = lab.desired(&files);
+    lab.session.apply(&before).unwrap();
+    let at = |name: &str| before.shape.nodes.iter().position(|node| node.name == name).unwrap();
+    let draw = Draw { seed: 17, purpose: Purpose::Critique, round: 1 };
+    let candidates = &before.candidates[&at("critiques")];
+    let winner = |draft: &Id| draw.winners(draw.bucket(*draft), candidates, 1)[0];
+    let mut drawn = BTreeMap::<Id, u64>::new();
+    for draft in lab.session.tables()[at("drafts")].rows.keys() {
+        *drawn.entry(winner(draft)).or_default() += 1;
+    }
+    assert_eq!(drawn.len(), 16);
+    for n in [3, 11] {
+        files.constitution = files.constitution.replace(
+            &format!("what breaks rule {n}?"),
+            &format!("what, if anything, breaks rule {n}?"),
+        );
+        let after = lab.desired(&files);
+        let settled = lab.session.apply(&after).unwrap();
+        let touched = drawn[&principle_key(&format!("p{n}"))];
+        assert!((180..320).contains(&touched), "{touched} of 4,000, expected 250");
+        let made: Vec<u64> = settled.calls.iter().map(|calls| calls.made).collect();
+        // Each row is retracted under the old text and inserted under the new one.
+        for (node, records, calls) in [
+            ("drafts", 0, 0),
+            ("critiques", 2 * touched, touched),
+            ("revisions", 2 * touched, touched),
+        ] {
+            assert_eq!(settled.records[at(node)], records, "records through {node}");
+            assert_eq!(made[at(node)], calls, "calls of {node}");
+        }
     }
 }
 

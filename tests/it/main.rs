@@ -13,8 +13,10 @@ mod incremental;
 mod lab;
 mod openai;
 mod oracle;
+mod property;
 mod schemas;
 mod setup;
+mod sketch;
 mod tidy;
 #[cfg(feature = "torch")]
 mod torch_backend;

@@ -1,6 +1,7 @@
 //! Rows that are lost: why, and what was asked of them.
 
-use super::{Caller, Pending, Place};
+use super::Caller;
+use super::row::{Pending, Place};
 use crate::engine::ask::Made;
 use crate::engine::dispatch::Outcome;
 use crate::engine::rows::Rec;

@@ -1,0 +1,102 @@
+//! A row at work: what is known of it, what it waits for, what comes of a step.
+
+use std::sync::Arc;
+
+use crate::engine::ask::{Ask, Made};
+use crate::engine::context::{Context, Stage};
+use crate::engine::rows::Slot;
+use crate::engine::time::Time;
+use crate::model::{Answer, Request};
+use crate::operators::{Input, Out};
+use crate::record::{BatchBuilder, CallKey, Cell, Id, Origin};
+
+/// A row being worked on, or worked on and standing.
+pub(super) enum Task {
+    Pending(Box<Pending>),
+    Done(Made),
+}
+
+/// A row that waits for answers.
+pub(super) struct Pending {
+    pub(super) time: Time,
+    /// The finished turns.
+    pub(super) turns: Vec<Vec<Answer>>,
+    /// The answers of this turn, as far as they came.
+    pub(super) replies: Vec<Option<Answer>>,
+    /// The requests of this turn that no answer came for.
+    pub(super) waiting: Vec<(u64, CallKey)>,
+    /// Every request so far.
+    pub(super) keys: Vec<CallKey>,
+}
+
+/// Everything about a row and its stage that does not change while answers come.
+pub(super) struct Place {
+    pub(super) ask: Ask,
+    pub(super) context: Arc<Context>,
+    pub(super) stage: Stage,
+    pub(super) parents: Vec<Id>,
+    pub(super) made: Id,
+}
+
+impl Place {
+    /// What a step is given.
+    pub(super) fn input<'a>(&'a self, slots: &'a Slots, turns: &'a [Vec<Answer>]) -> Input<'a> {
+        Input {
+            row: slots.row.row(),
+            other: slots.other.as_ref().map(Slot::row),
+            head: slots.head.as_ref().unwrap_or(&slots.row).row(),
+            row_id: self.ask.row,
+            made_id: self.made,
+            index: self.ask.index,
+            drawn: self.context.drawn(&self.stage),
+            model: self.stage.model.as_ref(),
+            turns,
+        }
+    }
+}
+
+/// What came of a step.
+pub(super) enum Stepped {
+    Asks(Vec<Request>),
+    Made(Made),
+}
+
+/// The rows that a step reads.
+pub(super) struct Slots {
+    pub(super) row: Slot,
+    pub(super) other: Option<Slot>,
+    pub(super) head: Option<Slot>,
+}
+
+impl Pending {
+    /// A row of which nothing was asked yet.
+    pub(super) fn new(time: Time) -> Pending {
+        Pending {
+            time,
+            turns: Vec::new(),
+            replies: Vec::new(),
+            waiting: Vec::new(),
+            keys: Vec::new(),
+        }
+    }
+
+    /// The replies of this turn, all of which came, are one turn more.
+    pub(super) fn close_turn(&mut self) {
+        let turn = std::mem::take(&mut self.replies);
+        self.turns.push(turn.into_iter().map(|reply| reply.expect("every reply came")).collect());
+    }
+}
+
+/// Takes the row that a step makes.
+pub(super) struct RowSink<'a> {
+    pub(super) builder: &'a mut BatchBuilder,
+    pub(super) origin: &'a Origin,
+    pub(super) made: Option<(Id, Id)>,
+}
+
+impl Out for RowSink<'_> {
+    fn row(&mut self, cells: &[(&'static str, Cell<'_>)]) {
+        assert!(self.made.is_none(), "a step makes one row");
+        self.made = Some(self.builder.push(self.origin, cells));
+    }
+}
