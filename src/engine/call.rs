@@ -27,7 +27,7 @@ use super::dispatch::{Outcome, Waiter};
 use super::rows::{Lineage, Rec};
 use super::shared::Shared;
 use super::time::{self, Time};
-use crate::model::{Answer, Request};
+use crate::model::Request;
 use crate::operators::{Step, made_id};
 use crate::record::{BatchBuilder, CallKey, Id, KeyHasher, Origin, Relation};
 use row::{Pending, Place, RowSink, Slots, Stepped, Task};
@@ -187,14 +187,6 @@ impl Caller {
         }
     }
 
-    /// Waits no more, while the calls go on: a turn is asked whole, whatever becomes of one of its
-    /// requests, so that how many calls a run makes does not depend on which answer came first.
-    fn forget(&mut self, pending: &mut Pending) {
-        for (ticket, _) in pending.waiting.drain(..) {
-            self.tickets.swap_remove(&ticket);
-        }
-    }
-
     /// Waits no more, and takes back what is not yet sent.
     fn abandon(&mut self, pending: &mut Pending) {
         for (ticket, key) in pending.waiting.drain(..) {
@@ -225,18 +217,16 @@ impl Caller {
                 self.deferred.push(ask);
                 return self.wait(ask, pending);
             }
-            match self.request(&place, &mut pending, requests) {
-                Some(Outcome::Unknown) => return self.guess(&place, &pending),
-                Some(failure) => {
-                    self.forget(&mut pending);
-                    return self.fail(&place, &pending, &failure);
-                }
-                None => {}
+            self.request(&place, &mut pending, requests);
+            if pending.is_unknown() {
+                return self.guess(&place, &pending);
             }
             if !pending.waiting.is_empty() {
                 return self.wait(ask, pending);
             }
-            pending.close_turn();
+            if let Err(failure) = pending.close_turn() {
+                return self.fail(&place, &pending, &failure);
+            }
         }
     }
 
@@ -314,15 +304,10 @@ impl Caller {
         }
     }
 
-    /// Asks; gives the first outcome that ends the row.
-    fn request(
-        &mut self,
-        place: &Place,
-        pending: &mut Pending,
-        requests: Vec<Request>,
-    ) -> Option<Outcome> {
+    /// Asks. A turn is asked whole and waited for whole, whatever becomes of one of its requests: how
+    /// many calls a run makes, and which failure a reject names, does not depend on what came first.
+    fn request(&mut self, place: &Place, pending: &mut Pending, requests: Vec<Request>) {
         let model = place.stage.model.as_ref().expect("an operator that asks has a model");
-        let mut ended = None;
         pending.replies = vec![None; requests.len()];
         for (at, request) in requests.into_iter().enumerate() {
             self.next_ticket += 1;
@@ -337,11 +322,9 @@ impl Caller {
                     self.tickets.insert(ticket, (place.ask, at));
                     pending.waiting.push((ticket, key));
                 }
-                Some(Outcome::Answer(answer)) => pending.replies[at] = Some(Answer::clone(&answer)),
-                Some(outcome) => ended = ended.or(Some(outcome)),
+                outcome => pending.replies[at] = outcome,
             }
         }
-        ended
     }
 
     /// In a plan: what the row becomes depends on answers not yet known.
@@ -369,7 +352,7 @@ impl Caller {
         self.made.entry(time).or_default().push((made, time, diff));
     }
 
-    /// Takes the answers that came.
+    /// Takes the replies that came.
     fn take_replies(&mut self) {
         while let Ok((ticket, outcome)) = self.receiver.try_recv() {
             let Some((ask, at)) = self.tickets.swap_remove(&ticket) else { continue };
@@ -377,23 +360,15 @@ impl Caller {
                 unreachable!("a ticket belongs to a row that waits")
             };
             pending.waiting.retain(|(waiting, _)| *waiting != ticket);
-            match outcome {
-                Outcome::Answer(answer) => {
-                    pending.replies[at] = Some(Answer::clone(&answer));
-                    if !pending.waiting.is_empty() {
-                        self.tasks.insert(ask, Task::Pending(pending));
-                        continue;
-                    }
-                    self.hold(pending.time, -1);
-                    pending.close_turn();
-                    self.advance(ask, *pending);
-                }
-                failure => {
-                    self.forget(&mut pending);
-                    self.hold(pending.time, -1);
-                    let place = self.place(ask);
-                    self.fail(&place, &pending, &failure);
-                }
+            pending.replies[at] = Some(outcome);
+            if !pending.waiting.is_empty() {
+                self.tasks.insert(ask, Task::Pending(pending));
+                continue;
+            }
+            self.hold(pending.time, -1);
+            match pending.close_turn() {
+                Ok(()) => self.advance(ask, *pending),
+                Err(failure) => self.fail(&self.place(ask), &pending, &failure),
             }
         }
     }

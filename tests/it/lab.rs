@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use amend::engine::compile::{World, compile};
@@ -89,8 +89,11 @@ pub type Answering = fn(&ModelRef, &Request) -> Result<Answer, CallError>;
 
 /// A model in this process that answers at once, or when it is let.
 pub struct FakeModel {
-    answering: Answering,
+    pub answering: Answering,
     made: AtomicU64,
+    /// While this is set, each request is answered by a thread of its own: in any order.
+    pub later: AtomicBool,
+    pub max_in_flight: AtomicUsize,
     /// While this is set, requests are kept.
     pub held: AtomicBool,
     kept: Mutex<Vec<(ModelRef, Arc<Request>, Done)>>,
@@ -102,6 +105,8 @@ impl FakeModel {
         FakeModel {
             answering,
             made: AtomicU64::new(0),
+            later: AtomicBool::new(false),
+            max_in_flight: AtomicUsize::new(64),
             held: AtomicBool::new(false),
             kept: Mutex::default(),
             in_flight_max: AtomicU64::new(0),
@@ -129,7 +134,6 @@ impl FakeModel {
 struct FakeBackend {
     of: Arc<FakeModel>,
     model: ModelRef,
-    max_in_flight: usize,
 }
 
 impl Backend for FakeBackend {
@@ -141,20 +145,23 @@ impl Backend for FakeBackend {
             self.of.in_flight_max.fetch_max(kept.len() as u64, Ordering::SeqCst);
             return;
         }
-        done((self.of.answering)(&self.model, &request));
+        let (answering, model) = (self.of.answering, self.model.clone());
+        match self.of.later.load(Ordering::SeqCst) {
+            true => drop(std::thread::spawn(move || done(answering(&model, &request)))),
+            false => done(answering(&model, &request)),
+        }
     }
 
     fn max_in_flight(&self) -> usize {
-        self.max_in_flight
+        self.of.max_in_flight.load(Ordering::SeqCst)
     }
 }
 
-struct FakeModels(Arc<FakeModel>, usize);
+struct FakeModels(Arc<FakeModel>);
 
 impl Models for FakeModels {
     fn backend(&self, model: &ModelRef) -> Result<Arc<dyn Backend>, String> {
-        let (of, model, max_in_flight) = (Arc::clone(&self.0), model.clone(), self.1);
-        Ok(Arc::new(FakeBackend { of, model, max_in_flight }))
+        Ok(Arc::new(FakeBackend { of: Arc::clone(&self.0), model: model.clone() }))
     }
 }
 
@@ -163,6 +170,8 @@ impl Models for FakeModels {
 pub struct FakeTrainings {
     done: Mutex<BTreeMap<Id, Arc<Trained>>>,
     trained: AtomicU64,
+    /// While this is set, no training ends.
+    pub held: AtomicBool,
 }
 
 impl FakeTrainings {
@@ -183,6 +192,9 @@ impl Trainings for FakeTrainings {
 
     fn train(&self, recipe: Recipe) -> Result<Arc<Trained>, String> {
         self.trained.fetch_add(1, Ordering::SeqCst);
+        while self.held.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
         let rows: Vec<(Id, Id)> =
             recipe.rows.iter().map(|(row, slot)| (*row, slot.row().content_hash())).collect();
         let weights = fake_weights(&recipe.training, &rows);
@@ -283,7 +295,7 @@ impl Lab {
         answering: Answering,
     ) -> Lab {
         let (rows, model) = (Arc::<Rows>::default(), Arc::new(FakeModel::new(answering)));
-        let models: Arc<dyn Models> = Arc::new(FakeModels(Arc::clone(&model), 64));
+        let models: Arc<dyn Models> = Arc::new(FakeModels(Arc::clone(&model)));
         let memory: Arc<dyn Memory> = Arc::<FakeMemo>::clone(&memo);
         let free = Box::new(|_: &str, _: &Answer| 0.0);
         let dispatcher = Dispatcher::new(memory, models, mode, Limits::default(), free);

@@ -13,6 +13,7 @@ mod incremental;
 mod lab;
 mod openai;
 mod oracle;
+mod overtaken;
 mod property;
 mod schemas;
 mod setup;

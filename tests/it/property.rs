@@ -2,6 +2,7 @@
 //! number of workers and the size of chunks.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 
 use amend::engine::session::{Desired, Settled, Table};
 use amend::engine::shape::{Kind, NodeIdx, Pairs};
@@ -51,11 +52,11 @@ fn moody(model: &ModelRef, request: &Request) -> Result<Answer, CallError> {
 /// Edits, each with whether the next one is made before it is done.
 type Steps = Vec<(Edit, bool)>;
 
-/// How the engine is run: workers and rows to a chunk.
-type Way = (usize, usize);
+/// How the engine is run: workers, rows to a chunk, and whether answers come later, in any order.
+type Way = (usize, usize, bool);
 
 fn way() -> impl Strategy<Value = Way> {
-    (1usize..=3, prop_oneof![Just(1usize), Just(7), Just(64)])
+    (1usize..=3, prop_oneof![Just(1usize), Just(7), Just(64)], any::<bool>())
 }
 
 proptest! {
@@ -112,9 +113,13 @@ struct Bench {
 }
 
 impl Bench {
-    fn new((workers, chunk): Way) -> Bench {
+    fn new((workers, chunk, later): Way) -> Bench {
         let mut lab = Lab::answering(workers, moody);
         lab.chunk = chunk;
+        if later {
+            lab.model.later.store(true, Ordering::SeqCst);
+            lab.model.max_in_flight.store(3, Ordering::SeqCst);
+        }
         Bench { lab, superseded: Vec::new(), known: BTreeSet::new() }
     }
 
@@ -238,7 +243,7 @@ fn foretold(
 }
 
 /// Rows by version, rejects by id, and drops are the oracle's.
-fn compare(desired: &Desired, tables: &[Table], truth: &Truth) {
+pub fn compare(desired: &Desired, tables: &[Table], truth: &Truth) {
     let names = names(desired);
     for (at, table) in tables.iter().enumerate() {
         if desired.trainings.contains_key(&at) {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::engine::ask::{Ask, Made};
 use crate::engine::context::{Context, Stage};
+use crate::engine::dispatch::Outcome;
 use crate::engine::rows::Slot;
 use crate::engine::time::Time;
 use crate::model::{Answer, Request};
@@ -21,9 +22,9 @@ pub(super) struct Pending {
     pub(super) time: Time,
     /// The finished turns.
     pub(super) turns: Vec<Vec<Answer>>,
-    /// The answers of this turn, as far as they came.
-    pub(super) replies: Vec<Option<Answer>>,
-    /// The requests of this turn that no answer came for.
+    /// What the requests of this turn came to, as far as they did.
+    pub(super) replies: Vec<Option<Outcome>>,
+    /// The requests of this turn that nothing came for.
     pub(super) waiting: Vec<(u64, CallKey)>,
     /// Every request so far.
     pub(super) keys: Vec<CallKey>,
@@ -80,10 +81,21 @@ impl Pending {
         }
     }
 
-    /// The replies of this turn, all of which came, are one turn more.
-    pub(super) fn close_turn(&mut self) {
-        let turn = std::mem::take(&mut self.replies);
-        self.turns.push(turn.into_iter().map(|reply| reply.expect("every reply came")).collect());
+    /// The replies of this turn, all of which came, are one turn more; or the first failure among
+    /// them, in the order of the requests and not in that of the replies.
+    pub(super) fn close_turn(&mut self) -> Result<(), Outcome> {
+        let replies = std::mem::take(&mut self.replies).into_iter();
+        let turn = replies.map(|reply| match reply.expect("every reply came") {
+            Outcome::Answer(answer) => Ok(Arc::unwrap_or_clone(answer)),
+            failure => Err(failure),
+        });
+        self.turns.push(turn.collect::<Result<_, _>>()?);
+        Ok(())
+    }
+
+    /// Whether a reply of this turn is not known, in a plan.
+    pub(super) fn is_unknown(&self) -> bool {
+        self.replies.iter().any(|reply| matches!(reply, Some(Outcome::Unknown)))
     }
 }
 
