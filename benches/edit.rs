@@ -1,8 +1,8 @@
 //! The time of an edit in a live process: one of sixteen principles, over 100,000 rows.
 //!
 //! `cargo bench --bench edit` prints, for the first run and for each of some edits, the time in all,
-//! the time inside the fake model and its memo, and the records through each node. `ROWS=1000`
-//! makes it smaller.
+//! the time inside the fake model, and the records through each node. `ROWS=1000` makes it smaller,
+//! `WORKERS=2` takes more threads.
 
 #![allow(clippy::print_stdout, reason = "a bench prints what it measured")]
 #![allow(clippy::unwrap_used, reason = "a bench that cannot go on says where")]
@@ -29,11 +29,12 @@ fn timed(model: &ModelRef, request: &Request) -> Result<Answer, CallError> {
 }
 
 fn main() {
-    let rows = std::env::var("ROWS").map_or(100_000, |rows| rows.parse().unwrap());
-    let mut lab = lab::Lab::answering(1, timed);
+    let given = |name: &str, or: usize| std::env::var(name).map_or(or, |n| n.parse().unwrap());
+    let (rows, workers) = (given("ROWS", 100_000), given("WORKERS", 1));
+    let mut lab = lab::Lab::answering(workers, timed);
     lab.chunk = rows / 128 + 1;
     let mut files = lab::sixteen(rows);
-    println!("{rows} rows, 16 principles, sample -> critique -> revise, one worker");
+    println!("{rows} rows, 16 principles, sample -> critique -> revise, {workers} worker(s)");
     let mut step = |what: &str, files: &lab::Files| {
         let began = Instant::now();
         let desired = lab.desired(files);

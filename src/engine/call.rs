@@ -29,7 +29,7 @@ use super::shared::Shared;
 use super::time::{self, Time};
 use crate::model::Request;
 use crate::operators::{Step, made_id};
-use crate::record::{BatchBuilder, CallKey, Id, KeyHasher, Origin, Relation};
+use crate::record::{BatchBuilder, Id, KeyHasher, Relation};
 use row::{Pending, Place, RowSink, Slots, Stepped, Task};
 
 /// What a call operator is, but for its input.
@@ -202,11 +202,13 @@ impl Caller {
 
     /// Takes a row as far as it goes without waiting.
     fn advance(&mut self, ask: Ask, mut pending: Pending) {
-        let place = self.place(ask);
-        if ask.content.is_unknown() || ask.context.is_unknown() {
-            return self.guess(&place, &pending);
-        }
-        let slots = self.slots(&ask);
+        let (place, slots) = match pending.at_hand.take() {
+            Some(at_hand) => at_hand,
+            None if ask.content.is_unknown() || ask.context.is_unknown() => {
+                return self.guess(&self.place(ask), &pending);
+            }
+            None => (self.place(ask), self.slots(&ask)),
+        };
         loop {
             let requests = match self.step(&place, &slots, &pending) {
                 Stepped::Asks(requests) => requests,
@@ -215,6 +217,7 @@ impl Caller {
             assert!(!requests.is_empty(), "a step that asks asks something");
             if self.superseded.is_some_and(|latest| time::epoch(pending.time) < latest) {
                 self.deferred.push(ask);
+                pending.at_hand = Some((place, slots));
                 return self.wait(ask, pending);
             }
             self.request(&place, &mut pending, requests);
@@ -222,6 +225,7 @@ impl Caller {
                 return self.guess(&place, &pending);
             }
             if !pending.waiting.is_empty() {
+                pending.at_hand = Some((place, slots));
                 return self.wait(ask, pending);
             }
             if let Err(failure) = pending.close_turn() {
@@ -273,11 +277,15 @@ impl Caller {
     fn step(&mut self, place: &Place, slots: &Slots, pending: &Pending) -> Stepped {
         let (ask, operator) = (&place.ask, &place.stage.operator);
         let input = place.input(slots, &pending.turns);
-        let origin = self.origin(place, &pending.keys);
-        let keeps = operator.role().is_none();
-        let parents = if keeps { slots.row.row().ids("parents") } else { origin.parents.clone() };
-        let call_keys = if keeps { slots.row.row().ids("call_keys") } else { origin.call_keys };
-        let origin = Origin { parents, call_keys, ..origin };
+        let rows = &self.shared.rows;
+        let origin = || {
+            let mut origin = place.origin(rows, &pending.keys);
+            if operator.role().is_none() {
+                origin.parents = slots.row.row().ids("parents");
+                origin.call_keys = slots.row.row().ids("call_keys");
+            }
+            origin
+        };
         let relation = operator.relation();
         let builder = self.rows.get_or_insert_with(|| BatchBuilder::new(relation));
         let mut sink = RowSink { builder, origin: &origin, made: None };
@@ -292,15 +300,6 @@ impl Caller {
                 let rec = Rec { row: place.made, content, version };
                 Stepped::Made(Made::Row(rec, ask.next(rec)))
             }
-        }
-    }
-
-    fn origin(&self, place: &Place, keys: &[CallKey]) -> Origin {
-        Origin {
-            row_id: place.made,
-            root_id: self.shared.rows.lineage(place.ask.row).root,
-            parents: place.parents.clone(),
-            call_keys: keys.iter().map(CallKey::id).collect(),
         }
     }
 

@@ -53,7 +53,7 @@ impl Caller {
             ("request", Cell::or_null(request, Cell::text)),
             ("answer", Cell::or_null(reject.answer, Cell::text)),
         ];
-        let mut origin = self.origin(place, keys);
+        let mut origin = place.origin(&self.shared.rows, keys);
         if place.stage.operator.role().is_none() {
             // The row goes on elsewhere under its id: the reject has one of its own.
             origin.row_id =

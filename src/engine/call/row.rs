@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::engine::ask::{Ask, Made};
 use crate::engine::context::{Context, Stage};
 use crate::engine::dispatch::Outcome;
-use crate::engine::rows::Slot;
+use crate::engine::rows::{Rows, Slot};
 use crate::engine::time::Time;
 use crate::model::{Answer, Request};
 use crate::operators::{Input, Out};
@@ -28,6 +28,8 @@ pub(super) struct Pending {
     pub(super) waiting: Vec<(u64, CallKey)>,
     /// Every request so far.
     pub(super) keys: Vec<CallKey>,
+    /// The row's place and what its step reads, once they were looked up.
+    pub(super) at_hand: Option<(Place, Slots)>,
 }
 
 /// Everything about a row and its stage that does not change while answers come.
@@ -54,6 +56,16 @@ impl Place {
             turns,
         }
     }
+
+    /// Where the row that is made comes from.
+    pub(super) fn origin(&self, rows: &Rows, keys: &[CallKey]) -> Origin {
+        Origin {
+            row_id: self.made,
+            root_id: rows.lineage(self.ask.row).root,
+            parents: self.parents.clone(),
+            call_keys: keys.iter().map(CallKey::id).collect(),
+        }
+    }
 }
 
 /// What came of a step.
@@ -78,6 +90,7 @@ impl Pending {
             replies: Vec::new(),
             waiting: Vec::new(),
             keys: Vec::new(),
+            at_hand: None,
         }
     }
 
@@ -102,13 +115,13 @@ impl Pending {
 /// Takes the row that a step makes.
 pub(super) struct RowSink<'a> {
     pub(super) builder: &'a mut BatchBuilder,
-    pub(super) origin: &'a Origin,
+    pub(super) origin: &'a dyn Fn() -> Origin,
     pub(super) made: Option<(Id, Id)>,
 }
 
 impl Out for RowSink<'_> {
     fn row(&mut self, cells: &[(&'static str, Cell<'_>)]) {
         assert!(self.made.is_none(), "a step makes one row");
-        self.made = Some(self.builder.push(self.origin, cells));
+        self.made = Some(self.builder.push(&(self.origin)(), cells));
     }
 }
