@@ -172,11 +172,19 @@ pub struct FakeTrainings {
     trained: AtomicU64,
     /// While this is set, no training ends.
     pub held: AtomicBool,
+    /// Each recipe that was looked up, in order.
+    recalled: Mutex<Vec<Id>>,
 }
 
 impl FakeTrainings {
     pub fn trained(&self) -> u64 {
         self.trained.load(Ordering::SeqCst)
+    }
+
+    /// How often the recipe that was looked up first was looked up.
+    pub fn recalled_first(&self) -> usize {
+        let recalled = self.recalled.lock().unwrap();
+        recalled.iter().filter(|recipe| Some(*recipe) == recalled.first()).count()
     }
 
     /// The weights of everything that was trained.
@@ -187,6 +195,7 @@ impl FakeTrainings {
 
 impl Trainings for FakeTrainings {
     fn recall(&self, recipe: Id) -> Option<Arc<Trained>> {
+        self.recalled.lock().unwrap().push(recipe);
         self.done.lock().unwrap().get(&recipe).cloned()
     }
 

@@ -90,9 +90,14 @@ fn a_recipe_that_is_asked_for_again_while_it_is_trained_is_trained_once() {
         while lab.trainings.trained() == 0 {
             std::thread::yield_now();
         }
+        let recalled = lab.trainings.recalled_first();
         for files in [&edited, &files] {
             let desired = lab.desired(files);
             lab.session.submit(&desired);
+        }
+        // It is asked for again once the edits have come to it, and then it ends.
+        while lab.trainings.recalled_first() == recalled {
+            std::thread::yield_now();
         }
         lab.trainings.held.store(false, Ordering::SeqCst);
         lab.session.wait().unwrap();
