@@ -8,6 +8,7 @@
 //! the very record that was emitted.
 
 mod lost;
+mod row;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,14 +23,14 @@ use timely::dataflow::operators::generic::operator::Operator as _;
 use timely::scheduling::SyncActivator;
 
 use super::ask::{Ask, Coll, Made};
-use super::context::{Context, Stage};
 use super::dispatch::{Outcome, Waiter};
-use super::rows::{Lineage, Rec, Slot};
+use super::rows::{Lineage, Rec};
 use super::shared::Shared;
 use super::time::{self, Time};
-use crate::model::{Answer, Request};
-use crate::operators::{Input, Out, Step, made_id};
-use crate::record::{BatchBuilder, CallKey, Cell, Id, KeyHasher, Origin, Relation};
+use crate::model::Request;
+use crate::operators::{Step, made_id};
+use crate::record::{BatchBuilder, Id, KeyHasher, Relation};
+use row::{Pending, Place, RowSink, Slots, Stepped, Task};
 
 /// What a call operator is, but for its input.
 #[derive(Clone)]
@@ -83,63 +84,6 @@ pub(super) fn call<'s>(input: Coll<'s, Ask>, spec: Spec, shared: &Arc<Shared>) -
         },
     );
     stream.as_collection()
-}
-
-/// A row being worked on, or worked on and standing.
-enum Task {
-    Pending(Box<Pending>),
-    Done(Made),
-}
-
-/// A row that waits for answers.
-struct Pending {
-    time: Time,
-    /// The finished turns.
-    turns: Vec<Vec<Answer>>,
-    /// The answers of this turn, as far as they came.
-    replies: Vec<Option<Answer>>,
-    /// The requests of this turn that no answer came for.
-    waiting: Vec<(u64, CallKey)>,
-    /// Every request so far.
-    keys: Vec<CallKey>,
-}
-
-/// Everything about a row and its stage that does not change while answers come.
-struct Place {
-    ask: Ask,
-    context: Arc<Context>,
-    stage: Stage,
-    parents: Vec<Id>,
-    made: Id,
-}
-
-impl Place {
-    fn input<'a>(&'a self, slots: &'a Slots, turns: &'a [Vec<Answer>]) -> Input<'a> {
-        Input {
-            row: slots.row.row(),
-            other: slots.other.as_ref().map(Slot::row),
-            head: slots.head.as_ref().unwrap_or(&slots.row).row(),
-            row_id: self.ask.row,
-            made_id: self.made,
-            index: self.ask.index,
-            drawn: self.context.drawn(&self.stage),
-            model: self.stage.model.as_ref(),
-            turns,
-        }
-    }
-}
-
-/// What came of a step.
-enum Stepped {
-    Asks(Vec<Request>),
-    Made(Made),
-}
-
-/// The rows that a step reads.
-struct Slots {
-    row: Slot,
-    other: Option<Slot>,
-    head: Option<Slot>,
 }
 
 struct Caller {
@@ -227,14 +171,7 @@ impl Caller {
         }
         for (ask, diff) in asks.iter().filter(|(_, diff)| *diff > 0) {
             assert_eq!(*diff, 1, "a row is there once");
-            let pending = Pending {
-                time,
-                turns: Vec::new(),
-                replies: Vec::new(),
-                waiting: Vec::new(),
-                keys: Vec::new(),
-            };
-            self.advance(*ask, pending);
+            self.advance(*ask, Pending::new(time));
         }
     }
 
@@ -250,6 +187,7 @@ impl Caller {
         }
     }
 
+    /// Waits no more, and takes back what is not yet sent.
     fn abandon(&mut self, pending: &mut Pending) {
         for (ticket, key) in pending.waiting.drain(..) {
             self.tickets.swap_remove(&ticket);
@@ -264,11 +202,13 @@ impl Caller {
 
     /// Takes a row as far as it goes without waiting.
     fn advance(&mut self, ask: Ask, mut pending: Pending) {
-        let place = self.place(ask);
-        if ask.content.is_unknown() || ask.context.is_unknown() {
-            return self.guess(&place, &pending);
-        }
-        let slots = self.slots(&ask);
+        let (place, slots) = match pending.at_hand.take() {
+            Some(at_hand) => at_hand,
+            None if ask.content.is_unknown() || ask.context.is_unknown() => {
+                return self.guess(&self.place(ask), &pending);
+            }
+            None => (self.place(ask), self.slots(&ask)),
+        };
         loop {
             let requests = match self.step(&place, &slots, &pending) {
                 Stepped::Asks(requests) => requests,
@@ -277,20 +217,20 @@ impl Caller {
             assert!(!requests.is_empty(), "a step that asks asks something");
             if self.superseded.is_some_and(|latest| time::epoch(pending.time) < latest) {
                 self.deferred.push(ask);
+                pending.at_hand = Some((place, slots));
                 return self.wait(ask, pending);
             }
-            match self.request(&place, &mut pending, requests) {
-                Some(Outcome::Unknown) => return self.guess(&place, &pending),
-                Some(failure) => {
-                    self.abandon(&mut pending);
-                    return self.fail(&place, &pending, &failure);
-                }
-                None => {}
+            self.request(&place, &mut pending, requests);
+            if pending.is_unknown() {
+                return self.guess(&place, &pending);
             }
             if !pending.waiting.is_empty() {
+                pending.at_hand = Some((place, slots));
                 return self.wait(ask, pending);
             }
-            pending.close_turn();
+            if let Err(failure) = pending.close_turn() {
+                return self.fail(&place, &pending, &failure);
+            }
         }
     }
 
@@ -337,11 +277,15 @@ impl Caller {
     fn step(&mut self, place: &Place, slots: &Slots, pending: &Pending) -> Stepped {
         let (ask, operator) = (&place.ask, &place.stage.operator);
         let input = place.input(slots, &pending.turns);
-        let origin = self.origin(place, &pending.keys);
-        let keeps = operator.role().is_none();
-        let parents = if keeps { slots.row.row().ids("parents") } else { origin.parents.clone() };
-        let call_keys = if keeps { slots.row.row().ids("call_keys") } else { origin.call_keys };
-        let origin = Origin { parents, call_keys, ..origin };
+        let rows = &self.shared.rows;
+        let origin = || {
+            let mut origin = place.origin(rows, &pending.keys);
+            if operator.role().is_none() {
+                origin.parents = slots.row.row().ids("parents");
+                origin.call_keys = slots.row.row().ids("call_keys");
+            }
+            origin
+        };
         let relation = operator.relation();
         let builder = self.rows.get_or_insert_with(|| BatchBuilder::new(relation));
         let mut sink = RowSink { builder, origin: &origin, made: None };
@@ -359,24 +303,10 @@ impl Caller {
         }
     }
 
-    fn origin(&self, place: &Place, keys: &[CallKey]) -> Origin {
-        Origin {
-            row_id: place.made,
-            root_id: self.shared.rows.lineage(place.ask.row).root,
-            parents: place.parents.clone(),
-            call_keys: keys.iter().map(CallKey::id).collect(),
-        }
-    }
-
-    /// Asks; gives the first outcome that ends the row.
-    fn request(
-        &mut self,
-        place: &Place,
-        pending: &mut Pending,
-        requests: Vec<Request>,
-    ) -> Option<Outcome> {
+    /// Asks. A turn is asked whole and waited for whole, whatever becomes of one of its requests: how
+    /// many calls a run makes, and which failure a reject names, does not depend on what came first.
+    fn request(&mut self, place: &Place, pending: &mut Pending, requests: Vec<Request>) {
         let model = place.stage.model.as_ref().expect("an operator that asks has a model");
-        let mut ended = None;
         pending.replies = vec![None; requests.len()];
         for (at, request) in requests.into_iter().enumerate() {
             self.next_ticket += 1;
@@ -391,11 +321,9 @@ impl Caller {
                     self.tickets.insert(ticket, (place.ask, at));
                     pending.waiting.push((ticket, key));
                 }
-                Some(Outcome::Answer(answer)) => pending.replies[at] = Some(Answer::clone(&answer)),
-                Some(outcome) => ended = ended.or(Some(outcome)),
+                outcome => pending.replies[at] = outcome,
             }
         }
-        ended
     }
 
     /// In a plan: what the row becomes depends on answers not yet known.
@@ -423,7 +351,7 @@ impl Caller {
         self.made.entry(time).or_default().push((made, time, diff));
     }
 
-    /// Takes the answers that came.
+    /// Takes the replies that came.
     fn take_replies(&mut self) {
         while let Ok((ticket, outcome)) = self.receiver.try_recv() {
             let Some((ask, at)) = self.tickets.swap_remove(&ticket) else { continue };
@@ -431,23 +359,15 @@ impl Caller {
                 unreachable!("a ticket belongs to a row that waits")
             };
             pending.waiting.retain(|(waiting, _)| *waiting != ticket);
-            match outcome {
-                Outcome::Answer(answer) => {
-                    pending.replies[at] = Some(Answer::clone(&answer));
-                    if !pending.waiting.is_empty() {
-                        self.tasks.insert(ask, Task::Pending(pending));
-                        continue;
-                    }
-                    self.hold(pending.time, -1);
-                    pending.close_turn();
-                    self.advance(ask, *pending);
-                }
-                failure => {
-                    self.abandon(&mut pending);
-                    self.hold(pending.time, -1);
-                    let place = self.place(ask);
-                    self.fail(&place, &pending, &failure);
-                }
+            pending.replies[at] = Some(outcome);
+            if !pending.waiting.is_empty() {
+                self.tasks.insert(ask, Task::Pending(pending));
+                continue;
+            }
+            self.hold(pending.time, -1);
+            match pending.close_turn() {
+                Ok(()) => self.advance(ask, *pending),
+                Err(failure) => self.fail(&self.place(ask), &pending, &failure),
             }
         }
     }
@@ -473,22 +393,13 @@ impl Caller {
     }
 }
 
-impl Pending {
-    fn close_turn(&mut self) {
-        let turn = std::mem::take(&mut self.replies);
-        self.turns.push(turn.into_iter().map(|reply| reply.expect("every reply came")).collect());
-    }
-}
-
-struct RowSink<'a> {
-    builder: &'a mut BatchBuilder,
-    origin: &'a Origin,
-    made: Option<(Id, Id)>,
-}
-
-impl Out for RowSink<'_> {
-    fn row(&mut self, cells: &[(&'static str, Cell<'_>)]) {
-        assert!(self.made.is_none(), "a step makes one row");
-        self.made = Some(self.builder.push(self.origin, cells));
+impl Drop for Caller {
+    /// The dataflow ends before its rows are done: what waits in a queue is not to be paid for.
+    fn drop(&mut self) {
+        for (_, task) in std::mem::take(&mut self.tasks) {
+            if let Task::Pending(mut pending) = task {
+                self.abandon(&mut pending);
+            }
+        }
     }
 }

@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use super::context::Stage;
 use super::draw::{Candidate, Purpose, principle_key};
-use super::rows::Rec;
-use super::session::Desired;
+use super::session::{Desired, Source};
 use super::shape::{DrawShape, Kind, Node, Pairs, Shape, Take};
 use super::train::{Held, Setup, Training};
 use crate::operators::train as training;
@@ -18,8 +17,8 @@ use crate::spec::{Model, Name, Principle, Purpose as For};
 
 /// What compiling asks of the world.
 pub trait World {
-    /// The rows and rejects of a file.
-    fn read(&self, node: &str, read: &Read) -> Result<(Vec<Rec>, Vec<Rec>), String>;
+    /// The rows and rejects of a file; of one that is as it was the very same, if they are at hand.
+    fn read(&self, node: &str, read: &Read) -> Result<Arc<Source>, String>;
 
     /// The fingerprint of an entry of `models`.
     fn fingerprint(&self, name: &str, model: &Model) -> Result<Id, String>;

@@ -14,9 +14,16 @@ pub(super) struct Digest {
     rows: i64,
     unknown: i64,
     sum: [u128; 2],
+    /// 1 in the digest that a dataset without rows has too: a difference of nothing is not seen.
+    base: i64,
 }
 
 impl Digest {
+    /// What every dataset has, with rows or without.
+    pub(super) fn base() -> Digest {
+        Digest { base: 1, ..Digest::default() }
+    }
+
     /// The digest of one row: where it comes from, and what the consumer reads of it.
     pub(super) fn of(row: Id, content: Id) -> Digest {
         let mut hasher = KeyHasher::new("amend/dataset-row/1");
@@ -28,7 +35,8 @@ impl Digest {
             bytes.copy_from_slice(&hash[at..at + 16]);
             u128::from_le_bytes(bytes)
         };
-        Digest { rows: 1, unknown: i64::from(content.is_unknown()), sum: [lane(0), lane(16)] }
+        let (unknown, sum) = (i64::from(content.is_unknown()), [lane(0), lane(16)]);
+        Digest { rows: 1, unknown, sum, base: 0 }
     }
 
     /// How many rows.
@@ -55,6 +63,7 @@ impl Semigroup for Digest {
     fn plus_equals(&mut self, other: &Self) {
         self.rows += other.rows;
         self.unknown += other.unknown;
+        self.base += other.base;
         for (lane, more) in self.sum.iter_mut().zip(other.sum) {
             *lane = lane.wrapping_add(more);
         }
@@ -71,6 +80,7 @@ impl Abelian for Digest {
     fn negate(&mut self) {
         self.rows = -self.rows;
         self.unknown = -self.unknown;
+        self.base = -self.base;
         self.sum.iter_mut().for_each(|lane| *lane = lane.wrapping_neg());
     }
 }
@@ -81,6 +91,7 @@ impl Multiply<isize> for Digest {
     fn multiply(mut self, by: &isize) -> Digest {
         self.rows *= *by as i64;
         self.unknown *= *by as i64;
+        self.base *= *by as i64;
         self.sum.iter_mut().for_each(|lane| *lane = lane.wrapping_mul(*by as i128 as u128));
         self
     }

@@ -245,6 +245,8 @@ impl Dispatcher {
         }
         if let Some(pending) = inner.pending.get_mut(&key) {
             pending.waiters.push(waiter());
+            let asked = Asked { node, state: State::Waiting, attempts: 0, tokens: 0 };
+            inner.asked.entry(key).or_insert(asked);
             return (key, None);
         }
         if let Some(outcome) = self.recall(&key) {
@@ -438,6 +440,13 @@ impl Dispatcher {
             tokens: inner.spent_tokens,
             cost_usd: inner.spent_cost,
         }
+    }
+
+    /// Forgets what was asked so far: the nodes that asked are no more.
+    pub(super) fn forget_calls(&self) {
+        let mut inner = self.lock();
+        inner.asked.clear();
+        inner.up_to.clear();
     }
 
     /// What each of `nodes` nodes asked since the last time this was taken. A call counts for the

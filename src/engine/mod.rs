@@ -11,6 +11,7 @@ pub mod dispatch;
 pub mod draw;
 mod gather;
 pub mod local;
+mod once;
 mod render;
 pub mod rows;
 pub mod run;

@@ -1,5 +1,7 @@
 //! Rendering: one straight walk over the shape makes the dataflow.
 
+mod training;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -11,14 +13,12 @@ use timely::dataflow::operators::vec::Map;
 
 use super::ask::{Ask, Coll, Made};
 use super::call::{Spec, call};
-use super::digest::Digest;
 use super::draw::Draw;
 use super::gather;
 use super::rows::Rec;
 use super::shape::{DrawShape, Kind, Node, NodeIdx, Shape, Take};
 use super::shared::{Shared, Stream};
 use super::time::{self, Time};
-use super::train::{TrainAsk, TrainMade, train};
 use crate::operators::ModelRef;
 use crate::record::Id;
 
@@ -71,7 +71,8 @@ struct Renderer<'s, 'a> {
     probe: &'a ProbeHandle<Time>,
     inputs: Inputs,
     done: Vec<Rendered<'s>>,
-    /// For each node done, whether a training is above it.
+    /// For each node done, whether it waits for the end of the epoch: a training is above it, or
+    /// rows are compared with each other there.
     late: Vec<bool>,
     shape: &'a Shape,
 }
@@ -101,6 +102,9 @@ impl<'s> Renderer<'s, '_> {
         };
         match kind {
             Kind::Source => false,
+            // Which rows stay is not known before the last of them came: what an earlier chunk
+            // kept would be spent on, and a later one would take it back.
+            Kind::Local { take: Take::Count(_) | Take::Dedupe, .. } => true,
             Kind::Union { of } | Kind::Local { of, .. } => of.iter().any(trained),
             Kind::Head { of, models, .. } | Kind::Train { of, models } => {
                 trained(of) || models.iter().flatten().any(trained)
@@ -110,7 +114,8 @@ impl<'s> Renderer<'s, '_> {
     }
 
     /// Below a training everything waits for the end of the epoch: a change that came earlier
-    /// would be spent on rows that the training is about to replace.
+    /// would be spent on rows that the training is about to replace. So it does where rows are
+    /// compared with each other.
     fn settled<D: differential_dataflow::Data>(&self, at: NodeIdx, of: Coll<'s, D>) -> Coll<'s, D> {
         if !self.late[at] {
             return of;
@@ -165,15 +170,9 @@ impl<'s> Renderer<'s, '_> {
         });
         let tagged: Vec<_> = tagged.collect();
         let mut rows = differential_dataflow::collection::concatenate(self.scope, tagged);
-        rows = match take {
-            Take::All => rows,
-            Take::Count(counts) => gather::lowest(rows, counts.clone(), stages, self.shared),
-            Take::Dedupe => {
-                let (kept, duplicates) = gather::dedupe(rows, stages, &node.name, self.shared);
-                self.sink(at, Stream::Rejects, duplicates);
-                kept
-            }
-        };
+        if *take != Take::All {
+            rows = self.gathered(at, node, self.settled(at, rows), take, stages);
+        }
         let asks = rows.map(|(input, rec)| (rec.row.low() % SPREAD, (input, rec))).join_map(
             spread(context),
             |_, (index, rec), context| Ask {
@@ -185,6 +184,31 @@ impl<'s> Renderer<'s, '_> {
             },
         );
         self.call(at, node, asks, None, true, false)
+    }
+
+    /// The rows that stay of those that are compared with each other.
+    fn gathered(
+        &self,
+        at: NodeIdx,
+        node: &Node,
+        rows: Coll<'s, (u64, Rec)>,
+        take: &Take,
+        stages: Coll<'s, Id>,
+    ) -> Coll<'s, (u64, Rec)> {
+        let gathered = match take {
+            Take::All => return rows,
+            Take::Count(counts) => gather::lowest(rows, counts.clone(), stages, self.shared),
+            Take::Dedupe => gather::dedupe(rows, stages, &node.name, self.shared),
+        };
+        if let Some(rejects) = gathered.rejects {
+            self.sink(at, Stream::Rejects, rejects);
+        }
+        let shared = Arc::clone(self.shared);
+        let dropped = gathered.dropped.inspect_batch(move |_, changes| {
+            shared.saw_dropped(at, changes.iter().map(|(_, _, diff)| diff).sum());
+        });
+        dropped.probe_with(self.probe);
+        gathered.kept
     }
 
     /// The settings of a node, with the models that other nodes train filled in.
@@ -366,80 +390,6 @@ impl<'s> Renderer<'s, '_> {
         self.sink(at, Stream::Rows, rows.clone());
         self.sink(at, Stream::Rejects, rejects);
         Rendered { rows, asks: Some(asks), model: None }
-    }
-
-    fn train(
-        &mut self,
-        at: NodeIdx,
-        node: &Node,
-        of: NodeIdx,
-        models: &[Option<NodeIdx>],
-    ) -> Rendered<'s> {
-        let data = self.done[of].rows.clone().map(|rec| (rec.row, rec.content));
-        // A training would start at every chunk otherwise: its data is the whole epoch's.
-        let data =
-            data.inner.map(|(row, time, diff)| (row, time::close(time), diff)).as_collection();
-        let digest = data
-            .clone()
-            .explode(|(row, content)| Some(((), Digest::of(row, content))))
-            .count()
-            .map(|((), digest)| ((), (digest.id(), digest.rows())));
-
-        let scope = self.scope;
-        let (input, mut settings) = scope.new_collection::<Id, isize>();
-        self.inputs.settings.insert(at, input);
-        for (place, node) in models.iter().enumerate() {
-            let Some(node) = node else { continue };
-            let model = self.done[*node].model.clone().expect("a model edge ends at a training");
-            let name: Arc<str> = self.shape.nodes[*node].name.as_str().into();
-            let shared = Arc::clone(self.shared);
-            settings = settings.map(|settings| ((), settings)).join_map(
-                model.map(|fingerprint| ((), fingerprint)),
-                move |(), settings, fingerprint| {
-                    let model = ModelRef { name: Arc::clone(&name), fingerprint: *fingerprint };
-                    shared.contexts.with_training_model(*settings, place, &model)
-                },
-            );
-        }
-        let asks = digest.join_map(
-            settings.map(|settings| ((), settings)),
-            |(), (dataset, dataset_rows), training| TrainAsk {
-                dataset: *dataset,
-                dataset_rows: *dataset_rows,
-                training: *training,
-            },
-        );
-        let made = train(asks, data, at, &node.name, self.shared);
-        self.trained(at, made)
-    }
-
-    fn trained(&mut self, at: NodeIdx, made: Coll<'s, TrainMade>) -> Rendered<'s> {
-        let pick = |choose: fn(TrainMade) -> Option<Rec>| made.clone().flat_map(choose);
-        let rows = pick(|made| match made {
-            TrainMade::Checkpoint(rec) => Some(rec),
-            _ => None,
-        });
-        let metrics = pick(|made| match made {
-            TrainMade::Metric(rec) => Some(rec),
-            _ => None,
-        });
-        let rollouts = pick(|made| match made {
-            TrainMade::Rollout(rec) => Some(rec),
-            _ => None,
-        });
-        let rejects = pick(|made| match made {
-            TrainMade::Reject(rec) => Some(rec),
-            _ => None,
-        });
-        let model = made.clone().flat_map(|made| match made {
-            TrainMade::Model(weights) => Some(weights),
-            _ => None,
-        });
-        self.sink(at, Stream::Rows, rows.clone());
-        self.sink(at, Stream::Rejects, rejects);
-        self.sink(at, Stream::Metrics, metrics);
-        self.sink(at, Stream::Rollouts, rollouts);
-        Rendered { rows, asks: None, model: Some(model) }
     }
 
     fn sink(&self, at: NodeIdx, stream: Stream, rows: Coll<'s, Rec>) {

@@ -4,7 +4,7 @@
 //! finds what that changes, feeds the change as an epoch, and gives the tables that come of it.
 //! An edit may be accepted while an earlier one still runs: the earlier one is superseded.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use timely::WorkerConfig;
 use super::context::{Stage, Stages};
 use super::dispatch::{Calls, Dispatcher};
 use super::draw::Candidate;
+use super::once::Once;
 use super::rows::{Rec, Rows};
 use super::shape::{Kind, NodeIdx, Shape};
 use super::shared::{Shared, Stream, TrainingState};
@@ -27,8 +28,9 @@ use crate::record::Id;
 pub struct Desired {
     /// The nodes and edges.
     pub shape: Shape,
-    /// The rows and the rejects of each source.
-    pub sources: BTreeMap<NodeIdx, (Vec<Rec>, Vec<Rec>)>,
+    /// The rows and the rejects of each source. Where an edit gives the very same ones, they are
+    /// not compared.
+    pub sources: BTreeMap<NodeIdx, Arc<Source>>,
     /// The stages of each chain, at its head, and of each local step, an input each.
     pub stages: BTreeMap<NodeIdx, Vec<Stage>>,
     /// The principles that each chain with draws draws from.
@@ -41,10 +43,19 @@ pub struct Desired {
     pub chunk: usize,
 }
 
+/// The rows of a source, and what of it could not be read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Source {
+    /// The rows.
+    pub rows: Vec<Rec>,
+    /// The rejects.
+    pub rejects: Vec<Rec>,
+}
+
 /// What is fed now, as keys.
-#[derive(Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default)]
 struct Fed {
-    rows: BTreeMap<(NodeIdx, bool, Id), Rec>,
+    sources: BTreeMap<NodeIdx, Arc<Source>>,
     settings: BTreeMap<NodeIdx, Id>,
     candidates: BTreeMap<NodeIdx, Id>,
     texts: BTreeMap<(NodeIdx, Id), Id>,
@@ -111,6 +122,7 @@ impl Session {
         trainings: Arc<dyn Trainings>,
     ) -> Session {
         assert!(workers > 0, "a session has a worker");
+        let trainings = Arc::new(Once::new(trainings));
         Session { workers, rows, dispatcher, trainings, running: None }
     }
 
@@ -129,6 +141,7 @@ impl Session {
     pub fn submit(&mut self, desired: &Desired) {
         if self.running.as_ref().is_none_or(|running| running.shape != desired.shape) {
             self.running = None;
+            self.dispatcher.forget_calls();
             self.running = Some(self.begin(&desired.shape));
         }
         let running = self.running.as_mut().expect("it was just begun");
@@ -222,11 +235,7 @@ impl Running {
     fn keys(&self, desired: &Desired) -> Fed {
         let contexts = &self.shared.contexts;
         let mut fed = Fed::default();
-        for (node, (rows, rejects)) in &desired.sources {
-            for (reject, recs) in [(false, rows), (true, rejects)] {
-                fed.rows.extend(recs.iter().map(|rec| ((*node, reject, rec.row), *rec)));
-            }
-        }
+        fed.sources.clone_from(&desired.sources);
         for (node, stages) in &desired.stages {
             fed.settings.insert(*node, contexts.keep_stages(Stages::new(stages.clone())));
         }
@@ -277,11 +286,24 @@ fn apply(table: &mut BTreeMap<Id, Rec>, mut changes: Vec<(Rec, isize)>) {
 impl Fed {
     fn changes(&self, next: &Fed) -> Changes {
         let mut changes = Changes::default();
-        for (key, rec) in removed(&self.rows, &next.rows) {
-            changes.rows.push((key.0, key.1, *rec, -1));
-        }
-        for (key, rec) in removed(&next.rows, &self.rows) {
-            changes.rows.push((key.0, key.1, *rec, 1));
+        let nothing = Arc::default();
+        let nodes: BTreeSet<NodeIdx> =
+            self.sources.keys().chain(next.sources.keys()).copied().collect();
+        for node in nodes {
+            let before = self.sources.get(&node).unwrap_or(&nothing);
+            let after = next.sources.get(&node).unwrap_or(&nothing);
+            if Arc::ptr_eq(before, after) {
+                continue;
+            }
+            for (is_reject, before, after) in
+                [(false, &before.rows, &after.rows), (true, &before.rejects, &after.rejects)]
+            {
+                let (before, after) = (by_row(before), by_row(after));
+                for (of, other, diff) in [(&before, &after, -1), (&after, &before, 1)] {
+                    let recs = removed(of, other).map(|(_, rec)| (node, is_reject, *rec, diff));
+                    changes.rows.extend(recs);
+                }
+            }
         }
         for (before, after, diff) in [(self, next, -1), (next, self, 1)] {
             let settings = removed(&before.settings, &after.settings);
@@ -293,6 +315,10 @@ impl Fed {
         }
         changes
     }
+}
+
+fn by_row(recs: &[Rec]) -> BTreeMap<Id, Rec> {
+    recs.iter().map(|rec| (rec.row, *rec)).collect()
 }
 
 /// The entries of `a` that `b` has not.

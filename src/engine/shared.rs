@@ -116,6 +116,11 @@ impl Shared {
         seen.insert(node, TrainingState::Done { recipe, weights, stale });
     }
 
+    /// What the training came to holds no more.
+    pub(super) fn untrained(&self, node: usize) {
+        self.trainings_seen.lock().expect("no holder panics").remove(&node);
+    }
+
     /// What each training node last came to.
     pub(super) fn trainings_seen(&self) -> BTreeMap<usize, TrainingState> {
         self.trainings_seen.lock().expect("no holder panics").clone()

@@ -280,6 +280,7 @@ impl Desk {
             consolidation::consolidate(&mut asks);
             self.shared.count_records(self.node, asks.len());
             for (ask, _) in asks.iter().filter(|(_, diff)| *diff < 0) {
+                self.shared.untrained(self.node);
                 // A running one is finished and remembered; nobody hears of it.
                 if let Some(State::Done(made)) = self.asks.remove(ask) {
                     made.into_iter().for_each(|made| self.emit(time, made, -1));
@@ -298,6 +299,11 @@ impl Desk {
             let trained = self.shared.trainings.recall(held.recipe);
             let trained = trained.unwrap_or_else(|| Arc::new(trained::weights_only(held.weights)));
             return self.finish(time, ask, held.recipe, &trained, held.recipe != recipe);
+        }
+        if ask.dataset_rows == 0 {
+            // There is nothing to train on, and so no model.
+            self.asks.insert(ask, State::Done(Vec::new()));
+            return;
         }
         if !recipe.is_unknown()
             && let Some(trained) = self.shared.trainings.recall(recipe)

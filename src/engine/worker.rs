@@ -145,11 +145,14 @@ impl Feeder {
         self.waiting.push_back(Feeding { epoch: changes.epoch, rows, chunk: 0, size });
     }
 
-    /// Feeds as many chunks as may be under way.
+    /// Feeds as many chunks as may be under way. An epoch that another waits behind is fed whole:
+    /// its rows ask nothing until the other's changes are known, so no chunk of it would end.
     fn feed(&mut self, probe: &ProbeHandle<Time>) {
-        while let Some(feeding) = self.waiting.front_mut() {
-            let behind = feeding.chunk.saturating_sub(WINDOW);
-            if feeding.chunk > WINDOW && probe.less_than(&time::chunk(feeding.epoch, behind)) {
+        loop {
+            let is_superseded = self.waiting.len() > 1;
+            let Some(feeding) = self.waiting.front_mut() else { return };
+            let behind = time::chunk(feeding.epoch, feeding.chunk.saturating_sub(WINDOW));
+            if !is_superseded && feeding.chunk > WINDOW && probe.less_than(&behind) {
                 return;
             }
             let at = time::chunk(feeding.epoch, feeding.chunk);

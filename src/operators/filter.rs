@@ -234,6 +234,10 @@ impl Operator for Filter {
         Some(hasher.id())
     }
 
+    fn drops_duplicates(&self) -> bool {
+        self.on_drop == OnDrop::Drop
+    }
+
     fn fingerprint(&self) -> Id {
         let mut hasher = KeyHasher::new("amend/operator/1").text("filter");
         hasher.add_u64(u64::from(Spec::VERSION));

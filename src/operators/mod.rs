@@ -197,6 +197,11 @@ pub trait Operator: Send + Sync {
         None
     }
 
+    /// Whether duplicates are dropped, rather than rejected.
+    fn drops_duplicates(&self) -> bool {
+        false
+    }
+
     /// The hash of everything in it that a step depends on, but for the arguments of `step`.
     fn fingerprint(&self) -> Id;
 }

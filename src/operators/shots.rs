@@ -177,11 +177,15 @@ impl JudgeShots {
         hasher.add_u64(self.seed);
         hasher.add_u64(self.count as u64);
         for principle in &self.principles {
+            hasher.add_text(&principle.id);
             hasher.add_text(&principle.draw_id);
             hasher.add_f64(principle.weight);
             hasher.add_text(&principle.judge);
         }
-        self.sets.iter().for_each(|set| hasher.add_text(&set.text));
+        for set in &self.sets {
+            hasher.add_text(&set.text);
+            set.ids.iter().for_each(|id| hasher.add_text(id));
+        }
     }
 }
 

@@ -140,12 +140,8 @@ impl Resolver<'_, '_> {
         let of = self.input(op, &critique.from)?;
         let model = self.model(&critique.model)?;
         // A revision that follows needs its text as well: then only principles with both are drawn.
-        let followed = self
-            .pipeline
-            .nodes
-            .values()
-            .any(|op| matches!(op, Op::Revise(revise) if revise.from.value == name.value));
-        let purpose = if followed { Purpose::Critique } else { Purpose::CritiqueAlone };
+        let revised = self.pipeline.is_revised(name);
+        let purpose = if revised { Purpose::Critique } else { Purpose::CritiqueAlone };
         let count = critique.draws.value as usize;
         let chain = self.alone(vec![self.draw(purpose, 1, count, &critique.principles)]);
         let ask = Ask { of, model, round: 1, revises: false, siblings: None, chain };

@@ -157,14 +157,9 @@ impl<'a> Row<'a> {
 
     /// A conversation; empty where it is null.
     pub fn messages(self, name: &str) -> Vec<Message> {
-        let Some(items) = self.list(name) else { return Vec::new() };
-        let items: &StructArray = items.as_struct();
-        let (roles, contents) = (items.column(0).as_string::<i32>(), items.column(1).as_string());
-        let message = |at| Message {
-            role: roles.value(at).to_owned(),
-            content: StringArray::value(contents, at).to_owned(),
-        };
-        (0..items.len()).map(message).collect()
+        let message =
+            |(role, content): (&str, &str)| Message { role: role.into(), content: content.into() };
+        self.turns(name).map(message).collect()
     }
 
     /// The turns of a conversation without a copy; none where it is null.
@@ -179,16 +174,25 @@ impl<'a> Row<'a> {
         Turns { roles: items.column(0).as_string(), contents: items.column(1).as_string(), at, end }
     }
 
+    /// A list of texts without a copy; none where it is null.
+    fn items(self, name: &str) -> impl Iterator<Item = &'a str> {
+        let lists: &ListArray = self.column(name).as_list();
+        let items: &StringArray = lists.values().as_string();
+        let offsets = lists.value_offsets();
+        let (begin, end) = (offsets[self.index] as usize, offsets[self.index + 1] as usize);
+        let end = if lists.is_null(self.index) { begin } else { end };
+        (begin..end).map(|at| items.value(at))
+    }
+
     /// A list of texts; empty where it is null.
     pub fn texts(self, name: &str) -> Vec<String> {
-        let Some(items) = self.list(name) else { return Vec::new() };
-        items.as_string::<i32>().iter().flatten().map(str::to_owned).collect()
+        self.items(name).map(str::to_owned).collect()
     }
 
     /// A list of ids; empty where it is null.
     pub fn ids(self, name: &str) -> Vec<Id> {
-        let parse = |hex: String| hex.parse().expect("a column of ids holds 32 hex digits");
-        self.texts(name).into_iter().map(parse).collect()
+        let parse = |hex: &str| hex.parse().expect("a column of ids holds 32 hex digits");
+        self.items(name).map(parse).collect()
     }
 
     /// A list of numbers of either width; empty where it is null.
@@ -214,14 +218,14 @@ impl<'a> Row<'a> {
     }
 
     /// The value, as a cell of its own.
-    pub(super) fn read(self, name: &str) -> Cell<'static> {
+    pub(super) fn read(self, name: &str) -> Cell<'a> {
         let relation = self.relation();
         let column = relation.columns()[relation.position(name)];
         if self.is_null(name) {
             return Cell::Null;
         }
         match column.kind {
-            Kind::Text | Kind::Id => Cell::Text(Cow::Owned(self.str(name).to_owned())),
+            Kind::Text | Kind::Id => Cell::Text(Cow::Borrowed(self.str(name))),
             Kind::Int32 | Kind::Int64 => Cell::Int(self.int(name).expect("not null")),
             Kind::Float => Cell::Float(self.float(name).expect("not null")),
             Kind::Bool => Cell::Bool(self.bool(name).expect("not null")),
@@ -325,12 +329,12 @@ impl<'a> Cell<'a> {
 
     /// An id.
     pub fn id(id: Id) -> Cell<'a> {
-        Cell::Text(Cow::Owned(id.to_string()))
+        Cell::Text(Cow::Owned(id.hex()))
     }
 
     /// A list of ids.
     pub fn ids(ids: &[Id]) -> Cell<'a> {
-        Cell::Texts(ids.iter().map(Id::to_string).collect())
+        Cell::Texts(ids.iter().map(|id| id.hex()).collect())
     }
 
     /// A conversation.

@@ -1,5 +1,6 @@
 //! A builder: rows of one relation, cell by cell, with each row's content and version.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use arrow::array::{
@@ -64,10 +65,15 @@ impl BatchBuilder {
             self.relation.position(name);
         }
         let columns = self.relation.columns();
+        let mut next = 0;
+        // What is copied of another row is read once, and then hashed twice and kept.
+        let own = columns.iter().filter(|column| column.part != Part::Common);
+        let own: Vec<(&Column, Cow<'_, Cell<'_>>)> =
+            own.map(|column| (column, read(find(cells, column.name, &mut next)))).collect();
         let mut content = KeyHasher::new("amend/content/1");
         content.add_text(self.relation.name());
-        for column in columns.iter().filter(|column| column.part == Part::Content) {
-            find(cells, column.name).hash_into(&mut content);
+        for (_, cell) in own.iter().filter(|(column, _)| column.part == Part::Content) {
+            cell.hash_into(&mut content);
         }
         let content = content.id();
 
@@ -80,8 +86,10 @@ impl BatchBuilder {
             Cell::ids(&origin.parents),
             Cell::ids(&origin.call_keys),
         ];
-        for (at, column) in columns.iter().enumerate() {
-            let cell = common.get(at).unwrap_or_else(|| find(cells, column.name));
+        let common = columns.iter().zip(&common);
+        for (at, (column, cell)) in
+            common.chain(own.iter().map(|(column, cell)| (*column, &**cell))).enumerate()
+        {
             if column.name != "content" {
                 cell.hash_into(&mut version);
             }
@@ -100,8 +108,30 @@ impl BatchBuilder {
     }
 }
 
-fn find<'c, 'a>(cells: &'c [(&'static str, Cell<'a>)], name: &str) -> &'c Cell<'a> {
-    cells.iter().find(|(column, _)| *column == name).map_or(&Cell::Null, |(_, cell)| cell)
+/// The cell of a name. Cells are mostly given in the order of the columns, so that the search goes
+/// on from where the last one ended.
+fn find<'c, 'a>(
+    cells: &'c [(&'static str, Cell<'a>)],
+    name: &str,
+    next: &mut usize,
+) -> &'c Cell<'a> {
+    let count = cells.len();
+    let mut places = (0..count).map(|step| (*next + step) % count);
+    match places.find(|at| cells[*at].0 == name) {
+        Some(at) => {
+            *next = at + 1;
+            &cells[at].1
+        }
+        None => &Cell::Null,
+    }
+}
+
+/// A cell that is no copy of another row's.
+fn read<'c, 'a>(cell: &'c Cell<'a>) -> Cow<'c, Cell<'a>> {
+    match cell {
+        Cell::Of(row, name) => Cow::Owned(row.read(name)),
+        cell => Cow::Borrowed(cell),
+    }
 }
 
 enum ColumnBuilder {
@@ -151,14 +181,6 @@ impl ColumnBuilder {
     }
 
     fn push(&mut self, column: &Column, cell: &Cell<'_>) {
-        let read;
-        let cell = match cell {
-            Cell::Of(row, name) => {
-                read = row.read(name);
-                &read
-            }
-            cell => cell,
-        };
         assert!(column.nullable || !matches!(cell, Cell::Null), "{} is not null", column.name);
         match (self, cell) {
             (ColumnBuilder::Text(to), Cell::Text(text)) => to.append_value(text),

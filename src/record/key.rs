@@ -42,6 +42,13 @@ impl Id {
         self.0 as u64
     }
 
+    /// The 32 hex digits, as [`Display`](fmt::Display) writes them: tables are full of them.
+    pub fn hex(self) -> String {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let digit = |at: u32| char::from(DIGITS[(self.0 >> (4 * (31 - at))) as usize & 15]);
+        (0..32).map(digit).collect()
+    }
+
     /// An id of the given bits.
     pub fn from_bits(bits: u128) -> Id {
         Id(bits)
@@ -210,6 +217,7 @@ mod tests {
     fn an_id_reads_back_from_its_hex_digits() {
         let id = KeyHasher::new("amend/test/1").text("x").id();
         assert_eq!(id.to_string().parse(), Ok(id));
+        assert_eq!((id.hex(), id.unknown().hex()), (id.to_string(), id.unknown().to_string()));
         assert!("12".parse::<Id>().is_err());
     }
 

@@ -44,6 +44,32 @@ pub struct Pipeline {
     pub budget: Budget,
 }
 
+impl Pipeline {
+    /// Whether a node revises the critiques of `critique`, directly or behind filters and splits:
+    /// then a principle that is drawn needs both texts.
+    pub fn is_revised(&self, critique: &str) -> bool {
+        self.nodes.values().any(|op| match op {
+            Op::Revise(revise) => self.made_by(&revise.from) == critique,
+            _ => false,
+        })
+    }
+
+    /// The node that made the rows of a name, above what keeps rows as they are.
+    fn made_by<'a>(&'a self, name: &'a str) -> &'a str {
+        let mut at = name;
+        // Nodes in a circle are a mistake, which is said elsewhere.
+        for _ in 0..=self.nodes.len() {
+            let written = at.split('.').next().unwrap_or(at);
+            at = match self.nodes.get(written) {
+                Some(Op::Filter(filter)) => &filter.from,
+                Some(Op::Split(split)) => &split.from,
+                _ => return written,
+            };
+        }
+        at
+    }
+}
+
 /// When to give up.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]

@@ -1,14 +1,17 @@
 //! Minimal and equal: after every edit the calls made and the tables are the oracle's.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 
-use amend::engine::dispatch::Mode;
+use amend::engine::TrainingState;
 use amend::engine::draw::{Draw, Purpose, principle_key};
+use amend::engine::train::Held;
+use amend::model::{Answer, CallError, Request, Task};
+use amend::operators::ModelRef;
 use amend::record::{CallKey, Id};
 
-use crate::lab::{Files, Lab, fake_answer, fake_weights};
+use crate::lab::{Files, Lab, fake_answer, fake_weights, sixteen};
 use crate::oracle::{Truth, oracle};
+use crate::property::compare;
 
 const PIPELINE: &str = r#"
 name: lab
@@ -46,7 +49,8 @@ fn numbered(prefix: &str, count: usize) -> Vec<String> {
     (0..count).map(|n| format!("{prefix}{n}|{prefix} question {n}")).collect()
 }
 
-fn files(rows: usize) -> Files {
+/// The pipeline of these tests over so many red-team prompts and a quarter of helpful ones.
+pub fn files(rows: usize) -> Files {
     Files {
         pipeline: PIPELINE.to_owned(),
         constitution: constitution(&[("a", "harm"), ("b", "lies"), ("c", "spite"), ("d", "scorn")]),
@@ -61,25 +65,14 @@ fn files(rows: usize) -> Files {
 /// Applies files to a lab and holds what came of it against the oracle.
 fn check(lab: &mut Lab, files: &Files) -> Truth {
     let desired = lab.desired(files);
-    let truth = oracle(&desired, &lab.rows, &fake_answer, &fake_weights);
+    let truth = oracle(&desired, &lab.rows, &lab.model.answering, &fake_weights);
     let known: BTreeSet<CallKey> = lab.memo.keys();
     let expected = truth.calls_by_node(&known);
     let settled = lab.session.apply(&desired).unwrap();
     let made: Vec<u64> = settled.calls.iter().map(|calls| calls.made).collect();
     let names: Vec<&str> = desired.shape.nodes.iter().map(|node| node.name.as_str()).collect();
     assert_eq!(made, expected, "calls made by {names:?}");
-    for (at, table) in lab.session.tables().iter().enumerate() {
-        let is_training = desired.trainings.contains_key(&at);
-        if is_training {
-            continue;
-        }
-        let versions: std::collections::BTreeMap<_, _> =
-            table.rows.iter().map(|(row, rec)| (*row, rec.version)).collect();
-        assert_eq!(versions, truth.tables[at], "rows of {}", names[at]);
-        let rejects: BTreeSet<_> = table.rejects.keys().copied().collect();
-        assert_eq!(rejects, truth.rejects[at], "rejects of {}", names[at]);
-        assert_eq!(table.dropped, truth.dropped[at], "dropped of {}", names[at]);
-    }
+    compare(&desired, lab.session.tables(), &truth);
     truth
 }
 
@@ -245,8 +238,7 @@ fn a_plan_says_what_a_run_then_does() {
     check(&mut lab, &files);
     for (from, to) in [("spite", "malice"), ("lies", "untruth")] {
         files.constitution = files.constitution.replace(from, to);
-        let mut foresight = Lab::over(1, Arc::clone(&lab.memo), Mode::Plan);
-        foresight.trainings = Arc::clone(&lab.trainings);
+        let mut foresight = lab.foresight();
         let desired = foresight.desired(&files);
         let planned = foresight.session.apply(&desired).unwrap();
         let desired = lab.desired(&files);
@@ -259,6 +251,45 @@ fn a_plan_says_what_a_run_then_does() {
             }
         }
         assert_eq!(foresight.model.made(), 0, "a plan spends nothing");
+    }
+}
+
+/// `benches/edit.rs` does the same with 100,000 rows, and takes the time.
+#[test]
+fn an_edit_of_one_of_sixteen_principles_touches_its_rows_alone() {
+    let mut lab = Lab::new(1);
+    lab.chunk = 512;
+    let mut files = sixteen(4_000);
+    let before = lab.desired(&files);
+    lab.session.apply(&before).unwrap();
+    let at = |name: &str| before.shape.nodes.iter().position(|node| node.name == name).unwrap();
+    let draw = Draw { seed: 17, purpose: Purpose::Critique, round: 1 };
+    let candidates = &before.candidates[&at("critiques")];
+    let winner = |draft: &Id| draw.winners(draw.bucket(*draft), candidates, 1)[0];
+    let mut drawn = BTreeMap::<Id, u64>::new();
+    for draft in lab.session.tables()[at("drafts")].rows.keys() {
+        *drawn.entry(winner(draft)).or_default() += 1;
+    }
+    assert_eq!(drawn.len(), 16);
+    for n in [3, 11] {
+        files.constitution = files.constitution.replace(
+            &format!("what breaks rule {n}?"),
+            &format!("what, if anything, breaks rule {n}?"),
+        );
+        let after = lab.desired(&files);
+        let settled = lab.session.apply(&after).unwrap();
+        let touched = drawn[&principle_key(&format!("p{n}"))];
+        assert!((180..320).contains(&touched), "{touched} of 4,000, expected 250");
+        let made: Vec<u64> = settled.calls.iter().map(|calls| calls.made).collect();
+        // Each row is retracted under the old text and inserted under the new one.
+        for (node, records, calls) in [
+            ("drafts", 0, 0),
+            ("critiques", 2 * touched, touched),
+            ("revisions", 2 * touched, touched),
+        ] {
+            assert_eq!(settled.records[at(node)], records, "records through {node}");
+            assert_eq!(made[at(node)], calls, "calls of {node}");
+        }
     }
 }
 
@@ -296,4 +327,101 @@ fn an_edit_of_a_text_touches_only_the_rows_that_drew_it() {
     for node in ["revisions[1].revise", "revisions[2].critique", "revisions[2].revise"] {
         assert!(settled.records[at(node)] <= 2 * touched, "records through {node}");
     }
+}
+
+/// A pipeline with other nodes.
+fn files_of(rows: usize, nodes: &str) -> Files {
+    let head = PIPELINE.split("  drafts:").next().unwrap();
+    Files { pipeline: format!("{head}{nodes}"), ..files(rows) }
+}
+
+/// Prompts of which many say the same.
+fn repetitive(count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("red{n}|question {}", n % 5)).collect()
+}
+
+/// A run over chunks paid for each row that was the first of its key for a while.
+#[test]
+fn rows_that_are_compared_are_spent_on_once_whatever_the_chunks() {
+    for (filter, dropped) in [
+        ("filter: { from: red, dedupe: { by: prompt, keep: last } }", false),
+        ("filter: { from: red, dedupe: { by: prompt }, on_drop: drop }", true),
+        ("mix: { from: { rows: red, count: 7 } }", true),
+    ] {
+        let nodes = format!(
+            "  some: {{ {filter} }}\n  drafts: {{ sample: {{ from: some, model: assistant }} }}\n"
+        );
+        let mut files = files_of(0, &nodes);
+        files.prompts.insert("red".to_owned(), repetitive(30));
+        let mut lab = Lab::new(1);
+        lab.chunk = 1;
+        let truth = check(&mut lab, &files);
+        assert_eq!(truth.dropped[2] > 0, dropped, "{filter}");
+        // The rows stay where they are, and are fed in chunks again.
+        for red in files.prompts.get_mut("red").unwrap() {
+            red.push_str("|another topic");
+        }
+        check(&mut lab, &files);
+    }
+}
+
+/// Of four answers one by one, some fail, and a row is in several broken pairs: the run stopped,
+/// because two rejects had one id.
+#[test]
+fn each_broken_pair_of_all_pairs_is_a_reject() {
+    fn fickle(model: &ModelRef, request: &Request) -> Result<Answer, CallError> {
+        let is_sample = matches!(request.task, Task::Generate(_));
+        if is_sample && request.key(model.fingerprint).id().low().is_multiple_of(3) {
+            let message = "the fake refuses this".to_owned();
+            return Err(CallError::Permanent { status: Some(400), message, too_long: false });
+        }
+        fake_answer(model, request)
+    }
+    let nodes = "  pairs: { sample: { from: red, model: assistant, n: 4 } }\n  preferences: { pairwise-judge: { from: pairs, model: assistant, pairs: all } }\n";
+    let mut lab = Lab::answering(1, fickle);
+    let files = files_of(20, nodes);
+    let truth = check(&mut lab, &files);
+    let parent_of = |reject: &Id| {
+        let reject = lab.session.tables()[3].rejects[reject];
+        lab.rows.get(reject.version).unwrap().row().ids("parents")[0]
+    };
+    let parents: BTreeSet<Id> = truth.rejects[3].iter().map(parent_of).collect();
+    assert!(parents.len() < truth.rejects[3].len(), "a row is in several broken pairs");
+}
+
+/// The id of a principle is in the rows that a judge makes of examples shown under it.
+#[test]
+fn a_renamed_principle_is_renamed_in_the_rows_that_saw_it_in_an_example() {
+    for shots in ["per_row", "per_bucket", "fixed"] {
+        let nodes = format!(
+            "  pairs: {{ sample: {{ from: red, model: assistant, n: 2 }} }}\n  preferences: {{ pairwise-judge: {{ \
+             from: pairs, model: assistant, few_shot: {{ count: 1, principles: {shots} }} }} }}\n"
+        );
+        let mut files = files_of(20, &nodes);
+        files.constitution += "few_shot:\n  judge:\n    - { prompt: \"\\n\\nHuman: hi\\n\\nAssistant:\", chosen: hello, rejected: no }\n";
+        let mut lab = Lab::new(1);
+        check(&mut lab, &files);
+        let before = lab.model.made();
+        files.constitution = files.constitution.replace("{ id: b,", "{ id: better, was: b,");
+        check(&mut lab, &files);
+        assert_eq!(lab.model.made(), before, "a new name costs nothing");
+    }
+}
+
+/// Below a training that is held everything was lost when its dataset became empty.
+#[test]
+fn a_held_training_has_its_model_though_no_row_be_left() {
+    let nodes = "  sl: { train-sl: { from: { rows: drafts }, on_change: hold, init: { scratch: { architecture: { hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2 } } } } }\n  drafts: { sample: { from: red, model: assistant } }\n  after: { sample: { from: helpful, model: sl } }\n";
+    let mut files = files_of(20, nodes);
+    let mut lab = Lab::new(1);
+    let desired = lab.desired(&files);
+    let settled = lab.session.apply(&desired).unwrap();
+    for state in settled.trainings.into_values() {
+        let TrainingState::Done { recipe, weights, .. } = state else { panic!("{state:?}") };
+        lab.held.insert("sl".to_owned(), Held { recipe, weights });
+    }
+    files.prompts.insert("red".to_owned(), Vec::new());
+    let truth = check(&mut lab, &files);
+    assert_eq!(truth.tables.last().unwrap().len(), 5, "helpful prompts are answered");
+    assert_eq!(lab.trainings.trained(), 1);
 }

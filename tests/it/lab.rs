@@ -3,16 +3,17 @@
 //! The model is a fake that answers as a function of the request; the trainer is a fake whose
 //! weights are a hash of what it was given; the memo is a map. The dataflow is the real one.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use amend::engine::compile::{World, compile};
 use amend::engine::dispatch::{
     Dispatcher, Durable, Finished, Limits, Memory, Mode, Models, Outcome,
 };
-use amend::engine::rows::{Rec, Rows};
-use amend::engine::session::{Desired, Session};
+use amend::engine::rows::Rows;
+use amend::engine::session::{Desired, Session, Source};
 use amend::engine::train::{Held, Recipe, Training, Trainings};
 use amend::model::{Answer, Backend, CallError, Done, Prompt, Request, Task, Trained};
 use amend::operators::{ModelRef, Predicate};
@@ -83,10 +84,16 @@ impl Memory for FakeMemo {
     }
 }
 
+/// What a fake model answers to a request.
+pub type Answering = fn(&ModelRef, &Request) -> Result<Answer, CallError>;
+
 /// A model in this process that answers at once, or when it is let.
-#[derive(Default)]
 pub struct FakeModel {
+    pub answering: Answering,
     made: AtomicU64,
+    /// While this is set, each request is answered by a thread of its own: in any order.
+    pub later: AtomicBool,
+    pub max_in_flight: AtomicUsize,
     /// While this is set, requests are kept.
     pub held: AtomicBool,
     kept: Mutex<Vec<(ModelRef, Arc<Request>, Done)>>,
@@ -94,6 +101,18 @@ pub struct FakeModel {
 }
 
 impl FakeModel {
+    fn new(answering: Answering) -> FakeModel {
+        FakeModel {
+            answering,
+            made: AtomicU64::new(0),
+            later: AtomicBool::new(false),
+            max_in_flight: AtomicUsize::new(64),
+            held: AtomicBool::new(false),
+            kept: Mutex::default(),
+            in_flight_max: AtomicU64::new(0),
+        }
+    }
+
     pub fn made(&self) -> u64 {
         self.made.load(Ordering::SeqCst)
     }
@@ -103,7 +122,7 @@ impl FakeModel {
         self.held.store(false, Ordering::SeqCst);
         let kept: Vec<_> = self.kept.lock().unwrap().drain(..).collect();
         for (model, request, done) in kept {
-            done(fake_answer(&model, &request));
+            done((self.answering)(&model, &request));
         }
     }
 
@@ -115,7 +134,6 @@ impl FakeModel {
 struct FakeBackend {
     of: Arc<FakeModel>,
     model: ModelRef,
-    max_in_flight: usize,
 }
 
 impl Backend for FakeBackend {
@@ -127,20 +145,23 @@ impl Backend for FakeBackend {
             self.of.in_flight_max.fetch_max(kept.len() as u64, Ordering::SeqCst);
             return;
         }
-        done(fake_answer(&self.model, &request));
+        let (answering, model) = (self.of.answering, self.model.clone());
+        match self.of.later.load(Ordering::SeqCst) {
+            true => drop(std::thread::spawn(move || done(answering(&model, &request)))),
+            false => done(answering(&model, &request)),
+        }
     }
 
     fn max_in_flight(&self) -> usize {
-        self.max_in_flight
+        self.of.max_in_flight.load(Ordering::SeqCst)
     }
 }
 
-struct FakeModels(Arc<FakeModel>, usize);
+struct FakeModels(Arc<FakeModel>);
 
 impl Models for FakeModels {
     fn backend(&self, model: &ModelRef) -> Result<Arc<dyn Backend>, String> {
-        let (of, model, max_in_flight) = (Arc::clone(&self.0), model.clone(), self.1);
-        Ok(Arc::new(FakeBackend { of, model, max_in_flight }))
+        Ok(Arc::new(FakeBackend { of: Arc::clone(&self.0), model: model.clone() }))
     }
 }
 
@@ -149,21 +170,40 @@ impl Models for FakeModels {
 pub struct FakeTrainings {
     done: Mutex<BTreeMap<Id, Arc<Trained>>>,
     trained: AtomicU64,
+    /// While this is set, no training ends.
+    pub held: AtomicBool,
+    /// Each recipe that was looked up, in order.
+    recalled: Mutex<Vec<Id>>,
 }
 
 impl FakeTrainings {
     pub fn trained(&self) -> u64 {
         self.trained.load(Ordering::SeqCst)
     }
+
+    /// How often the recipe that was looked up first was looked up.
+    pub fn recalled_first(&self) -> usize {
+        let recalled = self.recalled.lock().unwrap();
+        recalled.iter().filter(|recipe| Some(*recipe) == recalled.first()).count()
+    }
+
+    /// The weights of everything that was trained.
+    pub fn weights(&self) -> BTreeSet<Id> {
+        self.done.lock().unwrap().values().map(|trained| trained.weights).collect()
+    }
 }
 
 impl Trainings for FakeTrainings {
     fn recall(&self, recipe: Id) -> Option<Arc<Trained>> {
+        self.recalled.lock().unwrap().push(recipe);
         self.done.lock().unwrap().get(&recipe).cloned()
     }
 
     fn train(&self, recipe: Recipe) -> Result<Arc<Trained>, String> {
         self.trained.fetch_add(1, Ordering::SeqCst);
+        while self.held.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
         let rows: Vec<(Id, Id)> =
             recipe.rows.iter().map(|(row, slot)| (*row, slot.row().content_hash())).collect();
         let weights = fake_weights(&recipe.training, &rows);
@@ -184,12 +224,45 @@ pub struct Files {
 impl Files {
     /// The plan of these files.
     pub fn plan(&self) -> Plan {
+        self.try_plan().unwrap_or_else(|mistakes| panic!("{mistakes}"))
+    }
+
+    /// The plan of these files, or what is wrong with them.
+    pub fn try_plan(&self) -> Result<Plan, String> {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("pipeline.yaml"), &self.pipeline).unwrap();
         std::fs::write(dir.path().join("constitution.yaml"), &self.constitution).unwrap();
         let path = dir.path().join("pipeline.yaml");
         let plan = amend::plan::load(&path, &[], &|_: &str| None);
-        plan.unwrap_or_else(|mistakes| panic!("{mistakes}"))
+        plan.map_err(|mistakes| mistakes.to_string())
+    }
+}
+
+/// A chain of one critique and revision over so many prompts, under sixteen principles.
+pub fn sixteen(rows: usize) -> Files {
+    let pipeline = r#"
+name: sixteen
+seed: 17
+constitution: constitution.yaml
+models:
+  assistant: { endpoint: "http://127.0.0.1:9", name: fake, format: transcript }
+nodes:
+  red: { read: { path: red.jsonl } }
+  drafts: { sample: { from: red, model: assistant } }
+  critiques: { critique: { from: drafts, model: assistant } }
+  revisions: { revise: { from: critiques, model: assistant } }
+"#;
+    let principle = |n| {
+        format!(
+            "  - {{ id: p{n}, critique: \"what breaks rule {n}?\", revise: \"keep rule {n}\" }}\n"
+        )
+    };
+    let principles: Vec<String> = (0..16).map(principle).collect();
+    let prompts = (0..rows).map(|n| format!("red{n}|question {n}: how does one do it?")).collect();
+    Files {
+        pipeline: pipeline.to_owned(),
+        constitution: format!("principles:\n{}", principles.concat()),
+        prompts: [("red".to_owned(), prompts)].into(),
     }
 }
 
@@ -202,48 +275,77 @@ pub struct Lab {
     pub session: Session,
     pub held: BTreeMap<String, Held>,
     pub chunk: usize,
+    read_before: ReadBefore,
 }
 
 impl Lab {
     pub fn new(workers: usize) -> Lab {
-        Lab::over(workers, Arc::default(), Mode::Live)
+        Lab::answering(workers, fake_answer)
     }
 
-    /// A lab over a memo that another one filled.
-    pub fn over(workers: usize, memo: Arc<FakeMemo>, mode: Mode) -> Lab {
-        let (rows, model) = (Arc::<Rows>::default(), Arc::<FakeModel>::default());
-        let trainings = Arc::<FakeTrainings>::default();
-        let models: Arc<dyn Models> = Arc::new(FakeModels(Arc::clone(&model), 64));
+    /// A lab whose model answers in its own way.
+    pub fn answering(workers: usize, answering: Answering) -> Lab {
+        Lab::made_of(workers, Arc::default(), Arc::default(), Mode::Live, answering)
+    }
+
+    /// A plan over the memo and the trainings of this lab, which it leaves as they are.
+    pub fn foresight(&self) -> Lab {
+        let (memo, trainings) = (Arc::clone(&self.memo), Arc::clone(&self.trainings));
+        let mut lab = Lab::made_of(1, memo, trainings, Mode::Plan, self.model.answering);
+        lab.held.clone_from(&self.held);
+        lab
+    }
+
+    fn made_of(
+        workers: usize,
+        memo: Arc<FakeMemo>,
+        trainings: Arc<FakeTrainings>,
+        mode: Mode,
+        answering: Answering,
+    ) -> Lab {
+        let (rows, model) = (Arc::<Rows>::default(), Arc::new(FakeModel::new(answering)));
+        let models: Arc<dyn Models> = Arc::new(FakeModels(Arc::clone(&model)));
         let memory: Arc<dyn Memory> = Arc::<FakeMemo>::clone(&memo);
         let free = Box::new(|_: &str, _: &Answer| 0.0);
         let dispatcher = Dispatcher::new(memory, models, mode, Limits::default(), free);
         let trainer: Arc<dyn Trainings> = Arc::<FakeTrainings>::clone(&trainings);
         let session = Session::new(workers, Arc::clone(&rows), dispatcher, trainer);
-        Lab { rows, memo, model, trainings, session, held: BTreeMap::new(), chunk: 64 }
+        let (held, read_before) = Default::default();
+        Lab { rows, memo, model, trainings, session, held, chunk: 64, read_before }
     }
 
     /// What files ask of the dataflow.
     pub fn desired(&self, files: &Files) -> Desired {
         let plan = files.plan();
-        let world = LabWorld { rows: &self.rows, files, held: &self.held };
+        let world = LabWorld { rows: &self.rows, read: &self.read_before, files, held: &self.held };
         let mut desired = compile(&plan, &world, &[]).unwrap_or_else(|error| panic!("{error}"));
         desired.chunk = self.chunk;
         desired
     }
 }
 
+/// The prompts of each node as they were read last, by their texts.
+type ReadBefore = RefCell<BTreeMap<String, (Vec<String>, Arc<Source>)>>;
+
 struct LabWorld<'a> {
     rows: &'a Rows,
+    read: &'a ReadBefore,
     files: &'a Files,
     held: &'a BTreeMap<String, Held>,
 }
 
 impl World for LabWorld<'_> {
-    fn read(&self, node: &str, _read: &Read) -> Result<(Vec<Rec>, Vec<Rec>), String> {
+    fn read(&self, node: &str, _read: &Read) -> Result<Arc<Source>, String> {
+        let texts = &self.files.prompts[node];
+        if let Some((_, source)) = self.read.borrow().get(node).filter(|(of, _)| of == texts) {
+            return Ok(Arc::clone(source));
+        }
         let mut builder = BatchBuilder::new(Relation::Prompts);
-        for text in &self.files.prompts[node] {
-            // `id|text`: a row keeps its id when its text is edited.
+        for text in texts {
+            // `id|text|category`: a row keeps its id when its text is edited.
             let (id, text) = text.split_once('|').unwrap_or((text, text));
+            let (text, category) =
+                text.split_once('|').map_or((text, None), |(text, of)| (text, Some(of)));
             let row = KeyHasher::new("amend/row/1").text(id).id();
             let origin = Origin { row_id: row, root_id: row, parents: vec![], call_keys: vec![] };
             builder.push(
@@ -252,6 +354,7 @@ impl World for LabWorld<'_> {
                     ("prompt", Cell::messages(vec![Message::user(text)])),
                     ("conversation_id", Cell::id(row)),
                     ("turn", Cell::Int(0)),
+                    ("category", Cell::or_null(category, Cell::text)),
                     ("tags", Cell::Texts(vec![])),
                     ("source", Cell::text("lab")),
                     ("source_line", Cell::Int(0)),
@@ -259,7 +362,9 @@ impl World for LabWorld<'_> {
             );
         }
         let (batch, _) = builder.finish();
-        Ok((self.rows.adopt(batch), Vec::new()))
+        let source = Arc::new(Source { rows: self.rows.adopt(batch), rejects: Vec::new() });
+        self.read.borrow_mut().insert(node.to_owned(), (texts.clone(), Arc::clone(&source)));
+        Ok(source)
     }
 
     fn fingerprint(&self, name: &str, _model: &Model) -> Result<Id, String> {

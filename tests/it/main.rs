@@ -13,8 +13,11 @@ mod incremental;
 mod lab;
 mod openai;
 mod oracle;
+mod overtaken;
+mod property;
 mod schemas;
 mod setup;
+mod sketch;
 mod tidy;
 #[cfg(feature = "torch")]
 mod torch_backend;
@@ -24,3 +27,5 @@ mod torch_conformance;
 mod torch_invariance;
 #[cfg(feature = "torch")]
 mod torch_tiny;
+#[cfg(feature = "torch")]
+mod training;

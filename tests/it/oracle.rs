@@ -4,6 +4,7 @@
 //! time, memo or workers. Loops over rows, a map a table, every call made.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use amend::engine::context::Stage;
 use amend::engine::draw::{Candidate, Draw};
@@ -11,7 +12,7 @@ use amend::engine::rows::Rows;
 use amend::engine::session::Desired;
 use amend::engine::shape::{DrawShape, Kind, NodeIdx, Pairs, Take};
 use amend::model::{Answer, CallError, Request};
-use amend::operators::{Drawn, Input, ModelRef, Out, Step, made_id};
+use amend::operators::{Drawn, Input, ModelRef, Operator, Out, Step, made_id};
 use amend::record::{Batch, BatchBuilder, CallKey, Cell, Id, KeyHasher, Origin};
 
 /// What a model answers to a request: a function.
@@ -43,6 +44,8 @@ pub struct Truth {
     pub dropped: Vec<u64>,
     /// Every call, with the first node that needs it.
     pub calls: BTreeMap<CallKey, NodeIdx>,
+    /// For each training node that has a model, its weights, and whether they are held.
+    pub weights: BTreeMap<NodeIdx, (Id, bool)>,
 }
 
 impl Truth {
@@ -67,6 +70,7 @@ pub fn oracle(desired: &Desired, read: &Rows, answers: Answers<'_>, weights: Wei
             rejects: vec![BTreeSet::new(); nodes],
             dropped: vec![0; nodes],
             calls: BTreeMap::new(),
+            weights: BTreeMap::new(),
         },
         rows: vec![BTreeMap::new(); nodes],
         models: BTreeMap::new(),
@@ -123,8 +127,8 @@ impl Out for Sink<'_> {
 
 impl Run<'_> {
     fn source(&mut self, at: NodeIdx, read: &Rows) {
-        let (rows, rejects) = &self.desired.sources[&at];
-        for rec in rows {
+        let source = &self.desired.sources[&at];
+        for rec in &source.rows {
             let slot = read.get(rec.version).unwrap();
             let lineage = read.lineage(rec.row);
             let held = Held {
@@ -138,7 +142,7 @@ impl Run<'_> {
             };
             self.rows[at].insert(rec.row, held);
         }
-        self.truth.rejects[at].extend(rejects.iter().map(|rec| rec.row));
+        self.truth.rejects[at].extend(source.rejects.iter().map(|rec| rec.row));
     }
 
     fn local(&mut self, at: NodeIdx, of: &[NodeIdx], take: &Take) {
@@ -150,15 +154,44 @@ impl Run<'_> {
                 && let Some(count) = counts[ordinal]
             {
                 rows.sort_by_key(|(row, _)| (operator.rank(*row), *row));
+                self.truth.dropped[at] += (rows.len() as u64).saturating_sub(count);
                 rows.truncate(count as usize);
             }
-            assert!(*take != Take::Dedupe, "the oracle has no dedupe yet");
+            if *take == Take::Dedupe {
+                rows = self.unique(at, operator, rows);
+            }
             for (row, held) in rows {
                 let carried =
                     Carried { head: held.clone(), drawn: Vec::new(), stages: stages.clone() };
                 self.step(at, row, &held, None, &carried, ordinal, ordinal as u64, &[row]);
             }
         }
+    }
+
+    /// Of rows with the same key, the one of the lowest rank.
+    fn unique(
+        &mut self,
+        at: NodeIdx,
+        operator: &Arc<dyn Operator>,
+        rows: Vec<(Id, Held)>,
+    ) -> Vec<(Id, Held)> {
+        let mut by_key: BTreeMap<Id, Vec<(Id, Held)>> = BTreeMap::new();
+        for (row, held) in rows {
+            let key = operator.dedupe_key(held.batch.row(held.index)).unwrap_or(row);
+            by_key.entry(key).or_default().push((row, held));
+        }
+        let mut kept = Vec::new();
+        for mut same in by_key.into_values() {
+            same.sort_by_key(|(row, _)| (operator.rank(*row), *row));
+            for (row, _) in same.drain(1..) {
+                match operator.drops_duplicates() {
+                    true => self.truth.dropped[at] += 1,
+                    false => self.lose_under(at, row, 0),
+                }
+            }
+            kept.extend(same);
+        }
+        kept
     }
 
     fn head(
@@ -196,7 +229,6 @@ impl Run<'_> {
         let Some(pairs) = pairs else {
             return rows.into_iter().map(|(row, held)| (row, held, None, vec![row])).collect();
         };
-        assert!(!pairs.all, "the oracle pairs neighbours");
         let mut by_parent: BTreeMap<Id, BTreeMap<u64, (Id, Held)>> = BTreeMap::new();
         for (row, held) in rows {
             let siblings = by_parent.entry(held.parents[0]).or_default();
@@ -204,17 +236,14 @@ impl Run<'_> {
         }
         let mut made = Vec::new();
         for siblings in by_parent.into_values() {
-            for pair in 0..pairs.of / 2 {
-                match (siblings.get(&(2 * pair)), siblings.get(&(2 * pair + 1))) {
+            for (first, second) in wanted(pairs) {
+                match (siblings.get(&first), siblings.get(&second)) {
                     (Some((a, held)), Some((b, other))) => {
                         let id = made_id("pair", &[*a, *b], 0);
                         made.push((id, held.clone(), Some(other.clone()), vec![*a, *b]));
                     }
-                    (Some((one, _)), None) | (None, Some((one, _))) => {
-                        let name = &self.desired.shape.nodes[at].name;
-                        let node = KeyHasher::new(name).id();
-                        self.lose(at, made_id("reject", &[*one, node], 0));
-                    }
+                    (Some((one, _)), None) => self.lose_under(at, *one, second),
+                    (None, Some((one, _))) => self.lose_under(at, *one, first),
                     (None, None) => {}
                 }
             }
@@ -296,10 +325,7 @@ impl Run<'_> {
             };
             match operator.step(input, &mut sink) {
                 Step::Drop => return self.truth.dropped[at] += 1,
-                Step::Reject(_) if keeps => {
-                    let node = KeyHasher::new(&self.desired.shape.nodes[at].name).id();
-                    return self.lose(at, made_id("reject", &[made, node], 0));
-                }
+                Step::Reject(_) if keeps => return self.lose_under(at, made, 0),
                 Step::Reject(_) => return self.lose(at, made),
                 Step::Done => {
                     let (content, version) = sink.ids.unwrap();
@@ -336,6 +362,12 @@ impl Run<'_> {
         self.truth.rejects[at].insert(row);
     }
 
+    /// Loses a row that may live on elsewhere: the reject has an id of its own.
+    fn lose_under(&mut self, at: NodeIdx, row: Id, number: u64) {
+        let node = KeyHasher::new(&self.desired.shape.nodes[at].name).id();
+        self.lose(at, made_id("reject", &[row, node], number));
+    }
+
     fn train(
         &mut self,
         at: NodeIdx,
@@ -352,14 +384,23 @@ impl Run<'_> {
         }
         if let Some(held) = training.held {
             self.models.insert(at, held.weights);
+            self.truth.weights.insert(at, (held.weights, true));
             return;
         }
         let rows: Vec<(Id, Id)> =
             self.rows[of].iter().map(|(row, held)| (*row, held.content)).collect();
         if !rows.is_empty() {
-            self.models.insert(at, weights(&training, &rows));
+            let weights = weights(&training, &rows);
+            self.models.insert(at, weights);
+            self.truth.weights.insert(at, (weights, false));
         }
     }
+}
+
+/// The pairs of siblings that a judge is given.
+pub fn wanted(pairs: &Pairs) -> Vec<(u64, u64)> {
+    let all = (0..pairs.of).flat_map(|a| (a + 1..pairs.of).map(move |b| (a, b)));
+    all.filter(|(a, b)| pairs.all || (a % 2 == 0 && *b == a + 1)).collect()
 }
 
 fn ids(keys: &[CallKey]) -> Vec<Id> {

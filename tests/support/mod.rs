@@ -4,3 +4,4 @@ pub(crate) mod fake_model;
 pub(crate) mod fake_openai;
 pub(crate) mod fake_openai_replies;
 pub(crate) mod server;
+pub(crate) mod shared;

@@ -1,6 +1,7 @@
 //! Rows that are lost: why, and what was asked of them.
 
-use super::{Caller, Pending, Place};
+use super::Caller;
+use super::row::{Pending, Place};
 use crate::engine::ask::Made;
 use crate::engine::dispatch::Outcome;
 use crate::engine::rows::Rec;
@@ -52,7 +53,7 @@ impl Caller {
             ("request", Cell::or_null(request, Cell::text)),
             ("answer", Cell::or_null(reject.answer, Cell::text)),
         ];
-        let mut origin = self.origin(place, keys);
+        let mut origin = place.origin(&self.shared.rows, keys);
         if place.stage.operator.role().is_none() {
             // The row goes on elsewhere under its id: the reject has one of its own.
             origin.row_id =

@@ -172,7 +172,7 @@ pub fn run(plan: &Plan, options: &Options) -> Result<Report, RunError> {
 fn desired(plan: &Plan, world: &LocalWorld<'_>, options: &Options) -> Result<Desired, RunError> {
     let mut desired = compile(plan, world, &options.hold)?;
     let in_flight = plan.pipeline().models.values().map(|model| model.max_in_flight.value as usize);
-    let rows: usize = desired.sources.values().map(|(rows, _)| rows.len()).sum();
+    let rows: usize = desired.sources.values().map(|source| source.rows.len()).sum();
     desired.chunk = in_flight.max().unwrap_or(64).max(64).max(rows / 128);
     Ok(desired)
 }

@@ -10,6 +10,7 @@ use crate::engine::local::memory::LocalMemory;
 use crate::engine::local::models::{self, LocalModels};
 use crate::engine::local::trainings::{LocalTrainings, Progress as Told};
 use crate::engine::rows::{Lineage, Rec, Rows};
+use crate::engine::session::Source;
 use crate::engine::train::{Held, Trainings};
 use crate::model::{Answer, Trainer};
 use crate::operators::{Predicate, read};
@@ -119,12 +120,12 @@ fn price(prices: &Prices, model: &str, answer: &Answer) -> Option<f64> {
 }
 
 impl World for LocalWorld<'_> {
-    fn read(&self, node: &str, op: &Read) -> Result<(Vec<Rec>, Vec<Rec>), String> {
+    fn read(&self, node: &str, op: &Read) -> Result<Arc<Source>, String> {
         self.saw(&op.path.path)?;
         let read = read_file(&op.path.path, &read::options(op, node));
         let read = read.map_err(|error| format!("node \"{node}\": {error}"))?;
         let rows = read.rows.into_iter().flat_map(|batch| adopt(&self.rows, batch)).collect();
-        Ok((rows, adopt(&self.rows, read.rejects)))
+        Ok(Arc::new(Source { rows, rejects: adopt(&self.rows, read.rejects) }))
     }
 
     fn fingerprint(&self, _name: &str, model: &Model) -> Result<Id, String> {

@@ -117,10 +117,10 @@ pub(in crate::spec) fn selectors(
     mistakes: &mut Mistakes,
 ) {
     for (node, op) in &pipeline.nodes {
-        for (selector, purpose) in uses(op) {
+        for (selector, purpose, draws) in uses(pipeline, node, op) {
             let mut known = Known { node, constitution, mistakes };
             known.ids(selector);
-            known.some(selector, purpose);
+            known.enough(selector, purpose, draws);
         }
         for (shots, has) in shots(op, constitution) {
             if shots.count.value as usize > has {
@@ -134,24 +134,37 @@ pub(in crate::spec) fn selectors(
 
 /// Reports that a node draws principles in a pipeline that names no constitution.
 pub(in crate::spec) fn no_constitution(pipeline: &Pipeline, mistakes: &mut Mistakes) {
-    if let Some((node, _)) = pipeline.nodes.iter().find(|(_, op)| !uses(op).is_empty()) {
+    let mut nodes = pipeline.nodes.iter();
+    if let Some((node, _)) = nodes.find(|(node, op)| !uses(pipeline, node, op).is_empty()) {
         let message =
             format!("node \"{node}\" draws principles, and the pipeline names no constitution");
         mistakes.push(node.place, message, "add `constitution: FILE`");
     }
 }
 
-/// The selectors of a node and what they select for.
-fn uses(op: &Op) -> Vec<(&Selector, Purpose)> {
+/// The selectors of a node, what they select for, and how many different principles a row draws.
+fn uses<'a>(pipeline: &Pipeline, node: &Name, op: &'a Op) -> Vec<(&'a Selector, Purpose, u64)> {
     match op {
-        Op::Critique(op) => vec![(&op.principles, Purpose::CritiqueAlone)],
+        Op::Critique(op) => {
+            let revised = pipeline.is_revised(node);
+            let purpose = if revised { Purpose::Critique } else { Purpose::CritiqueAlone };
+            vec![(&op.principles, purpose, u64::from(op.draws.value))]
+        }
         // A revision of critiques states no selector of its own, and needs none.
         Op::Revise(op) if op.principles != Selector::default() => {
-            vec![(&op.principles, Purpose::Revise)]
+            vec![(&op.principles, Purpose::Revise, 1)]
         }
-        Op::Repeat(op) if op.critique == Critiquing::None => vec![(op.selector(), Purpose::Revise)],
-        Op::Repeat(op) => vec![(op.selector(), Purpose::Critique)],
-        Op::PairwiseJudge(op) => vec![(&op.principles, Purpose::Judge)],
+        Op::Repeat(op) => {
+            let (purpose, draws) = match &op.critique {
+                Critiquing::None => (Purpose::Revise, 1),
+                Critiquing::Asked(critic) => (Purpose::Critique, u64::from(critic.draws.value)),
+            };
+            let rounds = if op.replacement { 1 } else { u64::from(op.times.value) };
+            vec![(op.selector(), purpose, draws * rounds)]
+        }
+        Op::PairwiseJudge(op) => {
+            vec![(&op.principles, Purpose::Judge, u64::from(op.draws.value))]
+        }
         _ => Vec::new(),
     }
 }
@@ -196,26 +209,35 @@ impl Known<'_> {
         }
     }
 
-    fn some(&mut self, selector: &Selector, purpose: Purpose) {
+    /// A row that could not draw as many as it is to would be lost.
+    fn enough(&mut self, selector: &Selector, purpose: Purpose, draws: u64) {
         let ids_are_known = selector.ids.iter().all(|id| {
             self.constitution.principles.iter().any(|principle| principle.id.value == id.value)
         });
-        if ids_are_known && selector.select(self.constitution, purpose).is_empty() {
+        let some = selector.select(self.constitution, purpose).len() as u64;
+        if ids_are_known && (some == 0 || some < draws) {
             let needs = match purpose {
                 Purpose::Critique => "a critique and a revision request",
                 Purpose::CritiqueAlone => "a critique request",
                 Purpose::Revise => "a revision request",
                 Purpose::Judge => "a judge's instruction",
             };
-            let message = format!(
-                "node \"{}\" selects no principle that has {needs} and a weight above 0",
-                self.node
-            );
-            self.mistakes.push(
-                self.node.place,
-                message,
-                "look at its `principles:` and at the constitution",
-            );
+            let node = self.node;
+            let (message, help) = match some {
+                0 => (
+                    format!(
+                        "node \"{node}\" selects no principle that has {needs} and a weight above 0"
+                    ),
+                    "look at its `principles:` and at the constitution",
+                ),
+                some => (
+                    format!(
+                        "node \"{node}\" draws {draws} principles for a row and selects {some}"
+                    ),
+                    "draw fewer, select more, or draw rounds with `replacement: true`",
+                ),
+            };
+            self.mistakes.push(node.place, message, help);
         }
     }
 }
