@@ -223,10 +223,11 @@ impl Compiler<'_> {
         let seed = self.plan.pipeline().seed;
         let entry = models.first().and_then(|edge| self.plan.entry(edge));
         let setup = Setup {
-            settings: training::settings(op, seed, entry)?,
+            settings: training::settings(op, seed, entry),
             scratch: training::scratch(op),
             model: entry.cloned(),
             balanced: training::is_balanced(op),
+            roles: training::roles(op),
         };
         let settings = training::recipe(op, seed, entry);
         let holds = on_change(op) == OnChange::Hold || self.held.contains(&node.name);

@@ -72,8 +72,7 @@ impl Resolver<'_, '_> {
             Op::TrainSl(train) => self.train(name, op, &train.from, &init(&train.init))?,
             Op::TrainPm(train) => self.train(name, op, &train.from, &init(&train.init))?,
             Op::PpoUpdate(train) => {
-                let mut models = vec![&train.policy, &train.reward];
-                models.extend(&train.test_reward);
+                let models: Vec<&Name> = train.models().into_iter().map(|(_, name)| name).collect();
                 self.train(name, op, &train.prompts, &models)?;
             }
         }

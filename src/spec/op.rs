@@ -226,9 +226,6 @@ impl Op {
                 model(&mut all, "reward", &op.reward);
                 op.reference.iter().for_each(|name| model(&mut all, "reference", name));
                 op.test_reward.iter().for_each(|name| model(&mut all, "test_reward", name));
-                if let Keep::Best(name) = &op.keep {
-                    rows(&mut all, "best", name);
-                }
             }
         }
         all

@@ -24,3 +24,5 @@ mod torch_conformance;
 mod torch_invariance;
 #[cfg(feature = "torch")]
 mod torch_tiny;
+#[cfg(feature = "torch")]
+mod training;

@@ -42,6 +42,9 @@ pub(super) fn publish(
         {
             let rollouts = table(rows, Relation::Rollouts, rollouts);
             draft.add(&format!("{name}.rollouts"), plain("rollouts"), &rollouts)?;
+            let kept = nodes.iter().flat_map(|node| tables[*node].snapshots.values());
+            let kept = table(rows, Relation::Checkpoints, kept);
+            draft.add(&format!("{name}.snapshots"), plain("snapshots"), &kept)?;
         }
     }
     let metrics = tables.iter().flat_map(|table| table.metrics.values());

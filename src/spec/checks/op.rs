@@ -239,6 +239,7 @@ fn train_sl(place: Place, op: &TrainSl, check: &mut Check<'_>) {
     check.above("learning_rate", &op.learning_rate, 0.0);
     check.within("warmup_ratio", &op.warmup_ratio, 0.0, 1.0);
     check.count("logging_steps", &op.logging_steps);
+    op.threads.iter().for_each(|threads| check.count("threads", threads));
 }
 
 fn train_pm(place: Place, op: &TrainPm, check: &mut Check<'_>) {
@@ -247,6 +248,15 @@ fn train_pm(place: Place, op: &TrainPm, check: &mut Check<'_>) {
     check.above("epochs", &op.epochs, 0.0);
     check.count("max_length", &op.max_length);
     check.part("held_out", &op.held_out);
+    for name in &op.scale_on {
+        if !op.from.iter().any(|source| source.rows.value == name.value) {
+            check.says(
+                name.place,
+                &format!("takes its scale of \"{name}\", which is not a source of it"),
+                "name rows of its `from`",
+            );
+        }
+    }
     check.least("center_rewards_coefficient", &op.center_rewards_coefficient, 0.0);
     check.divides(
         "gradient_accumulation_steps",
@@ -257,6 +267,7 @@ fn train_pm(place: Place, op: &TrainPm, check: &mut Check<'_>) {
     check.above("learning_rate", &op.learning_rate, 0.0);
     check.within("warmup_ratio", &op.warmup_ratio, 0.0, 1.0);
     check.count("logging_steps", &op.logging_steps);
+    op.threads.iter().for_each(|threads| check.count("threads", threads));
 }
 
 fn ppo(place: Place, op: &PpoUpdate, check: &mut Check<'_>) {
@@ -278,12 +289,14 @@ fn ppo(place: Place, op: &PpoUpdate, check: &mut Check<'_>) {
     check.least("missing_eos_penalty", &op.missing_eos_penalty, 0.0);
     if let Some(target_kl) = &op.target_kl {
         check.above("target_kl", target_kl, 0.0);
-    } else if op.keep == Keep::BelowTargetKl {
-        check.says(place, "keeps what is below \"target_kl\" and has none", "add `target_kl: …`");
+    }
+    if let Keep::BelowKl(kl) = &op.keep {
+        check.above("below_kl", kl, 0.0);
     }
     check.above("learning_rate", &op.learning_rate, 0.0);
     check.within("warmup_ratio", &op.warmup_ratio, 0.0, 1.0);
     check.count("logging_steps", &op.logging_steps);
+    op.threads.iter().for_each(|threads| check.count("threads", threads));
 }
 
 impl Check<'_> {

@@ -177,15 +177,14 @@ pub enum OnChange {
     Hold,
 }
 
-/// Which checkpoint of a `ppo-update` is the node's model: `last`, `below_target_kl` or `{ best: node }`.
+/// Which policy of a `ppo-update` is the node's model: `last` or `{ below_kl: number }`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Keep {
     /// The last.
     #[default]
     Last,
-    /// The last whose KL divergence from the reference is below `target_kl`.
-    BelowTargetKl,
-    /// The best by this `evaluate` node, on a validation split.
-    Best(Name),
+    /// The last whose KL divergence from the reference is at most this: the mean over rollouts of the sum over
+    /// tokens, as in the metric `objective/kl`.
+    BelowKl(Spanned<f64>),
 }

@@ -64,22 +64,24 @@ macro_rules! trainer {
             /// Norm to which a gradient is cut; 0 is off.
             #[serde(default = "max_grad_norm")]
             pub max_grad_norm: Spanned<f64>,
-            /// Number format of weights and activations.
+            /// Number format of products and activations. Weights learn in `f32` whatever this is.
             #[serde(default)]
             pub dtype: Dtype,
             /// Where it runs.
             #[serde(default)]
             pub device: Device,
-            /// Threads inside one tensor operation on CPU. Without it, all cores. It is part of the recipe.
+            /// Threads inside one tensor operation on CPU. It is part of the recipe: another number gives other last
+            /// bits. Without it, all cores, and the recipe does not say how many they were.
             #[serde(default, skip_serializing_if = "Option::is_none")]
-            pub threads: Option<u32>,
+            pub threads: Option<Spanned<u32>>,
             /// Seed of the order of rows and of new weights, instead of the pipeline's.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub seed: Option<u64>,
             /// Optimiser steps between two rows of `metrics`.
             #[serde(default = "logging_steps")]
             pub logging_steps: Spanned<u32>,
-            /// Optimiser steps between two states from which a killed training resumes; 0 is none.
+            /// Optimiser steps (updates of `ppo-update`) between two states from which a killed training resumes; 0 is
+            /// none.
             #[serde(default = "save_steps")]
             pub save_steps: u32,
             /// What a changed data set does.
@@ -174,13 +176,13 @@ trainer! {
         /// Rows in one optimiser step.
         #[serde(default = "batch_size")]
         pub batch_size: Spanned<u32>,
-        /// Parts into which a step's rows are cut to save memory.
+        /// Parts, at least, into which a step's rows are cut to save memory. A step's loss is their sum.
         #[serde(default = "accumulation")]
         pub gradient_accumulation_steps: Spanned<u32>,
         /// Tokens above which a row is cut, prompt first.
         #[serde(default = "max_length")]
         pub max_length: Spanned<u32>,
-        /// Whether several rows share a sequence. No row attends to another.
+        /// Whether several rows share a sequence of up to `max_length` tokens. No row attends to another.
         #[serde(default)]
         pub packing: bool,
         /// Share of the rows, by hash, that are not trained on and whose loss is logged, in [0, 1).
@@ -216,7 +218,7 @@ trainer! {
         /// Comparisons in one optimiser step.
         #[serde(default = "batch_size")]
         pub batch_size: Spanned<u32>,
-        /// Parts into which a step's comparisons are cut to save memory.
+        /// Parts, at least, into which a step's comparisons are cut to save memory. A step's loss is their sum.
         #[serde(default = "accumulation")]
         pub gradient_accumulation_steps: Spanned<u32>,
         /// Tokens above which a response is cut, prompt first.
@@ -226,6 +228,10 @@ trainer! {
         /// are measured, in [0, 1).
         #[serde(default = "held_out_pm")]
         pub held_out: Spanned<f64>,
+        /// The sources of `from` whose responses, held out, give the mean and the deviation of scores by which
+        /// `ppo-update` normalises: those that the policy's start sampled. Without it, all sources.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        pub scale_on: Vec<Name>,
     }
 }
 
@@ -272,7 +278,7 @@ trainer! {
         /// Optimiser steps in each of those times.
         #[serde(default = "accumulation")]
         pub num_mini_batches: Spanned<u32>,
-        /// Parts into which an optimiser step's rollouts are cut to save memory.
+        /// Parts, at least, into which an optimiser step's rollouts are cut to save memory.
         #[serde(default = "accumulation")]
         pub gradient_accumulation_steps: Spanned<u32>,
         /// Tokens after which a rollout is cut; the paper's is 128.
@@ -293,7 +299,8 @@ trainer! {
         /// GAE's lambda.
         #[serde(default = "lam")]
         pub lam: Spanned<f64>,
-        /// Whether rewards are whitened, besides advantages, which always are.
+        /// Whether rewards are scaled to a deviation of 1 over the tokens of a batch, their mean kept, besides
+        /// advantages, which always are whitened.
         #[serde(default)]
         pub whiten_rewards: bool,
         /// Taken from the score of a rollout that did not end by itself; 0 is off.
@@ -305,10 +312,11 @@ trainer! {
         /// Whether scores are normalised by the preference model's mean and deviation on held-out samples.
         #[serde(default = "yes")]
         pub normalize_reward: bool,
-        /// Updates between two checkpoints that are kept; 0 keeps the last alone.
+        /// Updates between two snapshots of the policy, listed in the table `NODE.snapshots`; 0 is none. A change
+        /// takes effect with the next training.
         #[serde(default)]
         pub save_every: u32,
-        /// Which checkpoint is the node's model.
+        /// Which policy is the node's model.
         #[serde(default)]
         pub keep: Keep,
         /// Whether rollouts hold token ids, log-probabilities, values, advantages and returns.
@@ -320,6 +328,18 @@ trainer! {
 impl PpoUpdate {
     /// Raised when the same rows and settings would make other weights.
     pub const VERSION: u32 = 1;
+}
+
+impl PpoUpdate {
+    /// The models it works with, each with the key that names it. A reference that is the policy's
+    /// start is not named again.
+    pub fn models(&self) -> Vec<(&'static str, &Name)> {
+        let mut models = vec![("policy", &self.policy), ("reward", &self.reward)];
+        let reference = self.reference.iter().filter(|name| name.value != self.policy.value);
+        models.extend(reference.map(|name| ("reference", name)));
+        models.extend(self.test_reward.iter().map(|name| ("test_reward", name)));
+        models
+    }
 }
 
 fn kl_coef() -> Spanned<f64> {

@@ -66,10 +66,21 @@ pub(crate) fn moments(numbers: impl Iterator<Item = f64> + Clone) -> (f64, f64) 
 
 /// Whitens the advantages of a whole batch, `(A − mean) / √(var + 1e-8)` over its tokens.
 pub(crate) fn whiten(batch: &mut [Vec<f32>]) {
-    let (mean, variance) = moments(batch.iter().flatten().map(|&a| f64::from(a)));
+    rescale(batch, false);
+}
+
+/// Gives the rewards of a whole batch a deviation of 1 over its tokens and leaves their mean:
+/// TRL's `whiten_rewards`.
+pub(crate) fn whiten_around_mean(batch: &mut [Vec<f32>]) {
+    rescale(batch, true);
+}
+
+fn rescale(batch: &mut [Vec<f32>], keep_mean: bool) {
+    let (mean, variance) = moments(batch.iter().flatten().map(|&x| f64::from(x)));
     let scale = 1.0 / (variance + 1e-8).sqrt();
-    for advantage in batch.iter_mut().flatten() {
-        *advantage = ((f64::from(*advantage) - mean) * scale) as f32;
+    let center = if keep_mean { mean } else { 0.0 };
+    for number in batch.iter_mut().flatten() {
+        *number = ((f64::from(*number) - mean) * scale + center) as f32;
     }
 }
 
@@ -123,6 +134,10 @@ mod tests {
         let (mean, variance) = moments(batch.iter().flatten().map(|&a| f64::from(a)));
         assert!(mean.abs() < 1e-6 && (variance - 1.0).abs() < 1e-5);
         assert!(batch[1][0] > 1.0, "rows are not whitened one by one");
+        let mut rewards = vec![vec![1.0, 2.0, 3.0], vec![10.0], vec![]];
+        whiten_around_mean(&mut rewards);
+        let (mean, variance) = moments(rewards.iter().flatten().map(|&r| f64::from(r)));
+        assert!((mean - 4.0).abs() < 1e-5 && (variance - 1.0).abs() < 1e-5);
     }
 
     #[test]

@@ -4,22 +4,24 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::Value;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::advantage::{KlEstimator, gae, whiten};
+use super::comparisons::Comparison;
 use super::learner::Learner;
 use super::optimizer::{AdamW, Schedule};
-use super::rows::{Row, floats};
+use super::rows::{Layout, Row, floats};
 use super::{loss, pm, sl};
 use crate::model::torch::config::Head;
-use crate::model::train::Optim;
+use crate::model::train::{Compute, Optim};
 use crate::record::Id;
 
 #[derive(Deserialize)]
-struct Golden {
+pub(super) struct Golden {
     losses: Value,
     sft: Sft,
     pm: Pm,
+    pub(super) ppo: Vec<super::golden_ppo::Ppo>,
 }
 
 #[derive(Deserialize)]
@@ -55,11 +57,11 @@ struct PmRow {
     weight: f32,
 }
 
-fn fixture() -> PathBuf {
+pub(super) fn fixture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/training")
 }
 
-fn golden() -> Golden {
+pub(super) fn golden() -> Golden {
     serde_json::from_slice(&std::fs::read(fixture().join("golden.json")).unwrap()).unwrap()
 }
 
@@ -88,7 +90,7 @@ fn ids(of: &Value, key: &str) -> Tensor {
     tensor(of, key).to_kind(tch::Kind::Int64)
 }
 
-fn check(name: &str, found: &[f32], expected: &[f32], tolerance: f32) {
+pub(super) fn check(name: &str, found: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(found.len(), expected.len(), "{name}");
     for (found, expected) in found.iter().zip(expected) {
         assert!((found - expected).abs() < tolerance, "{name}: {found} is not {expected}");
@@ -164,6 +166,7 @@ fn optim() -> Optim {
         learning_rate: 0.01,
         lr_scheduler_type: "linear".to_owned(),
         warmup_ratio: 0.2,
+        warmup_steps: None,
         weight_decay: 0.05,
         adam_beta1: 0.9,
         adam_beta2: 0.98,
@@ -172,6 +175,11 @@ fn optim() -> Optim {
         seed: 0,
         logging_steps: 1,
     }
+}
+
+/// All rows of a step in one micro-batch, if they are alike.
+pub(super) fn layout() -> Layout {
+    Layout::of_parts(usize::MAX, 1, Device::Cpu)
 }
 
 /// Ten steps over rows taken in turn; `accumulate` gives a batch's loss.
@@ -197,7 +205,7 @@ fn check_ten_steps(
 #[test]
 fn ten_steps_of_fine_tuning_are_those_of_pytorch() {
     let golden = golden().sft;
-    let model = Learner::read(&fixture(), Head::Lm).unwrap();
+    let model = Learner::read(&fixture(), Head::Lm, &Compute::default()).unwrap();
     let data = sl::Demonstrations {
         ids: vec![Id::ZERO; golden.rows.len()],
         rows: golden.rows.iter().map(|row| Row::new(&row.prompt, &row.completion)).collect(),
@@ -210,7 +218,7 @@ fn ten_steps_of_fine_tuning_are_those_of_pytorch() {
         &golden.losses,
         &golden.grad_norms,
         |batch| {
-            let outcome = sl::accumulate(&model, &data, batch);
+            let outcome = sl::accumulate(&model, &data, batch, &layout());
             outcome.loss / outcome.n_predicted
         },
     );
@@ -221,7 +229,7 @@ fn ten_steps_of_a_preference_model_are_those_of_pytorch() {
     let golden = golden().pm;
     let model =
         Learner::scorer_with(&fixture(), &Tensor::from_slice(&golden.head[0]).view([1, -1]));
-    let row = |row: &PmRow| pm::Comparison {
+    let row = |row: &PmRow| Comparison {
         id: Id::ZERO,
         rows: [Row::new(&row.prompt, &row.a), Row::new(&row.prompt, &row.b)],
         p: row.p,
@@ -229,19 +237,19 @@ fn ten_steps_of_a_preference_model_are_those_of_pytorch() {
         source: "ai".to_owned(),
         category: None,
     };
-    let data: Vec<pm::Comparison> = golden.pairs.iter().map(row).collect();
+    let data: Vec<Comparison> = golden.pairs.iter().map(row).collect();
     check_ten_steps(
         &model,
         data.len(),
         golden.batch_size,
         &golden.losses,
         &golden.grad_norms,
-        |batch| pm::accumulate(&model, &data, batch, 0.01).0,
+        |batch| pm::accumulate(&model, &data, batch, 0.01, &layout()).0,
     );
 }
 
 /// The gradients that a batch leaves, and then forgets.
-fn gradients(model: &Learner) -> Vec<f32> {
+pub(super) fn gradients(model: &Learner) -> Vec<f32> {
     let taken = |weight: Tensor| {
         let grad = floats(&weight.grad());
         let _ = weight.grad().zero_();
@@ -253,7 +261,7 @@ fn gradients(model: &Learner) -> Vec<f32> {
 #[test]
 fn neither_order_nor_padding_nor_the_cut_into_micro_batches_changes_the_gradient() {
     let golden = golden().sft;
-    let model = Learner::read(&fixture(), Head::Lm).unwrap();
+    let model = Learner::read(&fixture(), Head::Lm, &Compute::default()).unwrap();
     let data = |pick: &[usize]| sl::Demonstrations {
         ids: vec![Id::ZERO; pick.len()],
         rows: pick
@@ -264,17 +272,17 @@ fn neither_order_nor_padding_nor_the_cut_into_micro_batches_changes_the_gradient
     };
     let all: Vec<usize> = (0..12).collect();
     let whole = data(&all);
-    sl::accumulate(&model, &whole, &all);
+    sl::accumulate(&model, &whole, &all, &layout());
     let expected = gradients(&model);
 
-    sl::accumulate(&model, &whole, &all.iter().rev().copied().collect::<Vec<_>>());
+    sl::accumulate(&model, &whole, &all.iter().rev().copied().collect::<Vec<_>>(), &layout());
     check("reversed", &gradients(&model), &expected, 1e-6);
 
     // One row at a time without padding; each mean per token is weighed by its tokens.
     let n_all: usize = whole.rows.iter().map(|row| row.predicted().len()).sum();
     let mut summed = vec![0.0; expected.len()];
     for &row in &all {
-        let outcome = sl::accumulate(&model, &data(&[row]), &[0]);
+        let outcome = sl::accumulate(&model, &data(&[row]), &[0], &layout());
         let share = outcome.n_predicted as f32 / n_all as f32;
         for (sum, gradient) in summed.iter_mut().zip(gradients(&model)) {
             *sum += share * gradient;

@@ -10,22 +10,30 @@ mod log;
 mod loss;
 mod optimizer;
 mod order;
+mod pack;
 mod rows;
+mod state;
 mod tokenizer;
 
 mod sl;
 
 mod calibration;
+mod comparisons;
 mod pm;
 
 mod advantage;
 mod experience;
 mod ppo;
+mod report;
 mod rollout;
 mod update;
 
 #[cfg(test)]
 mod golden;
+#[cfg(test)]
+mod golden_ppo;
+#[cfg(test)]
+mod invariants;
 #[cfg(test)]
 mod tests;
 
@@ -34,7 +42,8 @@ use crate::model::train::{TrainError, TrainJob, TrainSettings, Trained, Trainer}
 /// Trains in this process.
 #[derive(Clone, Copy, Debug)]
 pub struct TorchTrainer {
-    /// Threads of one operation. The same weights come out for the same number.
+    /// Threads of one operation, for trainings that state none. The same weights come out for the
+    /// same number.
     pub threads: usize,
 }
 
@@ -46,7 +55,9 @@ impl Default for TorchTrainer {
 
 impl Trainer for TorchTrainer {
     fn train(&self, job: TrainJob) -> Result<Trained, TrainError> {
-        tch::set_num_threads(i32::try_from(self.threads.max(1)).unwrap_or(i32::MAX));
+        // libtorch keeps the number by thread, and a training has a thread of its own.
+        let threads = job.settings.compute().threads.unwrap_or(self.threads);
+        tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(i32::MAX));
         match &job.settings {
             TrainSettings::TrainSl(settings) => sl::train(&job, settings),
             TrainSettings::TrainPm(settings) => pm::train(&job, settings),
