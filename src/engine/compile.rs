@@ -257,6 +257,7 @@ fn on_change(op: &Op) -> OnChange {
     match op {
         Op::TrainSl(train) => train.on_change,
         Op::TrainPm(train) => train.on_change,
+        Op::TrainDpo(train) => train.on_change,
         Op::PpoUpdate(train) => train.on_change,
         _ => unreachable!("only trainings have a policy"),
     }

@@ -115,6 +115,8 @@ pub enum TrainSettings {
     TrainSl(SlSettings),
     /// A preference model on comparisons.
     TrainPm(PmSettings),
+    /// A policy on comparisons, without a preference model.
+    TrainDpo(DpoSettings),
     /// Reinforcement learning of a policy against a preference model.
     PpoUpdate(PpoSettings),
 }
@@ -125,6 +127,7 @@ impl TrainSettings {
         match self {
             TrainSettings::TrainSl(settings) => &settings.optim,
             TrainSettings::TrainPm(settings) => &settings.optim,
+            TrainSettings::TrainDpo(settings) => &settings.optim,
             TrainSettings::PpoUpdate(settings) => &settings.optim,
         }
     }
@@ -134,6 +137,7 @@ impl TrainSettings {
         match self {
             TrainSettings::TrainSl(settings) => &settings.compute,
             TrainSettings::TrainPm(settings) => &settings.compute,
+            TrainSettings::TrainDpo(settings) => &settings.compute,
             TrainSettings::PpoUpdate(settings) => &settings.compute,
         }
     }
@@ -246,6 +250,28 @@ pub struct PmSettings {
     pub center_rewards_coefficient: f64,
     /// The sources whose scores give the model's scale; without any, all.
     pub scale_on: Vec<String>,
+}
+
+/// Settings of `train-dpo`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DpoSettings {
+    /// The optimizer.
+    pub optim: Optim,
+    /// How it computes.
+    pub compute: Compute,
+    /// Passes over the data.
+    pub epochs: f64,
+    /// Comparisons a step.
+    pub batch_size: usize,
+    /// The longest row, in tokens.
+    pub max_length: usize,
+    /// Share of the rows, by hash, that is held out.
+    pub held_out: f64,
+    /// How strongly the policy is held to the reference.
+    pub beta: f64,
+    /// The model that the policy is held to; without it, the policy's start.
+    #[serde(skip)]
+    pub reference: Option<PathBuf>,
 }
 
 /// Settings of `ppo-update`. Names are TRL's.

@@ -1,4 +1,4 @@
-//! `train-sl`, `train-pm`, `ppo-update`: rows as examples, settings as the trainer takes them, and
+//! `train-sl`, `train-pm`, `train-dpo`, `ppo-update`: rows as examples, settings as the trainer takes them, and
 //! the part of the settings that is in the recipe.
 
 use std::path::PathBuf;
@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use serde_json::{Map, Value};
 
 use crate::model::train::{
-    Compute, Device, Dtype, Optim, PmSettings, PpoSettings, Scratch as ScratchShape, SlSettings,
+    Compute, Device, DpoSettings, Dtype, Optim, PmSettings, PpoSettings, Scratch as ScratchShape,
+    SlSettings,
 };
 use crate::model::{Example, TrainSettings};
 use crate::record::transcript::{ASSISTANT, HUMAN};
@@ -170,6 +171,16 @@ pub fn settings(op: &Op, seed: u64, model: Option<&Model>) -> TrainSettings {
             center_rewards_coefficient: op.center_rewards_coefficient.value,
             scale_on: op.scale_on.iter().map(|name| name.value.clone()).collect(),
         }),
+        Op::TrainDpo(op) => TrainSettings::TrainDpo(DpoSettings {
+            optim: optim(op.optimiser(), op.seed.unwrap_or(seed), op.logging_steps.value),
+            compute: compute!(op),
+            epochs: op.epochs.value,
+            batch_size: op.batch_size.value as usize,
+            max_length: op.max_length.value as usize,
+            held_out: op.held_out.value,
+            beta: op.beta.value,
+            reference: None,
+        }),
         Op::PpoUpdate(op) => TrainSettings::PpoUpdate(ppo(op, seed, model)),
         other => panic!("{} trains nothing", other.verb()),
     }
@@ -261,6 +272,7 @@ fn optim(from: Optimiser, seed: u64, logging_steps: u32) -> Optim {
 /// The keys that name a training's models, in the order in which the plan has them.
 pub fn roles(op: &Op) -> Vec<&'static str> {
     match op {
+        Op::TrainDpo(op) => op.models().into_iter().map(|(role, _)| role).collect(),
         Op::PpoUpdate(op) => op.models().into_iter().map(|(role, _)| role).collect(),
         _ if scratch(op).is_some() => Vec::new(),
         _ => vec!["init"],
@@ -313,6 +325,7 @@ pub fn recipe(op: &Op, seed: u64, model: Option<&Model>) -> String {
     let written = match op {
         Op::TrainSl(op) => serde_json::to_value(op),
         Op::TrainPm(op) => serde_json::to_value(op),
+        Op::TrainDpo(op) => serde_json::to_value(op),
         Op::PpoUpdate(op) => serde_json::to_value(op),
         other => panic!("{} trains nothing", other.verb()),
     };
@@ -341,6 +354,8 @@ pub fn recipe(op: &Op, seed: u64, model: Option<&Model>) -> String {
     map.insert("rendering".to_owned(), rendering(model));
     if matches!(op, Op::PpoUpdate(_)) {
         map.insert("stop".to_owned(), Value::from(stops(model)));
+    }
+    if matches!(op, Op::TrainDpo(_) | Op::PpoUpdate(_)) {
         // The recipe has the models' weights in this order.
         map.insert("models".to_owned(), Value::from(roles(op)));
     }

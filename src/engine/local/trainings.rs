@@ -101,14 +101,20 @@ impl LocalTrainings {
         models: &[Option<ModelRef>],
     ) -> Result<TrainSettings, String> {
         let mut settings = setup.settings.clone();
-        if let TrainSettings::PpoUpdate(ppo) = &mut settings {
-            for (role, model) in setup.roles.iter().zip(models.iter().flatten()) {
-                match *role {
-                    "reward" => ppo.reward = self.dir(model)?,
-                    "reference" => ppo.reference = Some(self.dir(model)?),
-                    "test_reward" => ppo.test_reward = Some(self.dir(model)?),
-                    _ => {}
+        for (role, model) in setup.roles.iter().zip(models.iter().flatten()) {
+            match (&mut settings, *role) {
+                (TrainSettings::TrainDpo(dpo), "reference") => {
+                    dpo.reference = Some(self.dir(model)?);
                 }
+                (TrainSettings::PpoUpdate(ppo), "reward") => ppo.reward = self.dir(model)?,
+                (TrainSettings::PpoUpdate(ppo), "reference") => {
+                    ppo.reference = Some(self.dir(model)?);
+                }
+                (TrainSettings::PpoUpdate(ppo), "test_reward") => {
+                    ppo.test_reward = Some(self.dir(model)?);
+                }
+                // The model that the weights begin at is the job's `init`.
+                _ => {}
             }
         }
         Ok(settings)

@@ -3,7 +3,7 @@
 use super::Check;
 use crate::spec::op::{
     Cot, Critiquing, Evaluate, FewShot, Filter, Init, Keep, Mix, Op, PairwiseJudge, PpoUpdate,
-    Read, Repeat, Rounds, Scratch, Source, Split, TrainPm, TrainSl,
+    Read, Repeat, Rounds, Scratch, Source, Split, TrainDpo, TrainPm, TrainSl,
 };
 use crate::spec::place::{Place, Spanned};
 
@@ -32,6 +32,7 @@ pub(super) fn op(place: Place, op: &Op, check: &mut Check<'_>) {
         Op::Evaluate(op) => evaluate(place, op, check),
         Op::TrainSl(op) => train_sl(place, op, check),
         Op::TrainPm(op) => train_pm(place, op, check),
+        Op::TrainDpo(op) => train_dpo(place, op, check),
         Op::PpoUpdate(op) => ppo(place, op, check),
     }
 }
@@ -258,6 +259,24 @@ fn train_pm(place: Place, op: &TrainPm, check: &mut Check<'_>) {
         }
     }
     check.least("center_rewards_coefficient", &op.center_rewards_coefficient, 0.0);
+    check.divides(
+        "gradient_accumulation_steps",
+        &op.gradient_accumulation_steps,
+        "batch_size",
+        &op.batch_size,
+    );
+    check.above("learning_rate", &op.learning_rate, 0.0);
+    check.within("warmup_ratio", &op.warmup_ratio, 0.0, 1.0);
+    check.count("logging_steps", &op.logging_steps);
+    op.threads.iter().for_each(|threads| check.count("threads", threads));
+}
+
+fn train_dpo(place: Place, op: &TrainDpo, check: &mut Check<'_>) {
+    sources("from", place, &op.from, check);
+    check.above("beta", &op.beta, 0.0);
+    check.above("epochs", &op.epochs, 0.0);
+    check.count("max_length", &op.max_length);
+    check.part("held_out", &op.held_out);
     check.divides(
         "gradient_accumulation_steps",
         &op.gradient_accumulation_steps,

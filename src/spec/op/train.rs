@@ -1,4 +1,4 @@
-//! Verbs that train a model: `train-sl`, `train-pm`, `ppo-update`. Options carry TRL's names.
+//! Verbs that train a model: `train-sl`, `train-pm`, `train-dpo`, `ppo-update`. Options carry TRL's names.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -8,7 +8,7 @@ use super::source::{OneOrMany, Source};
 use crate::spec::model::{Device, Dtype};
 use crate::spec::place::{Name, Spanned};
 
-/// How weights are moved: the settings that all three trainers share.
+/// How weights are moved: the settings that all trainers share.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Optimiser {
     /// Greatest learning rate.
@@ -242,6 +242,63 @@ fn held_out_pm() -> Spanned<f64> {
 impl TrainPm {
     /// Raised when the same rows and settings would make other weights.
     pub const VERSION: u32 = 1;
+}
+
+trainer! {
+    /// `train-dpo`: a policy on comparisons with soft targets, without a preference model and without rollouts:
+    /// `-[p·logσ(z) + (1-p)·logσ(-z)]`, `z = β[(log π_A - log π_B) - (log ref_A - log ref_B)]`. `comparisons -> a model`.
+    pub struct TrainDpo {
+        /// The comparisons trained on, each with a weight.
+        pub from: OneOrMany<Source>,
+        /// The model trained.
+        pub init: Name,
+        /// The model that the policy is held to. Without it, the policy's start.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub reference: Option<Name>,
+        /// How strongly: the weight of the KL divergence of which the loss is the optimum.
+        #[serde(default = "beta")]
+        pub beta: Spanned<f64>,
+        /// Greatest learning rate.
+        #[serde(default = "dpo_rate")]
+        pub learning_rate: Spanned<f64>,
+        /// Times that the rows are gone through.
+        #[serde(default = "one")]
+        pub epochs: Spanned<f64>,
+        /// Comparisons in one optimiser step.
+        #[serde(default = "batch_size")]
+        pub batch_size: Spanned<u32>,
+        /// Parts, at least, into which a step's comparisons are cut to save memory. A step's loss is their sum.
+        #[serde(default = "accumulation")]
+        pub gradient_accumulation_steps: Spanned<u32>,
+        /// Tokens above which a response is left out.
+        #[serde(default = "max_length")]
+        pub max_length: Spanned<u32>,
+        /// Share of the comparisons, by hash, that are not trained on and on which loss and accuracy are measured, in
+        /// [0, 1).
+        #[serde(default)]
+        pub held_out: Spanned<f64>,
+    }
+}
+
+impl TrainDpo {
+    /// Raised when the same rows and settings would make other weights.
+    pub const VERSION: u32 = 1;
+
+    /// The models it works with, each with the key that names it. A reference that is the policy's
+    /// start is not named again.
+    pub fn models(&self) -> Vec<(&'static str, &Name)> {
+        let reference = self.reference.iter().filter(|name| name.value != self.init.value);
+        let reference = reference.map(|name| ("reference", name));
+        std::iter::once(("init", &self.init)).chain(reference).collect()
+    }
+}
+
+fn beta() -> Spanned<f64> {
+    Spanned::nowhere(0.1)
+}
+
+fn dpo_rate() -> Spanned<f64> {
+    Spanned::nowhere(1e-6)
 }
 
 trainer! {

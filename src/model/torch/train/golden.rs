@@ -11,7 +11,7 @@ use super::comparisons::Comparison;
 use super::learner::Learner;
 use super::optimizer::{AdamW, Schedule};
 use super::rows::{Layout, Row, floats};
-use super::{loss, pm, sl};
+use super::{dpo, loss, pm, sl};
 use crate::model::torch::config::Head;
 use crate::model::train::{Compute, Optim};
 use crate::record::Id;
@@ -22,6 +22,7 @@ pub(super) struct Golden {
     sft: Sft,
     pm: Pm,
     pub(super) ppo: Vec<super::golden_ppo::Ppo>,
+    dpo: Dpo,
 }
 
 #[derive(Deserialize)]
@@ -42,6 +43,16 @@ struct SftRow {
 #[derive(Deserialize)]
 struct Pm {
     head: Vec<Vec<f32>>,
+    pairs: Vec<PmRow>,
+    batch_size: usize,
+    losses: Vec<f64>,
+    grad_norms: Vec<f64>,
+}
+
+#[derive(Deserialize)]
+struct Dpo {
+    pure: Value,
+    beta: f64,
     pairs: Vec<PmRow>,
     batch_size: usize,
     losses: Vec<f64>,
@@ -229,15 +240,7 @@ fn ten_steps_of_a_preference_model_are_those_of_pytorch() {
     let golden = golden().pm;
     let model =
         Learner::scorer_with(&fixture(), &Tensor::from_slice(&golden.head[0]).view([1, -1]));
-    let row = |row: &PmRow| Comparison {
-        id: Id::ZERO,
-        rows: [Row::new(&row.prompt, &row.a), Row::new(&row.prompt, &row.b)],
-        p: row.p,
-        weight: row.weight,
-        source: "ai".to_owned(),
-        category: None,
-    };
-    let data: Vec<Comparison> = golden.pairs.iter().map(row).collect();
+    let data: Vec<Comparison> = golden.pairs.iter().map(comparison).collect();
     check_ten_steps(
         &model,
         data.len(),
@@ -245,6 +248,42 @@ fn ten_steps_of_a_preference_model_are_those_of_pytorch() {
         &golden.losses,
         &golden.grad_norms,
         |batch| pm::accumulate(&model, &data, batch, 0.01, &layout()).0,
+    );
+}
+
+fn comparison(row: &PmRow) -> Comparison {
+    Comparison {
+        id: Id::ZERO,
+        rows: [Row::new(&row.prompt, &row.a), Row::new(&row.prompt, &row.b)],
+        p: row.p,
+        weight: row.weight,
+        source: "ai".to_owned(),
+        category: None,
+    }
+}
+
+#[test]
+fn ten_steps_of_direct_preferences_are_those_of_pytorch() {
+    let golden = golden().dpo;
+    let of = &golden.pure;
+    let policy = matrix(of, "policy").set_requires_grad(true);
+    let (p, weights) = (tensor(of, "p"), tensor(of, "weights"));
+    let sum = loss::dpo(&policy, &matrix(of, "reference"), golden.beta, &p, &weights);
+    check_loss("dpo", of, &sum, &policy);
+
+    let model = Learner::read(&fixture(), Head::Lm, &Compute::default()).unwrap();
+    let data: Vec<Comparison> = golden.pairs.iter().map(comparison).collect();
+    let reference = dpo::measure(&model, &data, &layout());
+    check_ten_steps(
+        &model,
+        data.len(),
+        golden.batch_size,
+        &golden.losses,
+        &golden.grad_norms,
+        |batch| {
+            let outcome = dpo::accumulate(&model, &data, &reference, batch, golden.beta, &layout());
+            outcome.loss / batch.len() as f64
+        },
     );
 }
 

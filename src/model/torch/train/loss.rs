@@ -47,6 +47,21 @@ pub(crate) fn centring(a: &Tensor, b: &Tensor, weights: &Tensor) -> Tensor {
     ((a + b).square() * weights).sum(Kind::Float)
 }
 
+/// The summed loss of DPO with soft labels, `Σ w · [p·softplus(−z) + (1−p)·softplus(z)]` with
+/// `z = β[(log π_A − log π_B) − (log ref_A − log ref_B)]` (arXiv 2305.18290, equation 7; with
+/// p = 1 − ε, TRL's `label_smoothing`).
+pub(crate) fn dpo(
+    policy: &Tensor,
+    reference: &Tensor,
+    beta: f64,
+    p: &Tensor,
+    weights: &Tensor,
+) -> Tensor {
+    let rewards = (policy - reference) * beta; // (n, 2)
+    let z = rewards.select(1, 0) - rewards.select(1, 1); // (n)
+    bradley_terry(&z, p, weights)
+}
+
 /// What the clipped policy loss gives.
 pub(crate) struct PolicyLoss {
     /// `Σ max(−A·ρ, −A·clip(ρ, 1−ε, 1+ε))`.

@@ -1,7 +1,7 @@
 //! `train`: trainings in this process, by libtorch.
 //!
-//! `train-sl` learns from demonstrations, `train-pm` from comparisons, `ppo-update` from what a
-//! preference model says of the policy's own answers. All three are functions of settings, data
+//! `train-sl` learns from demonstrations, `train-pm` and `train-dpo` from comparisons, `ppo-update`
+//! from what a preference model says of the policy's own answers. All are functions of settings, data
 //! and init alone, at one number of threads: nothing is drawn from a global generator, and rows
 //! come in an order that their ids decide.
 
@@ -19,6 +19,7 @@ mod sl;
 
 mod calibration;
 mod comparisons;
+mod dpo;
 mod pm;
 
 mod advantage;
@@ -61,6 +62,7 @@ impl Trainer for TorchTrainer {
         match &job.settings {
             TrainSettings::TrainSl(settings) => sl::train(&job, settings),
             TrainSettings::TrainPm(settings) => pm::train(&job, settings),
+            TrainSettings::TrainDpo(settings) => dpo::train(&job, settings),
             TrainSettings::PpoUpdate(settings) => ppo::train(&job, settings),
         }
     }

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use super::TorchTrainer;
 use crate::model::torch::{Head, LlamaConfig};
 use crate::model::train::{
-    Compute, Example, Init, Optim, PmSettings, PpoSettings, Scratch, SlSettings, TrainError,
-    TrainJob, TrainSettings, Trained, Trainer,
+    Compute, DpoSettings, Example, Init, Optim, PmSettings, PpoSettings, Scratch, SlSettings,
+    TrainError, TrainJob, TrainSettings, Trained, Trainer,
 };
 use crate::record::{Id, KeyHasher};
 
@@ -108,6 +108,19 @@ fn pm_settings() -> PmSettings {
         held_out: 0.1,
         center_rewards_coefficient: 0.01,
         scale_on: Vec::new(),
+    }
+}
+
+fn dpo_settings() -> DpoSettings {
+    DpoSettings {
+        optim: optim(0.003),
+        compute: Compute::default(),
+        epochs: 4.0,
+        batch_size: 16,
+        max_length: 64,
+        held_out: 0.1,
+        beta: 0.3,
+        reference: None,
     }
 }
 
@@ -282,6 +295,41 @@ fn the_scale_of_a_preference_model_is_that_of_the_sources_named() {
     assert!(all.0 > ai.0.min(human.0) && all.0 < ai.0.max(human.0));
     assert_eq!(all.4, ai.4, "what is measured is the same");
     assert!(ai.1 > 0.0 && human.1 > 0.0);
+}
+
+#[test]
+fn direct_preferences_move_the_policy_to_what_the_labels_prefer() {
+    let (dir, _) = base();
+    let learn = |settings: DpoSettings| {
+        let examples = (0..160).map(comparison).collect();
+        train(TrainSettings::TrainDpo(settings), at(&dir), examples)
+    };
+    let (_dir, trained) = learn(dpo_settings());
+    assert_eq!((trained.kind.as_str(), trained.steps), ("lm", 40));
+    // At the start policy and reference are one, so every margin is 0.
+    assert!((first(&trained, "loss") - 2_f64.ln()).abs() < 0.1, "{}", first(&trained, "loss"));
+    let metrics = last(&trained, "heldout");
+    assert!(metrics["rewards/accuracies"] > 0.95, "{metrics:?}");
+    assert!(metrics["rewards/margins"] > 0.5, "{metrics:?}");
+    let (_again, twice) = learn(dpo_settings());
+    assert_eq!(trained.weights, twice.weights);
+
+    // A label of one half asks for no preference, and the start has none.
+    let even = |n: usize| match comparison(n) {
+        Example::Comparison { row_id, prompt, a, b, weight, source, category, .. } => {
+            Example::Comparison { row_id, prompt, a, b, p: 0.5, weight, source, category }
+        }
+        other => panic!("{other:?}"),
+    };
+    let settings = DpoSettings { held_out: 0.3, ..dpo_settings() };
+    let examples = (0..160).map(even).collect();
+    let (_dir, trained) = train(TrainSettings::TrainDpo(settings), at(&dir), examples);
+    let metrics = last(&trained, "heldout");
+    assert!(metrics["rewards/margins"].abs() < 0.05, "{metrics:?}");
+
+    let from_nothing = TrainSettings::TrainDpo(dpo_settings());
+    let (_dir, refused) = attempt(from_nothing, scratch(), (0..160).map(comparison).collect());
+    assert!(refused.unwrap_err().to_string().contains("begins at a model"));
 }
 
 /// A base and a preference model that likes refusals of what is bad.

@@ -88,6 +88,20 @@ fn a_killed_preference_model_goes_on_to_the_same_weights() {
 }
 
 #[test]
+fn killed_direct_preferences_go_on_to_the_same_weights() {
+    let (dir, _) = base();
+    let settings = DpoSettings {
+        compute: saving(4),
+        epochs: 2.0,
+        optim: Optim { logging_steps: 1, ..optim(0.003) },
+        ..dpo_settings()
+    };
+    let training =
+        (TrainSettings::TrainDpo(settings), at(&dir), (0..160).map(comparison).collect());
+    check(&training, &[3, 7, 15]);
+}
+
+#[test]
 fn a_killed_policy_goes_on_to_the_same_weights() {
     let stage = stage();
     let settings = PpoSettings {
