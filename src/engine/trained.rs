@@ -159,7 +159,7 @@ fn rollout(rollout: &train::Rollout) -> Vec<(&'static str, Cell<'_>)> {
         ("completion", Cell::messages(completion)),
         ("step", Cell::Int(rollout.step)),
         ("episode", Cell::Int(rollout.episode)),
-        ("sample_index", Cell::Int(0)),
+        ("sample_index", Cell::Int(rollout.sample_index)),
         ("token_ids", if tokens.is_empty() { Cell::Null } else { Cell::Ints(tokens.clone()) }),
         ("logprobs", floats(&rollout.logprobs)),
         ("ref_logprobs", floats(&rollout.ref_logprobs)),

@@ -280,6 +280,9 @@ pub struct DpoSettings {
 pub struct PpoSettings {
     pub optim: Optim,
     pub compute: Compute,
+    pub algorithm: Algorithm,
+    /// Rollouts of each prompt of a batch.
+    pub num_generations: usize,
     pub total_episodes: usize,
     pub batch_size: usize,
     pub num_ppo_epochs: usize,
@@ -322,6 +325,19 @@ pub struct PpoSettings {
 /// The file under [`TrainJob::state`] that a killed training goes on from, there once it was written
 /// as a whole.
 pub const STATE_FILE: &str = "state";
+
+/// How a policy's advantages are had of its rewards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Algorithm {
+    /// By a critic and generalised advantage estimation.
+    #[default]
+    Ppo,
+    /// By the other rollouts of the prompt.
+    Rloo,
+    /// By mean and deviation of the rollouts of the prompt, with the KL in the loss.
+    Grpo,
+}
 
 /// What a training gave.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -390,6 +406,8 @@ pub struct Rollout {
     pub completion: String,
     pub step: i64,
     pub episode: i64,
+    #[serde(default)]
+    pub sample_index: i64,
     pub token_ids: Vec<i32>,
     pub logprobs: Vec<f32>,
     pub ref_logprobs: Vec<f32>,

@@ -6,14 +6,16 @@ use std::path::PathBuf;
 use serde_json::{Map, Value};
 
 use crate::model::train::{
-    Compute, Device, DpoSettings, Dtype, Optim, PmSettings, PpoSettings, Scratch as ScratchShape,
-    SlSettings,
+    Algorithm, Compute, Device, DpoSettings, Dtype, Optim, PmSettings, PpoSettings,
+    Scratch as ScratchShape, SlSettings,
 };
 use crate::model::{Example, TrainSettings};
 use crate::record::transcript::{ASSISTANT, HUMAN};
 use crate::record::{Message, Relation, Row, Turns};
 use crate::spec::model::{self, Format};
-use crate::spec::op::{Balance, Init, Keep, Op, Optimiser, PpoUpdate, Schedule, Scratch, Source};
+use crate::spec::op::{
+    self as written, Balance, Init, Keep, Op, Optimiser, PpoUpdate, Schedule, Scratch, Source,
+};
 use crate::spec::{Model, Spanned};
 
 use super::prompt::{Prefix, Style};
@@ -190,6 +192,12 @@ fn ppo(op: &PpoUpdate, seed: u64, model: Option<&Model>) -> PpoSettings {
     PpoSettings {
         optim: optim(op.optimiser(), op.seed.unwrap_or(seed), op.logging_steps.value),
         compute: compute!(op),
+        algorithm: match op.algorithm {
+            written::Algorithm::Ppo => Algorithm::Ppo,
+            written::Algorithm::Rloo => Algorithm::Rloo,
+            written::Algorithm::Grpo => Algorithm::Grpo,
+        },
+        num_generations: op.generations() as usize,
         total_episodes: op.total_episodes.value as usize,
         batch_size: op.batch_size.value as usize,
         num_ppo_epochs: op.num_ppo_epochs.value as usize,

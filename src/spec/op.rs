@@ -41,7 +41,9 @@ pub use evaluate::Evaluate;
 pub use feedback::{
     Critic, Critique, Critiquing, FewShot, Repeat, Revise, Reviser, Sample, Sampling, Shots,
 };
-pub use init::{Architecture, Balance, Init, Keep, OnChange, Schedule, Scratch, Tokenizer};
+pub use init::{
+    Algorithm, Architecture, Balance, Init, Keep, OnChange, Schedule, Scratch, Tokenizer,
+};
 pub use judge::{Cot, Labels, Order, Pairs, PairwiseJudge};
 pub use source::{OneOrMany, Rounds, Source};
 pub use train::{Optimiser, PpoUpdate, TrainDpo, TrainPm, TrainSl};

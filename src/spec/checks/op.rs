@@ -2,8 +2,8 @@
 
 use super::Check;
 use crate::spec::op::{
-    Cot, Critiquing, Evaluate, FewShot, Filter, Init, Keep, Mix, Op, PairwiseJudge, PpoUpdate,
-    Read, Repeat, Rounds, Scratch, Source, Split, TrainDpo, TrainPm, TrainSl,
+    Algorithm, Cot, Critiquing, Evaluate, FewShot, Filter, Init, Keep, Mix, Op, PairwiseJudge,
+    PpoUpdate, Read, Repeat, Rounds, Scratch, Source, Split, TrainDpo, TrainPm, TrainSl,
 };
 use crate::spec::place::{Place, Spanned};
 
@@ -296,6 +296,7 @@ fn ppo(place: Place, op: &PpoUpdate, check: &mut Check<'_>) {
         let text = format!("at least one batch of {}, not {}", op.batch_size, op.total_episodes);
         check.wrong("total_episodes", op.total_episodes.place, &text);
     }
+    generations(place, op, check);
     check.count("num_ppo_epochs", &op.num_ppo_epochs);
     check.divides("num_mini_batches", &op.num_mini_batches, "batch_size", &op.batch_size);
     check.count("gradient_accumulation_steps", &op.gradient_accumulation_steps);
@@ -316,6 +317,24 @@ fn ppo(place: Place, op: &PpoUpdate, check: &mut Check<'_>) {
     check.within("warmup_ratio", &op.warmup_ratio, 0.0, 1.0);
     check.count("logging_steps", &op.logging_steps);
     op.threads.iter().for_each(|threads| check.count("threads", threads));
+}
+
+fn generations(place: Place, op: &PpoUpdate, check: &mut Check<'_>) {
+    let (count, place) = (op.generations(), op.num_generations.map_or(place, |count| count.place));
+    if count == 0 || count == 1 && op.algorithm != Algorithm::Ppo {
+        let least = if op.algorithm == Algorithm::Ppo { "1" } else { "2, to be compared," };
+        check.wrong("num_generations", place, &format!("at least {least} not {count}"));
+        return;
+    }
+    for (key, of) in [
+        ("batch_size", u64::from(op.batch_size.value)),
+        ("total_episodes", op.total_episodes.value),
+    ] {
+        if !of.is_multiple_of(u64::from(count)) {
+            let text = format!("a divisor of \"{key}\", which is {of}, not {count}");
+            check.wrong("num_generations", place, &text);
+        }
+    }
 }
 
 impl Check<'_> {

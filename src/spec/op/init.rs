@@ -177,6 +177,20 @@ pub enum OnChange {
     Hold,
 }
 
+/// How a policy's advantages are had of its rewards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Algorithm {
+    /// A critic, and generalised advantage estimation (arXiv 1707.06347, 1506.02438).
+    #[default]
+    Ppo,
+    /// A rollout's reward less the mean of the others of its prompt (arXiv 2402.14740). No critic.
+    Rloo,
+    /// A rollout's score, standardised among those of its prompt, and the KL divergence in the loss (arXiv
+    /// 2402.03300). No critic.
+    Grpo,
+}
+
 /// Which policy of a `ppo-update` is the node's model: `last` or `{ below_kl: number }`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

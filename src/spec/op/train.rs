@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::init::{Balance, Init, Keep, OnChange, Schedule};
+use super::init::{Algorithm, Balance, Init, Keep, OnChange, Schedule};
 use super::source::{OneOrMany, Source};
 use crate::spec::model::{Device, Dtype};
 use crate::spec::place::{Name, Spanned};
@@ -318,6 +318,12 @@ trainer! {
         /// A second preference model, logged and never trained on, that shows over-optimisation.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub test_reward: Option<Name>,
+        /// How advantages are had of rewards.
+        #[serde(default)]
+        pub algorithm: Algorithm,
+        /// Rollouts of each prompt of a batch. Without it, 1 for `ppo`, and 4 for the others, which compare them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub num_generations: Option<Spanned<u32>>,
         /// Greatest learning rate.
         #[serde(default = "ppo_rate")]
         pub learning_rate: Spanned<f64>,
@@ -388,6 +394,12 @@ impl PpoUpdate {
 }
 
 impl PpoUpdate {
+    /// Rollouts of each prompt of a batch.
+    pub fn generations(&self) -> u32 {
+        let by_default = if self.algorithm == Algorithm::Ppo { 1 } else { 4 };
+        self.num_generations.map_or(by_default, |count| count.value)
+    }
+
     /// The models it works with, each with the key that names it. A reference that is the policy's
     /// start is not named again.
     pub fn models(&self) -> Vec<(&'static str, &Name)> {

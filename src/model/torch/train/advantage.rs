@@ -53,6 +53,28 @@ pub(crate) fn gae(rewards: &[f32], values: &[f32], gamma: f64, lam: f64) -> (Vec
     (advantages, returns)
 }
 
+/// The reward of each rollout less the mean of the others of its prompt (RLOO, arXiv 2402.14740,
+/// section 3): `group` rollouts in a row are of one prompt.
+pub(crate) fn leave_one_out(rewards: &[f64], group: usize) -> Vec<f64> {
+    let of_group = |rewards: &[f64]| {
+        let (sum, others) = (rewards.iter().sum::<f64>(), rewards.len() as f64 - 1.0);
+        let own = |&reward: &f64| reward - (sum - reward) / others;
+        rewards.iter().map(own).collect::<Vec<f64>>()
+    };
+    rewards.chunks(group).flat_map(of_group).collect()
+}
+
+/// The score of each rollout, standardised among those of its prompt, `(R − mean) / (std + 1e-4)`
+/// (GRPO, arXiv 2402.03300, section 4.1.2; the constant is TRL's).
+pub(crate) fn standardised(scores: &[f64], group: usize) -> Vec<f64> {
+    let of_group = |scores: &[f64]| {
+        let (mean, variance) = moments(scores.iter().copied());
+        let scale = 1.0 / (variance.sqrt() + 1e-4);
+        scores.iter().map(|score| (score - mean) * scale).collect::<Vec<f64>>()
+    };
+    scores.chunks(group).flat_map(of_group).collect()
+}
+
 /// Mean and variance, the latter with Bessel's correction (0 for a single number).
 pub(crate) fn moments(numbers: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
     let n = numbers.clone().count() as f64;

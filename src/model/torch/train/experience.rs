@@ -4,12 +4,12 @@
 
 use tch::{Device, Tensor, no_grad_guard};
 
-use super::advantage::{KlEstimator, gae, whiten, whiten_around_mean};
+use super::advantage::{KlEstimator, gae, leave_one_out, standardised, whiten, whiten_around_mean};
 use super::learner::Learner;
 use super::loss::{entropies, log_probs};
 use super::rollout::Episode;
 use super::rows::{Layout, MicroBatch, Row, buckets, floats, micro_batches};
-use crate::model::train::{PpoSettings, TrainError};
+use crate::model::train::{Algorithm, PpoSettings, TrainError};
 
 /// A preference model as a judge: its scores can be normalised by the mean and the standard
 /// deviation that were stored with it.
@@ -78,7 +78,7 @@ pub(super) struct Experience {
     pub(super) old: Vec<Vec<f32>>,
     /// The same under the reference.
     pub(super) reference: Vec<Vec<f32>>,
-    /// The critic's values of the states before the tokens.
+    /// The critic's values of the states before the tokens; without a critic, none.
     pub(super) values: Vec<Vec<f32>>,
     /// The entropies of the policy at the tokens.
     pub(super) entropies: Vec<Vec<f32>>,
@@ -86,7 +86,7 @@ pub(super) struct Experience {
     pub(super) kl: Vec<Vec<f32>>,
     /// The advantages, whitened if the settings say so.
     pub(super) advantages: Vec<Vec<f32>>,
-    /// The returns.
+    /// The returns; without a critic, none.
     pub(super) returns: Vec<Vec<f32>>,
     /// The preference model's scores.
     pub(super) scores: Vec<f64>,
@@ -101,8 +101,8 @@ pub(super) struct Actors<'a> {
     pub(super) policy: &'a Learner,
     /// The policy at the beginning, frozen.
     pub(super) reference: &'a Learner,
-    /// The critic, with the normalisation of the judge that it began at.
-    pub(super) critic: &'a Judge,
+    /// The critic, where there is one, with the normalisation of the judge that it began at.
+    pub(super) critic: Option<&'a Judge>,
     /// The judge.
     pub(super) judge: &'a Judge,
 }
@@ -142,7 +142,9 @@ impl Experience {
             micro.scatter(&entropies(&logits, temperature), &mut entropy);
             let logits = self::logits(actors.reference, &micro); // (N, V)
             micro.scatter(&log_probs(&logits, &micro.targets, temperature), &mut reference);
-            micro.scatter(&values_of(actors.critic, &micro), &mut values);
+            if let Some(critic) = actors.critic {
+                micro.scatter(&values_of(critic, &micro), &mut values);
+            }
         }
         let (kl, advantages, returns) = (empty(), empty(), empty());
         Experience {
@@ -173,6 +175,23 @@ impl Experience {
             pairs.map(|(&log_prob, &reference)| estimator.at(log_prob, reference)).collect()
         };
         self.kl = self.old.iter().zip(&self.reference).map(of_row).collect();
+        match settings.algorithm {
+            Algorithm::Ppo => self.estimate(settings),
+            Algorithm::Rloo => {
+                let reward = |row: usize| self.rewarded[row] - settings.kl_coef * self.kl_of(row);
+                let rewards: Vec<f64> = (0..self.rows.len()).map(reward).collect();
+                self.spread(&leave_one_out(&rewards, settings.num_generations));
+            }
+            // The KL is in the loss.
+            Algorithm::Grpo => {
+                self.spread(&standardised(&self.rewarded, settings.num_generations));
+            }
+        }
+        Ok(())
+    }
+
+    /// Advantages and returns by the critic's values.
+    fn estimate(&mut self, settings: &PpoSettings) {
         let paid = |kl: &f32| -(settings.kl_coef as f32) * kl;
         let paid = |kl: &Vec<f32>| kl.iter().map(paid).collect();
         let mut rewards: Vec<Vec<f32>> = self.kl.iter().map(paid).collect();
@@ -191,7 +210,12 @@ impl Experience {
         if settings.whiten_advantages {
             whiten(&mut self.advantages);
         }
-        Ok(())
+    }
+
+    /// Gives every token of an episode the episode's advantage.
+    fn spread(&mut self, advantages: &[f64]) {
+        let of_row = |(&advantage, tokens): (&f64, &Vec<f32>)| vec![advantage as f32; tokens.len()];
+        self.advantages = advantages.iter().zip(&self.old).map(of_row).collect();
     }
 
     /// The mean over episodes of the sum of their KL.

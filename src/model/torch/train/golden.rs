@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tch::{Device, Tensor};
 
-use super::advantage::{KlEstimator, gae, whiten};
+use super::advantage::{KlEstimator, gae, leave_one_out, standardised, whiten};
 use super::comparisons::Comparison;
 use super::learner::Learner;
 use super::optimizer::{AdamW, Schedule};
@@ -23,6 +23,7 @@ pub(super) struct Golden {
     pm: Pm,
     pub(super) ppo: Vec<super::golden_ppo::Ppo>,
     dpo: Dpo,
+    groups: Value,
 }
 
 #[derive(Deserialize)]
@@ -170,6 +171,18 @@ fn advantages_and_kl_are_those_of_pytorch() {
         let found: Vec<f32> = pairs.map(|(lp, reference)| estimator.at(lp, reference)).collect();
         check(name, &found, &numbers(of, name), 1e-6);
     }
+}
+
+#[test]
+fn what_rollouts_of_a_prompt_are_worth_is_that_of_pytorch() {
+    let of = golden().groups;
+    let rewards: Vec<f64> = numbers(&of, "rewards").into_iter().map(f64::from).collect();
+    let narrow = |numbers: Vec<f64>| numbers.into_iter().map(|x| x as f32).collect::<Vec<f32>>();
+    check("rloo", &narrow(leave_one_out(&rewards, 4)), &numbers(&of, "rloo"), 1e-5);
+    check("grpo", &narrow(standardised(&rewards, 4)), &numbers(&of, "grpo"), 1e-5);
+    let log_probs = tensor(&of, "log_probs").set_requires_grad(true);
+    let loss = loss::kl_to_reference(&log_probs, &tensor(&of, "reference"));
+    check_loss("kl_to_reference", &of, &loss, &log_probs);
 }
 
 fn optim() -> Optim {

@@ -16,7 +16,7 @@ use super::rows::{Row, floats};
 use super::update::{Students, shuffled, update};
 use crate::model::Finish;
 use crate::model::torch::config::Head;
-use crate::model::train::{Compute, Optim, PpoSettings};
+use crate::model::train::{Algorithm, Compute, Optim, PpoSettings};
 
 #[derive(Deserialize)]
 pub(super) struct Ppo {
@@ -82,6 +82,8 @@ fn settings(of: &Ppo, parts: usize) -> PpoSettings {
             logging_steps: 1,
         },
         compute: Compute { gradient_accumulation_steps: parts, ..Compute::default() },
+        algorithm: Algorithm::Ppo,
+        num_generations: 1,
         total_episodes: of.batches.iter().map(Vec::len).sum(),
         batch_size: of.batches[0].len(),
         num_ppo_epochs: of.num_ppo_epochs,
@@ -142,7 +144,7 @@ fn check_ppo(of: &Ppo, parts: usize) {
     let (reference, judge) = (language_model(), (judge(of), judge(of)));
     let steps = of.batches.len() * of.num_ppo_epochs * of.num_mini_batches;
     let schedule = Schedule::new(&settings.optim, steps as u64).unwrap();
-    let mut students = Students::new(language_model(), judge.1, schedule, &settings);
+    let mut students = Students::new(language_model(), Some(judge.1), schedule, &settings);
     let start = students.policy.weights().iter().map(floats).collect::<Vec<_>>();
     for (number, batch) in of.batches.iter().enumerate() {
         let texts: Vec<String> = batch.iter().map(|one| one.texts()[0].clone()).collect();
@@ -152,7 +154,7 @@ fn check_ppo(of: &Ppo, parts: usize) {
         let actors = Actors {
             policy: &students.policy,
             reference: &reference,
-            critic: &students.critic,
+            critic: students.critic.as_ref().map(|critic| &critic.judge),
             judge: &judge.0,
         };
         let experience = Experience::of(&actors, &texts, &episodes, &settings).unwrap();
@@ -167,7 +169,7 @@ fn check_ppo(of: &Ppo, parts: usize) {
     let moved = moved.map(|(start, now)| (start[0] - floats(&now)[0]).abs()).sum::<f32>();
     assert!(moved > 0.01, "the weights moved: {moved}");
     check_weights(&format!("{}_policy", of.name), &students.policy.weights());
-    check_weights(&format!("{}_critic", of.name), &students.critic.model.weights());
+    check_weights(&format!("{}_critic", of.name), &students.critic.unwrap().judge.model.weights());
 }
 
 #[test]

@@ -93,6 +93,14 @@ pub(crate) fn clipped_policy(
     }
 }
 
+/// The KL to the reference as a loss, `Σ exp(d) − 1 − d` with `d = log π_ref − log π` (k3,
+/// joschu.net/blog/kl-approx; GRPO, arXiv 2402.03300, equation 4), whose gradient is the KL's where
+/// the tokens are the policy's own.
+pub(crate) fn kl_to_reference(log_probs: &Tensor, reference: &Tensor) -> Tensor {
+    let difference = reference - log_probs; // (N)
+    (difference.expm1() - difference).sum(Kind::Float)
+}
+
 /// The clipped value loss `½ Σ max((v − R)², (clip(v, v_old ± ε) − R)²)`, and how many tokens' loss
 /// is the clipped one (OpenAI's baselines; TRL's `PPOTrainer`).
 pub(crate) fn clipped_value(

@@ -20,14 +20,16 @@ use super::rollout::{Episode, Prompts, sample};
 use super::state::{Position, State};
 use super::update::{Students, update};
 use crate::model::torch::config::Head;
-use crate::model::train::{Example, Init, Kept, PpoSettings, TrainError, TrainJob, Trained};
+use crate::model::train::{
+    Algorithm, Example, Init, Kept, PpoSettings, TrainError, TrainJob, Trained,
+};
 use crate::record::Id;
 
 /// The models of a training.
 struct Cast {
     policy: Learner,
     reference: Learner,
-    critic: Judge,
+    critic: Option<Judge>,
     judge: Judge,
     /// A second judge, from which nothing is learnt.
     second: Option<Judge>,
@@ -48,11 +50,15 @@ impl Cast {
         let cast = Cast {
             policy: Learner::read(init, Head::Lm, compute)?,
             reference: Learner::read(reference, Head::Lm, compute)?,
-            critic: judge_at(&settings.reward)?,
+            critic: match settings.algorithm {
+                Algorithm::Ppo => Some(judge_at(&settings.reward)?),
+                Algorithm::Rloo | Algorithm::Grpo => None,
+            },
             judge: judge_at(&settings.reward)?,
             second: settings.test_reward.as_deref().map(judge_at).transpose()?,
         };
-        if !cast.critic.model.has_tokenizer_of(&cast.policy) {
+        let reads = |critic: &Judge| critic.model.has_tokenizer_of(&cast.policy);
+        if !cast.critic.as_ref().is_none_or(reads) {
             return Err(TrainError::Data(
                 "the reward's tokenizer is not the policy's: the critic begins at the reward model \
                  and reads the policy's tokens"
@@ -89,7 +95,8 @@ impl Stage<'_> {
         let policy = &students.policy;
         let episodes = sample(policy, &self.prompts, asked, self.settings, n_episodes)?;
         let Stage { reference, judge, .. } = self;
-        let actors = Actors { policy, reference, critic: &students.critic, judge };
+        let critic = students.critic.as_ref().map(|critic| &critic.judge);
+        let actors = Actors { policy, reference, critic, judge };
         let experience = Experience::of(&actors, &self.prompts.texts, &episodes, self.settings)?;
         Ok((episodes, experience))
     }
@@ -102,9 +109,7 @@ impl Stage<'_> {
         students: &Students,
         best: &Best,
     ) -> Result<(), TrainError> {
-        let Students { policy_optimizer, critic_optimizer, .. } = students;
-        let optimizers = [("policy", policy_optimizer), ("critic", critic_optimizer)];
-        state.write(at, &optimizers, &best.tensors())
+        state.write(at, &students.optimizers(), &best.tensors())
     }
 }
 
@@ -123,11 +128,11 @@ pub(super) fn train(job: &TrainJob, settings: &PpoSettings) -> Result<Trained, T
     let state = State::of(job, &settings.compute);
     let (mut at, mut best) = resume(&state, job, &mut students, settings, n_batches)?;
     let mut n_episodes = settings.total_episodes.min(at.step as usize * batch_size);
-    let mut order = cycled(settings.optim.seed, &stage.prompts.ids).skip(n_episodes);
+    let mut order = asked(settings, &stage.prompts.ids).skip(n_episodes);
     while at.step < n_batches {
         let size = batch_size.min(settings.total_episodes - n_episodes);
-        let asked: Vec<usize> = order.by_ref().take(size).collect();
-        let (episodes, experience) = stage.act(&students, &asked, n_episodes)?;
+        let batch: Vec<usize> = order.by_ref().take(size).collect();
+        let (episodes, experience) = stage.act(&students, &batch, n_episodes)?;
         best.look(&mut at, &students.policy, experience.mean_kl());
         let second = stage.second.as_ref();
         let second = second.map(|judge| judge.scores(&stage.prompts.texts, &episodes, settings));
@@ -158,8 +163,8 @@ pub(super) fn train(job: &TrainJob, settings: &PpoSettings) -> Result<Trained, T
         }
     }
     if settings.keep_below_kl.is_some() {
-        let asked: Vec<usize> = order.take(batch_size.min(settings.total_episodes)).collect();
-        let (_, experience) = stage.act(&students, &asked, n_episodes)?;
+        let batch: Vec<usize> = order.take(batch_size.min(settings.total_episodes)).collect();
+        let (_, experience) = stage.act(&students, &batch, n_episodes)?;
         best.look(&mut at, &students.policy, experience.mean_kl());
         best.restore(&mut at, &students.policy);
     }
@@ -179,11 +184,8 @@ fn resume(
     settings: &PpoSettings,
     n_batches: u64,
 ) -> Result<(Position, Best), TrainError> {
-    let mut optimizers =
-        [("policy", &mut students.policy_optimizer), ("critic", &mut students.critic_optimizer)];
-    let (at, more) = state.resume(job, &mut optimizers, n_batches)?;
-    students.policy.refresh()?;
-    students.critic.model.refresh()?;
+    let (at, more) = state.resume(job, &mut students.optimizers_mut(), n_batches)?;
+    students.refresh()?;
     Ok((at, Best { limit: settings.keep_below_kl, weights: more.into_values().collect() }))
 }
 
@@ -273,6 +275,15 @@ fn read<'a>(
             "response_length and total_episodes are at least 1".to_owned(),
         ));
     }
+    let group = settings.num_generations;
+    let least = if settings.algorithm == Algorithm::Ppo { 1 } else { 2 };
+    let is_whole = |count: usize| count.is_multiple_of(group.max(1));
+    if group < least || !is_whole(settings.batch_size) || !is_whole(settings.total_episodes) {
+        return Err(TrainError::Data(format!(
+            "num_generations is {group}: it is at least {least}, and divides batch_size and \
+             total_episodes"
+        )));
+    }
     let mut prompts = Prompts::default();
     let room = policy.length_max().saturating_sub(settings.response_length);
     for example in examples {
@@ -303,7 +314,9 @@ fn read<'a>(
     Ok(prompts)
 }
 
-/// The prompts over and over: in the order given at first, by hash in later rounds.
-fn cycled(seed: u64, ids: &[Id]) -> impl Iterator<Item = usize> {
-    (0_u64..).flat_map(move |round| epoch_order(seed, round, ids))
+/// The prompts over and over, each as often as it is answered: in the order given at first, by hash
+/// in later rounds.
+fn asked<'a>(settings: &'a PpoSettings, ids: &'a [Id]) -> impl Iterator<Item = usize> + 'a {
+    let prompts = (0_u64..).flat_map(move |round| epoch_order(settings.optim.seed, round, ids));
+    prompts.flat_map(move |prompt| std::iter::repeat_n(prompt, settings.num_generations))
 }

@@ -112,6 +112,7 @@ impl Batch<'_> {
                 completion: episode.text.clone(),
                 step: self.step as i64,
                 episode: (first + row + 1) as i64,
+                sample_index: (row % settings.num_generations) as i64,
                 token_ids: if settings.keep_tokens { ids.collect() } else { Vec::new() },
                 logprobs: kept(&experience.old),
                 ref_logprobs: kept(&experience.reference),

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use super::TorchTrainer;
 use crate::model::torch::{Head, LlamaConfig};
 use crate::model::train::{
-    Compute, DpoSettings, Example, Init, Optim, PmSettings, PpoSettings, Scratch, SlSettings,
-    TrainError, TrainJob, TrainSettings, Trained, Trainer,
+    Algorithm, Compute, DpoSettings, Example, Init, Optim, PmSettings, PpoSettings, Scratch,
+    SlSettings, TrainError, TrainJob, TrainSettings, Trained, Trainer,
 };
 use crate::record::{Id, KeyHasher};
 
@@ -128,6 +128,8 @@ fn ppo_settings(reward: &Path) -> PpoSettings {
     PpoSettings {
         optim: Optim { warmup_ratio: 0.0, weight_decay: 0.0, adam_epsilon: 1e-5, ..optim(0.002) },
         compute: Compute::default(),
+        algorithm: Algorithm::Ppo,
+        num_generations: 1,
         total_episodes: 64,
         batch_size: 32,
         num_ppo_epochs: 2,

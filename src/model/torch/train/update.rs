@@ -4,11 +4,11 @@ use tch::Kind;
 
 use super::experience::{Experience, Judge, layout, logits, values_of};
 use super::learner::Learner;
-use super::loss::{clipped_policy, clipped_value, log_probs};
+use super::loss::{clipped_policy, clipped_value, kl_to_reference, log_probs};
 use super::optimizer::{AdamW, Schedule};
 use super::order::epoch_order;
 use super::rows::{MicroBatch, micro_batches};
-use crate::model::train::{PpoSettings, TrainError};
+use crate::model::train::{Algorithm, PpoSettings, TrainError};
 use crate::record::{Id, KeyHasher};
 
 /// The largest difference between a token's log-probability before the update and in its first
@@ -19,35 +19,62 @@ const FIRST_PASS_TOLERANCE: f64 = 1e-5;
 pub(super) struct Students {
     /// The policy.
     pub(super) policy: Learner,
-    /// The critic.
-    pub(super) critic: Judge,
     /// The policy's optimizer.
     pub(super) policy_optimizer: AdamW,
-    /// The critic's optimizer.
-    pub(super) critic_optimizer: AdamW,
+    /// The critic, where there is one.
+    pub(super) critic: Option<Critic>,
     /// The learning rate of each optimizer step.
     pub(super) schedule: Schedule,
+}
+
+/// A critic with its optimizer.
+pub(super) struct Critic {
+    /// The critic.
+    pub(super) judge: Judge,
+    /// Its optimizer.
+    pub(super) optimizer: AdamW,
 }
 
 impl Students {
     /// Policy and critic at the beginning.
     pub(super) fn new(
         policy: Learner,
-        critic: Judge,
+        critic: Option<Judge>,
         schedule: Schedule,
         settings: &PpoSettings,
     ) -> Students {
         let policy_optimizer = AdamW::new(policy.weights(), &settings.optim);
-        let critic_optimizer = AdamW::new(critic.model.weights(), &settings.optim);
-        Students { policy, critic, policy_optimizer, critic_optimizer, schedule }
+        let critic = critic.map(|judge| Critic {
+            optimizer: AdamW::new(judge.model.weights(), &settings.optim),
+            judge,
+        });
+        Students { policy, policy_optimizer, critic, schedule }
     }
 
     /// One step of both optimizers; gives the norms of the gradients.
     fn step(&mut self, rate: f64) -> Result<(f64, f64), TrainError> {
-        let norms = (self.policy_optimizer.step(rate), self.critic_optimizer.step(rate));
-        self.policy.refresh()?;
-        self.critic.model.refresh()?;
+        let critic = self.critic.as_mut().map_or(0.0, |critic| critic.optimizer.step(rate));
+        let norms = (self.policy_optimizer.step(rate), critic);
+        self.refresh()?;
         Ok(norms)
+    }
+
+    /// Takes in that weights changed.
+    pub(super) fn refresh(&mut self) -> Result<(), TrainError> {
+        self.policy.refresh()?;
+        self.critic.as_mut().map_or(Ok(()), |critic| critic.judge.model.refresh())
+    }
+
+    /// The optimizers by their names in the state.
+    pub(super) fn optimizers(&self) -> Vec<(&str, &AdamW)> {
+        let critic = self.critic.as_ref().map(|critic| ("critic", &critic.optimizer));
+        std::iter::once(("policy", &self.policy_optimizer)).chain(critic).collect()
+    }
+
+    /// The same, to be restored.
+    pub(super) fn optimizers_mut(&mut self) -> Vec<(&str, &mut AdamW)> {
+        let critic = self.critic.as_mut().map(|critic| ("critic", &mut critic.optimizer));
+        std::iter::once(("policy", &mut self.policy_optimizer)).chain(critic).collect()
     }
 }
 
@@ -163,7 +190,9 @@ pub(super) fn accumulate(
     let layout = layout(settings, students.policy.device());
     for micro in micro_batches(&experience.rows, &minibatch, &layout) {
         learn_policy(&students.policy, experience, settings, &micro, first, &mut sums);
-        learn_values(&students.critic, experience, settings, &micro, &mut sums);
+        if let Some(critic) = &students.critic {
+            learn_values(&critic.judge, experience, settings, &micro, &mut sums);
+        }
     }
     sums
 }
@@ -193,7 +222,14 @@ fn learn_policy(
         sums.first_difference = sums.first_difference.max(difference);
     }
     let loss = clipped_policy(&new, &old, &advantages, settings.cliprange);
-    (&loss.sum / sums.n).backward();
+    let whole = match settings.algorithm {
+        Algorithm::Grpo => {
+            let reference = micro.gathered(&experience.reference); // (N)
+            &loss.sum + kl_to_reference(&new, &reference) * settings.kl_coef
+        }
+        Algorithm::Ppo | Algorithm::Rloo => loss.sum.shallow_clone(),
+    };
+    (whole / sums.n).backward();
     sums.policy += loss.sum.double_value(&[]);
     sums.squares += loss.squares.double_value(&[]);
     sums.policy_clipped += loss.n_clipped.double_value(&[]);

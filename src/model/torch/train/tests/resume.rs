@@ -119,6 +119,22 @@ fn a_killed_policy_goes_on_to_the_same_weights() {
 }
 
 #[test]
+fn a_killed_policy_without_a_critic_goes_on_to_the_same_weights() {
+    let stage = stage();
+    let settings = PpoSettings {
+        algorithm: Algorithm::Grpo,
+        num_generations: 4,
+        compute: saving(2),
+        total_episodes: 16 * 6,
+        batch_size: 16,
+        optim: Optim { logging_steps: 1, ..ppo_settings(stage.1.path()).optim },
+        ..ppo_settings(stage.1.path())
+    };
+    let training = (TrainSettings::PpoUpdate(settings), at(&stage.0), (0..16).map(asked).collect());
+    check(&training, &[3, 6]);
+}
+
+#[test]
 fn the_log_that_goes_on_has_every_step_once() {
     let settings = SlSettings {
         compute: saving(2),

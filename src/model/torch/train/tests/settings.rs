@@ -146,6 +146,65 @@ fn the_last_policy_within_the_limit_is_kept() {
 }
 
 #[test]
+fn without_a_critic_the_rollouts_of_a_prompt_judge_each_other() {
+    let stage = stage();
+    for algorithm in [Algorithm::Rloo, Algorithm::Grpo] {
+        let (_dir, trained) = ppo(&stage, |settings| {
+            settings.algorithm = algorithm;
+            settings.num_generations = 4;
+            settings.total_episodes = 64 * 12;
+            settings.batch_size = 64;
+            settings.optim.logging_steps = 1;
+            settings.optim.learning_rate = 0.01;
+        });
+        let scores: Vec<f64> = (trained.metrics.iter())
+            .filter(|metric| metric.name == "objective/scores")
+            .map(|metric| metric.value)
+            .collect();
+        let mean = |of: &[f64]| of.iter().sum::<f64>() / of.len() as f64;
+        assert!(mean(&scores[9..]) > mean(&scores[..3]) + 0.2, "{algorithm:?}: {scores:?}");
+        for group in trained.rollouts.chunks(4) {
+            assert!(group.iter().all(|rollout| rollout.prompt_row == group[0].prompt_row));
+            let indices: Vec<i64> = group.iter().map(|rollout| rollout.sample_index).collect();
+            assert_eq!(indices, [0, 1, 2, 3]);
+            let of = |rollout: &crate::model::train::Rollout| f64::from(rollout.advantages[0]);
+            let sum: f64 = group.iter().map(of).sum();
+            assert!(sum.abs() < 1e-3, "{algorithm:?}: a prompt's advantages cancel: {sum}");
+            for rollout in group {
+                assert!(rollout.values.is_empty() && rollout.returns.is_empty());
+                assert_eq!(rollout.advantages.len(), rollout.token_ids.len());
+                assert!(
+                    rollout.advantages.iter().all(|a| (a - rollout.advantages[0]).abs() < 1e-9)
+                );
+            }
+        }
+    }
+    let mut settings = ppo_settings(stage.1.path());
+    (settings.algorithm, settings.num_generations) = (Algorithm::Grpo, 3);
+    let (_dir, refused) =
+        attempt(TrainSettings::PpoUpdate(settings), at(&stage.0), (0..16).map(asked).collect());
+    assert!(refused.unwrap_err().to_string().contains("num_generations is 3"));
+}
+
+#[test]
+fn without_a_learning_rate_no_algorithm_moves_the_policy() {
+    let stage = stage();
+    for algorithm in [Algorithm::Rloo, Algorithm::Grpo] {
+        let (dir, trained) = ppo(&stage, |settings| {
+            settings.algorithm = algorithm;
+            settings.num_generations = 4;
+            settings.optim.learning_rate = 0.0;
+            settings.num_mini_batches = 4;
+        });
+        let metrics = last(&trained, "train");
+        for name in ["objective/kl", "policy/approxkl_avg", "policy/logratio_max"] {
+            assert!(metrics[name].abs() < 1e-5, "{algorithm:?} {name}: {metrics:?}");
+        }
+        assert!(difference(&dir, &stage.0) < 1e-12);
+    }
+}
+
+#[test]
 fn snapshots_of_the_policy_are_kept_on_the_way() {
     let stage = stage();
     let (dir, trained) = ppo(&stage, |settings| {
