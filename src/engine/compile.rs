@@ -227,6 +227,7 @@ impl Compiler<'_> {
             scratch: training::scratch(op),
             model: entry.cloned(),
             balanced: training::is_balanced(op),
+            external: training::external(op),
             roles: training::roles(op),
         };
         let settings = training::recipe(op, seed, entry);

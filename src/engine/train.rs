@@ -63,6 +63,8 @@ pub struct Setup {
     pub model: Option<Model>,
     /// Whether sources weigh as wholes.
     pub balanced: bool,
+    /// The program that trains, with its arguments, where amend does not.
+    pub external: Option<Vec<String>>,
     /// The keys that name its models, in their order.
     pub roles: Vec<&'static str>,
 }

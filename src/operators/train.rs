@@ -14,7 +14,8 @@ use crate::record::transcript::{ASSISTANT, HUMAN};
 use crate::record::{Message, Relation, Row, Turns};
 use crate::spec::model::{self, Format};
 use crate::spec::op::{
-    self as written, Balance, Init, Keep, Op, Optimiser, PpoUpdate, Schedule, Scratch, Source,
+    self as written, Balance, External, Init, Keep, Op, Optimiser, PpoUpdate, Schedule, Scratch,
+    Source,
 };
 use crate::spec::{Model, Spanned};
 
@@ -285,6 +286,20 @@ pub fn roles(op: &Op) -> Vec<&'static str> {
         _ if scratch(op).is_some() => Vec::new(),
         _ => vec!["init"],
     }
+}
+
+/// The program that trains in amend's place, with its arguments, where there is one.
+pub fn external(op: &Op) -> Option<Vec<String>> {
+    let trainer = match op {
+        Op::TrainSl(op) => &op.trainer,
+        Op::TrainPm(op) => &op.trainer,
+        Op::TrainDpo(op) => &op.trainer,
+        Op::PpoUpdate(op) => &op.trainer,
+        other => panic!("{} trains nothing", other.verb()),
+    };
+    let command =
+        |trainer: &External| trainer.command.iter().map(|part| part.value.clone()).collect();
+    trainer.as_ref().map(command)
 }
 
 /// The shape of new weights, where a training starts from nothing.

@@ -100,6 +100,68 @@ impl Bench {
     }
 }
 
+/// A trainer in Python's own library: it "trains" by doubling the first weight of the file.
+const PROGRAM: &str = r#"
+import json, pathlib, shutil, struct, sys
+dataset, init, out, state, settings = map(pathlib.Path, sys.argv[1:6])
+rows = dataset / "train.parquet"
+assert rows.read_bytes()[:4] == b"PAR1" and state.is_dir()
+rate = json.loads(settings.read_text())["learning_rate"]
+if len(sys.argv) > 6:
+    sys.exit("no " + sys.argv[6])
+shutil.copytree(init, out, dirs_exist_ok=True)
+(out / "logs").mkdir()
+path = out / "model.safetensors"
+data = bytearray(path.read_bytes())
+first = 8 + struct.unpack("<Q", data[:8])[0]
+struct.pack_into("<f", data, first, 2 * struct.unpack_from("<f", data, first)[0])
+path.write_bytes(data)
+print("working", flush=True)
+print(json.dumps({"step": 1, "total": 1, "loss": rate}))
+"#;
+
+const BY_PROGRAM: &str = "\
+name: bench
+seed: 5
+nodes:
+  demos: { read: { path: demos.jsonl, relation: demonstrations } }
+  sl: { train-sl: { from: demos, batch_size: 32, threads: 1, init: { scratch: { architecture: { hidden_size: 32,
+    num_hidden_layers: 1, num_attention_heads: 2, max_position_embeddings: 64 }, tokenizer: { vocab_size: 320 } } } } }
+  tuned: { train-sl: { from: demos, init: sl, learning_rate: 0.25, trainer: { command: [python3, program.py,
+    \"{dataset}\", \"{init}\", \"{out}\", \"{state}\", \"{settings}\"], revision: a } } }
+  last: { train-sl: { from: demos, init: tuned, batch_size: 32, threads: 1 } }
+";
+
+#[test]
+fn a_program_trains_and_the_next_node_begins_at_what_it_left() {
+    let bench = Bench::new();
+    let write = |name: &str, text: &str| std::fs::write(bench.dir.path().join(name), text).unwrap();
+    write("program.py", PROGRAM);
+    write("pipeline.yaml", BY_PROGRAM);
+    let store = bench.store("store");
+    bench.run("run", &store);
+    let checkpoints = |node: &str| {
+        let link = store.join("bench/checkpoints").join(node);
+        std::fs::read(link.join("model.safetensors")).unwrap()
+    };
+    let (before, after) = (checkpoints("sl"), checkpoints("tuned"));
+    let differing = before.iter().zip(&after).filter(|(a, b)| a != b).count();
+    assert!((1..=4).contains(&differing), "one float differs, not {differing} bytes");
+    assert_ne!(checkpoints("last"), after, "the next node learnt from there");
+    let manifest = std::fs::read_to_string(store.join("bench/snapshots/000001/manifest.json"));
+    assert!(manifest.unwrap().contains("non_deterministic"), "and says what it rests on");
+
+    assert_eq!(bench.foretold("tuned", &store), "unchanged");
+    write("pipeline.yaml", &BY_PROGRAM.replace("revision: a", "revision: b"));
+    assert_eq!(bench.foretold("tuned", &store), "retrain");
+    let failing = BY_PROGRAM.replace("\"{settings}\"", "\"{settings}\", luck");
+    write("pipeline.yaml", &failing);
+    let output = bench.command("run", &store).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.contains("node \"tuned\"") && said.contains("no luck"), "{said}");
+}
+
 /// The states that trainings left, each as the number of its file, which no two have.
 fn states(store: &Path) -> Vec<u64> {
     let Ok(entries) = std::fs::read_dir(store.join("checkpoints")) else { return Vec::new() };

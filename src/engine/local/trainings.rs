@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use crate::engine::local::external;
 use crate::engine::train::{Recipe, Setup, Trainings};
 use crate::model::train::STATE_FILE;
 use crate::model::{Example, Init, TrainJob, TrainSettings, Trained, Trainer};
@@ -23,6 +24,8 @@ pub struct LocalTrainings {
     pub checkpoints: Checkpoints,
     /// Who trains.
     pub trainer: Arc<dyn Trainer>,
+    /// The folder in which a program that trains in its place is run.
+    pub folder: Option<PathBuf>,
     /// The directories of entries of `models`.
     pub entries: BTreeMap<String, PathBuf>,
     /// Told of progress.
@@ -51,28 +54,68 @@ impl Trainings for LocalTrainings {
 impl LocalTrainings {
     fn try_train(&self, recipe: Recipe) -> Result<Trained, String> {
         let setup = Arc::clone(&recipe.training.setup);
-        let (examples, rejected) = examples(&recipe)?;
         let key = training_key(recipe.id);
         let stage = self.checkpoints.stage(&key).map_err(|error| error.to_string())?;
         let state = self.checkpoints.state(&key).map_err(|error| error.to_string())?;
         let (progress, node) = (Arc::clone(&self.progress), Arc::clone(&recipe.training.node));
+        let progress: Box<dyn Fn(&str, u64, u64) + Send> =
+            Box::new(move |line, done, all| progress(&node, line, done, all));
+        let mut trained = match &setup.external {
+            Some(command) => self.by_program(&recipe, command, [&stage, &state], progress)?,
+            None => self.by_trainer(&recipe, [&stage, &state], progress)?,
+        };
+        trained.rejected.sort();
+        trained.files = files(&stage)?;
+        self.keep(&key, &stage, &state, &mut trained)?;
+        Ok(trained)
+    }
+
+    /// Has a program of its own train.
+    fn by_program(
+        &self,
+        recipe: &Recipe,
+        command: &[String],
+        [out, state]: [&Path; 2],
+        progress: Box<dyn Fn(&str, u64, u64) + Send>,
+    ) -> Result<Trained, String> {
+        let setup = &recipe.training.setup;
+        let models = setup.roles.iter().zip(recipe.training.models.iter().flatten());
+        let models: Result<Vec<_>, String> =
+            models.map(|(role, model)| Ok((role_of(role), self.dir(model)?))).collect();
+        let mut models = models?;
+        // A policy that names no reference is held to its own start.
+        let is_policy = ["train-dpo", "ppo-update"].contains(&recipe.training.verb);
+        if is_policy && !models.iter().any(|(role, _)| *role == "reference") {
+            models.push(("reference", models[0].1.clone()));
+        }
+        let folder = self.folder.as_deref().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new("."));
+        external::train(recipe, command, folder, models, [out, state], &*progress)
+    }
+
+    /// Has the trainer of this process train.
+    fn by_trainer(
+        &self,
+        recipe: &Recipe,
+        [out, state]: [&Path; 2],
+        progress: Box<dyn Fn(&str, u64, u64) + Send>,
+    ) -> Result<Trained, String> {
+        let setup = &recipe.training.setup;
+        let (examples, rejected) = examples(recipe)?;
         let job = TrainJob {
-            settings: self.settings(&setup, &recipe.training.models)?,
+            settings: self.settings(setup, &recipe.training.models)?,
             init: match (&setup.scratch, recipe.training.models.first()) {
                 (Some(scratch), _) => Init::Scratch(scratch.clone()),
                 (None, Some(Some(model))) => Init::Checkpoint(self.dir(model)?),
                 (None, _) => unreachable!("a training begins with a model or from nothing"),
             },
             examples,
-            out: stage.clone(),
-            state: state.clone(),
-            progress: Box::new(move |line, done, all| progress(&node, line, done, all)),
+            out: out.to_owned(),
+            state: state.to_owned(),
+            progress,
         };
         let mut trained = self.trainer.train(job).map_err(|error| error.to_string())?;
         trained.rejected.extend(rejected);
-        trained.rejected.sort();
-        trained.files = files(&stage)?;
-        self.keep(&key, &stage, &state, &mut trained)?;
         Ok(trained)
     }
 
@@ -130,6 +173,11 @@ impl LocalTrainings {
     }
 }
 
+/// The name under which a program is given a model: where the weights begin is `init` for all verbs.
+fn role_of(role: &'static str) -> &'static str {
+    if role == "policy" { "init" } else { role }
+}
+
 /// The key of a training as a call.
 fn training_key(recipe: Id) -> CallKey {
     KeyHasher::new("amend/training-call/1").with(recipe).call_key()
@@ -144,6 +192,9 @@ fn list(dir: &Path) -> std::io::Result<Vec<(String, i64, String)>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
+        if entry.path().is_dir() {
+            continue;
+        }
         let bytes = std::fs::read(entry.path())?;
         let hash = Sha256::digest(&bytes);
         let hex = format!("{hash:x}");

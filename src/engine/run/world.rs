@@ -83,6 +83,7 @@ impl<'a> LocalWorld<'a> {
         Arc::new(LocalTrainings {
             checkpoints: self.store.checkpoints(),
             trainer: trainer(),
+            folder: self.plan.loaded.pipeline_file().path.parent().map(Path::to_owned),
             entries: self.plan.pipeline().models.iter().filter_map(checkpoint).collect(),
             progress: told,
         })

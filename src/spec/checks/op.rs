@@ -2,8 +2,9 @@
 
 use super::Check;
 use crate::spec::op::{
-    Algorithm, Cot, Critiquing, Evaluate, FewShot, Filter, Init, Keep, Mix, Op, PairwiseJudge,
-    PpoUpdate, Read, Repeat, Rounds, Scratch, Source, Split, TrainDpo, TrainPm, TrainSl,
+    Algorithm, Cot, Critiquing, Evaluate, External, FewShot, Filter, Init, Keep, Mix, Op,
+    PairwiseJudge, PpoUpdate, Read, Repeat, Rounds, Scratch, Source, Split, TrainDpo, TrainPm,
+    TrainSl,
 };
 use crate::spec::place::{Place, Spanned};
 
@@ -241,6 +242,8 @@ fn train_sl(place: Place, op: &TrainSl, check: &mut Check<'_>) {
     check.within("warmup_ratio", &op.warmup_ratio, 0.0, 1.0);
     check.count("logging_steps", &op.logging_steps);
     op.threads.iter().for_each(|threads| check.count("threads", threads));
+    let models: &[&str] = if matches!(op.init, Init::Model(_)) { &["init"] } else { &[] };
+    trainer(place, op.trainer.as_ref(), models, check);
 }
 
 fn train_pm(place: Place, op: &TrainPm, check: &mut Check<'_>) {
@@ -269,6 +272,8 @@ fn train_pm(place: Place, op: &TrainPm, check: &mut Check<'_>) {
     check.within("warmup_ratio", &op.warmup_ratio, 0.0, 1.0);
     check.count("logging_steps", &op.logging_steps);
     op.threads.iter().for_each(|threads| check.count("threads", threads));
+    let models: &[&str] = if matches!(op.init, Init::Model(_)) { &["init"] } else { &[] };
+    trainer(place, op.trainer.as_ref(), models, check);
 }
 
 fn train_dpo(place: Place, op: &TrainDpo, check: &mut Check<'_>) {
@@ -287,6 +292,7 @@ fn train_dpo(place: Place, op: &TrainDpo, check: &mut Check<'_>) {
     check.within("warmup_ratio", &op.warmup_ratio, 0.0, 1.0);
     check.count("logging_steps", &op.logging_steps);
     op.threads.iter().for_each(|threads| check.count("threads", threads));
+    trainer(place, op.trainer.as_ref(), &["init", "reference"], check);
 }
 
 fn ppo(place: Place, op: &PpoUpdate, check: &mut Check<'_>) {
@@ -317,6 +323,38 @@ fn ppo(place: Place, op: &PpoUpdate, check: &mut Check<'_>) {
     check.within("warmup_ratio", &op.warmup_ratio, 0.0, 1.0);
     check.count("logging_steps", &op.logging_steps);
     op.threads.iter().for_each(|threads| check.count("threads", threads));
+    trainer(place, op.trainer.as_ref(), &["init", "reward", "reference", "test_reward"], check);
+}
+
+/// A program that trains: `models` are those whose paths it can be given.
+fn trainer(place: Place, trainer: Option<&External>, models: &[&str], check: &mut Check<'_>) {
+    let Some(External { command, .. }) = trainer else { return };
+    if models.is_empty() {
+        check.says(
+            place,
+            "has a `trainer` and begins from nothing",
+            "name a model for `init`: a program is given weights and a tokenizer",
+        );
+    }
+    let place = command.first().map_or(place, |program| program.place);
+    for needed in ["{dataset}", "{out}"] {
+        if !command.iter().any(|argument| argument.contains(needed)) {
+            let text = format!("gives its trainer no `{needed}`");
+            check.says(place, &text, "add it to the arguments of `command`");
+        }
+    }
+    let known = ["dataset", "out", "state", "settings"];
+    for argument in command {
+        for (_, rest) in argument.match_indices('{').map(|(at, _)| argument.split_at(at + 1)) {
+            let name = rest.split('}').next().unwrap_or_default();
+            if rest.contains('}') && !known.contains(&name) && !models.contains(&name) {
+                let all: Vec<String> =
+                    known.iter().chain(models).map(|name| format!("`{{{name}}}`")).collect();
+                let help = format!("it can be given {}", all.join(", "));
+                check.says(argument.place, &format!("gives its trainer `{{{name}}}`"), &help);
+            }
+        }
+    }
 }
 
 fn generations(place: Place, op: &PpoUpdate, check: &mut Check<'_>) {

@@ -155,6 +155,19 @@ pub enum Schedule {
     Cosine,
 }
 
+/// A program that trains in amend's place: `docs/trainer.md` says what it is given and what it gives.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct External {
+    /// The program and its arguments, run in the folder of the pipeline file. `{dataset}`, `{init}`, `{out}`,
+    /// `{state}` and `{settings}` stand for paths, and `{reward}`, `{reference}` and `{test_reward}` for those of
+    /// models, where the verb has them.
+    pub command: Vec<Name>,
+    /// Changed by hand when the program would give other weights: what is in its files, amend does not know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+}
+
 /// How sources of a preference model weigh against each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

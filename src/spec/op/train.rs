@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::init::{Algorithm, Balance, Init, Keep, OnChange, Schedule};
+use super::init::{Algorithm, Balance, External, Init, Keep, OnChange, Schedule};
 use super::source::{OneOrMany, Source};
 use crate::spec::model::{Device, Dtype};
 use crate::spec::place::{Name, Spanned};
@@ -84,6 +84,9 @@ macro_rules! trainer {
             /// none.
             #[serde(default = "save_steps")]
             pub save_steps: u32,
+            /// A program that trains in amend's place.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub trainer: Option<External>,
             /// What a changed data set does.
             #[serde(default)]
             pub on_change: OnChange,
