@@ -164,10 +164,23 @@ pub struct Optim {
     pub adam_epsilon: f64,
     /// Global norm that gradients are clipped to; 0 is off.
     pub max_grad_norm: f64,
+    /// A low-rank change of chosen matrices, all else frozen; without it, all weights learn.
+    pub lora: Option<LoraSettings>,
     /// Seed of the order of rows and of fresh weights.
     pub seed: u64,
     /// Log a metric row each so many steps.
     pub logging_steps: u64,
+}
+
+/// A low-rank change of matrices. Names are PEFT's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LoraSettings {
+    /// The rank.
+    pub r: usize,
+    /// The change is scaled by `alpha / r`.
+    pub alpha: f64,
+    /// The last words of the names of the matrices that change, such as `q_proj`.
+    pub target_modules: Vec<String>,
 }
 
 /// How a training computes, shared by all trainings.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde_json::{Map, Value};
 
 use crate::model::train::{
-    Algorithm, Compute, Device, DpoSettings, Dtype, Optim, PmSettings, PpoSettings,
+    Algorithm, Compute, Device, DpoSettings, Dtype, LoraSettings, Optim, PmSettings, PpoSettings,
     Scratch as ScratchShape, SlSettings,
 };
 use crate::model::{Example, TrainSettings};
@@ -273,6 +273,11 @@ fn optim(from: Optimiser, seed: u64, logging_steps: u32) -> Optim {
         adam_beta2: from.adam_beta2,
         adam_epsilon: from.adam_epsilon,
         max_grad_norm: from.max_grad_norm,
+        lora: from.lora.map(|lora| LoraSettings {
+            r: lora.r.value as usize,
+            alpha: lora.alpha.value,
+            target_modules: lora.target_modules,
+        }),
         seed,
         logging_steps: u64::from(logging_steps),
     }
@@ -571,6 +576,10 @@ mod tests {
             save_steps: 7,
         };
         assert_eq!((sl.compute, sl.optim.warmup_steps, sl.packing), (compute, Some(10), true));
+        let node = SL.replace("init", "lora: { r: 4, target_modules: [q_proj] }, init");
+        let lora = LoraSettings { r: 4, alpha: 32.0, target_modules: vec!["q_proj".to_owned()] };
+        assert_eq!(settings(&op(&node), 0, None).optim().lora, Some(lora));
+        assert_ne!(recipe(&op(&node), 0, None), recipe(&op(SL), 0, None));
         let node = "ppo-update: { prompts: rows, policy: sl, reward: pm, total_episodes: 256, \
                     whiten_rewards: true, save_every: 5, keep: { below_kl: 6 } }";
         let TrainSettings::PpoUpdate(ppo) = settings(&op(node), 0, None) else {

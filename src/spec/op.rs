@@ -42,7 +42,8 @@ pub use feedback::{
     Critic, Critique, Critiquing, FewShot, Repeat, Revise, Reviser, Sample, Sampling, Shots,
 };
 pub use init::{
-    Algorithm, Architecture, Balance, External, Init, Keep, OnChange, Schedule, Scratch, Tokenizer,
+    Algorithm, Architecture, Balance, External, Init, Keep, Lora, OnChange, Schedule, Scratch,
+    Tokenizer,
 };
 pub use judge::{Cot, Labels, Order, Pairs, PairwiseJudge};
 pub use source::{OneOrMany, Rounds, Source};

@@ -2,7 +2,7 @@
 
 use super::Check;
 use crate::spec::op::{
-    Algorithm, Cot, Critiquing, Evaluate, External, FewShot, Filter, Init, Keep, Mix, Op,
+    Algorithm, Cot, Critiquing, Evaluate, External, FewShot, Filter, Init, Keep, Lora, Mix, Op,
     PairwiseJudge, PpoUpdate, Read, Repeat, Rounds, Scratch, Source, Split, TrainDpo, TrainPm,
     TrainSl,
 };
@@ -243,6 +243,7 @@ fn train_sl(place: Place, op: &TrainSl, check: &mut Check<'_>) {
     check.count("logging_steps", &op.logging_steps);
     op.threads.iter().for_each(|threads| check.count("threads", threads));
     let models: &[&str] = if matches!(op.init, Init::Model(_)) { &["init"] } else { &[] };
+    lora(op.lora.as_ref(), check);
     trainer(place, op.trainer.as_ref(), models, check);
 }
 
@@ -273,6 +274,7 @@ fn train_pm(place: Place, op: &TrainPm, check: &mut Check<'_>) {
     check.count("logging_steps", &op.logging_steps);
     op.threads.iter().for_each(|threads| check.count("threads", threads));
     let models: &[&str] = if matches!(op.init, Init::Model(_)) { &["init"] } else { &[] };
+    lora(op.lora.as_ref(), check);
     trainer(place, op.trainer.as_ref(), models, check);
 }
 
@@ -292,6 +294,7 @@ fn train_dpo(place: Place, op: &TrainDpo, check: &mut Check<'_>) {
     check.within("warmup_ratio", &op.warmup_ratio, 0.0, 1.0);
     check.count("logging_steps", &op.logging_steps);
     op.threads.iter().for_each(|threads| check.count("threads", threads));
+    lora(op.lora.as_ref(), check);
     trainer(place, op.trainer.as_ref(), &["init", "reference"], check);
 }
 
@@ -323,7 +326,14 @@ fn ppo(place: Place, op: &PpoUpdate, check: &mut Check<'_>) {
     check.within("warmup_ratio", &op.warmup_ratio, 0.0, 1.0);
     check.count("logging_steps", &op.logging_steps);
     op.threads.iter().for_each(|threads| check.count("threads", threads));
+    lora(op.lora.as_ref(), check);
     trainer(place, op.trainer.as_ref(), &["init", "reward", "reference", "test_reward"], check);
+}
+
+fn lora(lora: Option<&Lora>, check: &mut Check<'_>) {
+    let Some(Lora { r, alpha, .. }) = lora else { return };
+    check.count("r", r);
+    check.above("alpha", alpha, 0.0);
 }
 
 /// A program that trains: `models` are those whose paths it can be given.

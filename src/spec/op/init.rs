@@ -155,6 +155,35 @@ pub enum Schedule {
     Cosine,
 }
 
+/// A low-rank change of chosen matrices, in the words of PEFT. All else is frozen.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Lora {
+    /// The rank of the change.
+    #[serde(default = "rank")]
+    pub r: Spanned<u32>,
+    /// The change is scaled by `alpha / r`.
+    #[serde(default = "alpha")]
+    pub alpha: Spanned<f64>,
+    /// The matrices that change, by the last word of their names. Without it, those of attention and of the
+    /// feed-forward layers.
+    #[serde(default = "target_modules")]
+    pub target_modules: Vec<String>,
+}
+
+fn rank() -> Spanned<u32> {
+    Spanned::nowhere(16)
+}
+
+fn alpha() -> Spanned<f64> {
+    Spanned::nowhere(32.0)
+}
+
+fn target_modules() -> Vec<String> {
+    let names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+    names.map(str::to_owned).to_vec()
+}
+
 /// A program that trains in amend's place: `docs/trainer.md` says what it is given and what it gives.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::init::{Algorithm, Balance, External, Init, Keep, OnChange, Schedule};
+use super::init::{Algorithm, Balance, External, Init, Keep, Lora, OnChange, Schedule};
 use super::source::{OneOrMany, Source};
 use crate::spec::model::{Device, Dtype};
 use crate::spec::place::{Name, Spanned};
@@ -29,6 +29,8 @@ pub struct Optimiser {
     pub adam_epsilon: f64,
     /// Norm to which a gradient is cut; 0 is off.
     pub max_grad_norm: f64,
+    /// A low-rank change, where not all weights learn.
+    pub lora: Option<Lora>,
 }
 
 /// Declares a trainer with the fields written, then those that all trainers share, which serde cannot share
@@ -64,6 +66,10 @@ macro_rules! trainer {
             /// Norm to which a gradient is cut; 0 is off.
             #[serde(default = "max_grad_norm")]
             pub max_grad_norm: Spanned<f64>,
+            /// A low-rank change of chosen matrices instead of all weights; of `ppo-update`, of the policy. The model is
+            /// the merged one, and the change lies beside it in the folder `adapter`, as PEFT reads it.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub lora: Option<Lora>,
             /// Number format of products and activations. Weights learn in `f32` whatever this is.
             #[serde(default)]
             pub dtype: Dtype,
@@ -105,6 +111,7 @@ macro_rules! trainer {
                     adam_beta2: self.adam_beta2.value,
                     adam_epsilon: self.adam_epsilon.value,
                     max_grad_norm: self.max_grad_norm.value,
+                    lora: self.lora.clone(),
                 }
             }
         }
@@ -182,7 +189,7 @@ trainer! {
         /// Parts, at least, into which a step's rows are cut to save memory. A step's loss is their sum.
         #[serde(default = "accumulation")]
         pub gradient_accumulation_steps: Spanned<u32>,
-        /// Tokens above which a row is cut, prompt first.
+        /// Tokens above which a row is left out, as a reject.
         #[serde(default = "max_length")]
         pub max_length: Spanned<u32>,
         /// Whether several rows share a sequence of up to `max_length` tokens. No row attends to another.
@@ -224,7 +231,7 @@ trainer! {
         /// Parts, at least, into which a step's comparisons are cut to save memory. A step's loss is their sum.
         #[serde(default = "accumulation")]
         pub gradient_accumulation_steps: Spanned<u32>,
-        /// Tokens above which a response is cut, prompt first.
+        /// Tokens above which a comparison is left out, as a reject.
         #[serde(default = "max_length")]
         pub max_length: Spanned<u32>,
         /// Share of the comparisons, by hash, that are not trained on and on which accuracy, margin and calibration
@@ -273,7 +280,7 @@ trainer! {
         /// Parts, at least, into which a step's comparisons are cut to save memory. A step's loss is their sum.
         #[serde(default = "accumulation")]
         pub gradient_accumulation_steps: Spanned<u32>,
-        /// Tokens above which a response is left out.
+        /// Tokens above which a comparison is left out, as a reject.
         #[serde(default = "max_length")]
         pub max_length: Spanned<u32>,
         /// Share of the comparisons, by hash, that are not trained on and on which loss and accuracy are measured, in

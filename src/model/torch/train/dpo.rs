@@ -28,7 +28,8 @@ pub(super) fn train(job: &TrainJob, settings: &DpoSettings) -> Result<Trained, T
     let DpoSettings { optim, compute, .. } = settings;
     let texts = comparisons::texts(&job.examples, "train-dpo")?;
     let texts = Texts(&texts);
-    let mut model = Learner::begin(&job.init, Head::Lm, optim.seed, &texts, &job.out, compute)?;
+    let model = Learner::begin(&job.init, Head::Lm, optim.seed, &texts, &job.out, compute)?;
+    let mut model = model.adapted(&job.init, optim)?;
     let DpoSettings { max_length, held_out, .. } = *settings;
     let reading = Reading { verb: "train-dpo", seed: optim.seed, max_length, held_out };
     let (held_out, learnt) = comparisons::read(&model, &job.examples, &reading, &mut trained)?;
@@ -51,12 +52,11 @@ pub(super) fn train(job: &TrainJob, settings: &DpoSettings) -> Result<Trained, T
         let outcome = accumulate(&model, &learnt, &of_learnt, &batch, settings.beta, &layout);
         let rate = schedule.rate(at.step);
         at.step += 1;
-        let grad_norm = adamw.step(rate);
+        let grad_norm = model.step(&mut adamw, rate)?;
         let loss = outcome.loss / batch.len() as f64;
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(TrainError::Diverged { step: at.step, loss, grad_norm });
         }
-        model.refresh()?;
         outcome.log(&mut at.log);
         at.log.add("grad_norm", grad_norm, 1.0);
         if at.step % optim.logging_steps.max(1) == 0 || at.step == steps.total() {

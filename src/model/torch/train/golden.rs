@@ -13,7 +13,7 @@ use super::optimizer::{AdamW, Schedule};
 use super::rows::{Layout, Row, floats};
 use super::{dpo, loss, pm, sl};
 use crate::model::torch::config::Head;
-use crate::model::train::{Compute, Optim};
+use crate::model::train::{Compute, Init, LoraSettings, Optim};
 use crate::record::Id;
 
 #[derive(Deserialize)]
@@ -24,6 +24,7 @@ pub(super) struct Golden {
     pub(super) ppo: Vec<super::golden_ppo::Ppo>,
     dpo: Dpo,
     groups: Value,
+    lora: Lora,
 }
 
 #[derive(Deserialize)]
@@ -58,6 +59,17 @@ struct Dpo {
     batch_size: usize,
     losses: Vec<f64>,
     grad_norms: Vec<f64>,
+}
+
+#[derive(Deserialize)]
+struct Lora {
+    r: usize,
+    alpha: f64,
+    target_modules: Vec<String>,
+    start: Value,
+    #[serde(flatten)]
+    sft: Sft,
+    merged: Value,
 }
 
 #[derive(Deserialize)]
@@ -196,6 +208,7 @@ fn optim() -> Optim {
         adam_beta2: 0.98,
         adam_epsilon: 1e-8,
         max_grad_norm: 1.0,
+        lora: None,
         seed: 0,
         logging_steps: 1,
     }
@@ -226,15 +239,19 @@ fn check_ten_steps(
     }
 }
 
+fn demonstrations(rows: &[SftRow]) -> sl::Demonstrations {
+    sl::Demonstrations {
+        ids: vec![Id::ZERO; rows.len()],
+        rows: rows.iter().map(|row| Row::new(&row.prompt, &row.completion)).collect(),
+        weights: rows.iter().map(|row| row.weight).collect(),
+    }
+}
+
 #[test]
 fn ten_steps_of_fine_tuning_are_those_of_pytorch() {
     let golden = golden().sft;
     let model = Learner::read(&fixture(), Head::Lm, &Compute::default()).unwrap();
-    let data = sl::Demonstrations {
-        ids: vec![Id::ZERO; golden.rows.len()],
-        rows: golden.rows.iter().map(|row| Row::new(&row.prompt, &row.completion)).collect(),
-        weights: golden.rows.iter().map(|row| row.weight).collect(),
-    };
+    let data = demonstrations(&golden.rows);
     check_ten_steps(
         &model,
         data.rows.len(),
@@ -246,6 +263,53 @@ fn ten_steps_of_fine_tuning_are_those_of_pytorch() {
             outcome.loss / outcome.n_predicted
         },
     );
+}
+
+#[test]
+fn ten_steps_of_a_low_rank_change_and_its_merging_are_those_of_pytorch() {
+    let golden = golden().lora;
+    let settings = LoraSettings {
+        r: golden.r,
+        alpha: golden.alpha,
+        target_modules: golden.target_modules.clone(),
+    };
+    let optim = Optim { lora: Some(settings), ..optim() };
+    let model = Learner::read(&fixture(), Head::Lm, &Compute::default()).unwrap();
+    let before = model.named_weights();
+    let mut model = model.adapted(&Init::Checkpoint(fixture()), &optim).unwrap();
+    for (name, _) in &before {
+        let (a, b) = (format!("{name}/a"), format!("{name}/b"));
+        if golden.start.get(&a).is_some() {
+            let (a, b) = (matrix(&golden.start, &a), matrix(&golden.start, &b));
+            model.lora().set(name, &a, &b);
+        }
+    }
+    model.refresh().unwrap();
+    let frozen = |model: &Learner| floats(&model.named_weights()[0].1);
+    let embeddings = frozen(&model);
+
+    let data = demonstrations(&golden.sft.rows);
+    let mut adamw = AdamW::new(model.weights(), &optim);
+    let schedule = Schedule::new(&optim, 10).unwrap();
+    for step in 0..10 {
+        let size = golden.sft.batch_size;
+        let batch: Vec<usize> = (0..size).map(|i| (step * size + i) % data.rows.len()).collect();
+        let outcome = sl::accumulate(&model, &data, &batch, &layout());
+        let (loss, expected) = (outcome.loss / outcome.n_predicted, golden.sft.losses[step]);
+        assert!((loss - expected).abs() < 1e-4, "step {step}: {loss} is not {expected}");
+        let norm = model.step(&mut adamw, schedule.rate(step as u64)).unwrap();
+        let expected = golden.sft.grad_norms[step];
+        assert!((norm - expected).abs() < 1e-3, "step {step}: {norm} is not {expected}");
+    }
+    assert_eq!(frozen(&model), embeddings, "what is not chosen stays");
+    let mut n_merged = 0;
+    for (name, weight) in model.named_weights() {
+        if golden.merged.get(&name).is_some() {
+            check(&name, &floats(&weight), &numbers(&golden.merged, &name), 1e-4);
+            n_merged += 1;
+        }
+    }
+    assert_eq!(n_merged, 3);
 }
 
 #[test]

@@ -78,6 +78,7 @@ fn settings(of: &Ppo, parts: usize) -> PpoSettings {
             adam_beta2: 0.98,
             adam_epsilon: 1e-5,
             max_grad_norm: 1.0,
+            lora: None,
             seed: 0,
             logging_steps: 1,
         },

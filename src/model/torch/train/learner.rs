@@ -5,6 +5,8 @@ use std::path::Path;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
+use super::lora::Lora;
+use super::optimizer::AdamW;
 use super::rows::{MicroBatch, Row};
 use super::tokenizer::{EOS, PAD, train_tokenizer};
 use crate::model::torch::checkpoint::read_tokenizer_files;
@@ -12,7 +14,7 @@ use crate::model::torch::{
     Checkpoint, DeviceChoice, Head, Llama, LlamaConfig, TextTokenizer, TorchError, Weights,
     weights_id,
 };
-use crate::model::train::{self, Compute, Dtype, Init, Scratch, TrainError};
+use crate::model::train::{self, Compute, Dtype, Init, Optim, Scratch, TrainError};
 use crate::record::Id;
 
 /// The texts that a tokenizer is learnt from when a model begins from nothing.
@@ -31,6 +33,8 @@ pub(super) struct Learner {
     stored: Kind,
     /// The kind and the device that it computes with.
     place: (Kind, Device),
+    /// What learns, where it is not all weights, and the model that it is a change of.
+    lora: Option<(Lora, String)>,
 }
 
 impl Learner {
@@ -93,12 +97,38 @@ impl Learner {
                 "config.json has no eos_token_id: nothing would end an answer".to_owned(),
             )
         })?;
-        Ok(Learner { checkpoint, llama, tokenizer, eos, stored, place: (kind, device) })
+        Ok(Learner { checkpoint, llama, tokenizer, eos, stored, place: (kind, device), lora: None })
     }
 
-    /// Takes in that the weights changed: copies of another kind that are computed with are made
-    /// again, and gradients flow back through the copying.
+    /// The same model with a low-rank change to be learnt, if the settings say so.
+    pub(super) fn adapted(mut self, init: &Init, optim: &Optim) -> Result<Learner, TrainError> {
+        let Some(settings) = &optim.lora else { return Ok(self) };
+        let Init::Checkpoint(base) = init else {
+            return Err(TrainError::Data(
+                "lora changes a model that is there: name one for `init`".to_owned(),
+            ));
+        };
+        let lora = Lora::new(&self.checkpoint.weights, settings, optim.seed)?;
+        self.lora = Some((lora, base.display().to_string()));
+        Ok(self)
+    }
+
+    /// One step of the optimizer over its weights; gives the norm of the gradients.
+    pub(super) fn step(&mut self, adamw: &mut AdamW, rate: f64) -> Result<f64, TrainError> {
+        if let Some((lora, _)) = &self.lora {
+            lora.gather(&self.checkpoint.weights);
+        }
+        let norm = adamw.step(rate);
+        self.refresh()?;
+        Ok(norm)
+    }
+
+    /// Takes in that what learns has changed: a low-rank change is merged, and copies of another
+    /// kind that are computed with are made again; gradients flow back through the copying.
     pub(super) fn refresh(&mut self) -> Result<(), TrainError> {
+        if let Some((lora, _)) = &self.lora {
+            lora.merge(&self.checkpoint.weights);
+        }
         let (kind, device) = self.place;
         if kind != Kind::Float {
             let Checkpoint { config, weights, .. } = &self.checkpoint;
@@ -112,8 +142,11 @@ impl Learner {
         self.place.0
     }
 
-    /// The weights, in order of their names.
+    /// What learns, in order of the weights' names.
     pub(super) fn weights(&self) -> Vec<Tensor> {
+        if let Some((lora, _)) = &self.lora {
+            return lora.trainable(&self.checkpoint.weights);
+        }
         self.checkpoint.weights.0.values().map(Tensor::shallow_clone).collect()
     }
 
@@ -234,6 +267,9 @@ impl Learner {
             tokenizer_files: tokenizer_files.clone(),
         };
         saved.write(out, &card(config, training)).map_err(refused)?;
+        if let Some((lora, base)) = &self.lora {
+            lora.write(out, base, config.head, weights)?;
+        }
         weights_id(out).map_err(refused)
     }
 }
@@ -310,6 +346,11 @@ pub(super) fn refused(error: TorchError) -> TrainError {
 
 #[cfg(test)]
 impl Learner {
+    /// Its low-rank change.
+    pub(super) fn lora(&self) -> &Lora {
+        &self.lora.as_ref().unwrap().0
+    }
+
     /// The weights with their names.
     pub(super) fn named_weights(&self) -> Vec<(String, Tensor)> {
         let named = self.checkpoint.weights.0.iter();

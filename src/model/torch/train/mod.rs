@@ -7,6 +7,7 @@
 
 mod learner;
 mod log;
+mod lora;
 mod loss;
 mod optimizer;
 mod order;

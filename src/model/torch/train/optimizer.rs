@@ -202,6 +202,7 @@ mod tests {
             adam_beta2: 0.999,
             adam_epsilon: 1e-8,
             max_grad_norm: 1.0,
+            lora: None,
             seed: 0,
             logging_steps: 1,
         }

@@ -26,7 +26,8 @@ pub(super) fn train(job: &TrainJob, settings: &PmSettings) -> Result<Trained, Tr
     let PmSettings { optim, compute, .. } = settings;
     let texts = comparisons::texts(&job.examples, "train-pm")?;
     let texts = Texts(&texts);
-    let mut model = Learner::begin(&job.init, Head::Score, optim.seed, &texts, &job.out, compute)?;
+    let model = Learner::begin(&job.init, Head::Score, optim.seed, &texts, &job.out, compute)?;
+    let mut model = model.adapted(&job.init, optim)?;
     let PmSettings { max_length, held_out, .. } = *settings;
     let reading = Reading { verb: "train-pm", seed: optim.seed, max_length, held_out };
     let (held_out, learnt) = comparisons::read(&model, &job.examples, &reading, &mut trained)?;
@@ -45,11 +46,10 @@ pub(super) fn train(job: &TrainJob, settings: &PmSettings) -> Result<Trained, Tr
         let (loss, judged) = accumulate(&model, &learnt, &batch, centring, &layout);
         let rate = schedule.rate(at.step);
         at.step += 1;
-        let grad_norm = adamw.step(rate);
+        let grad_norm = model.step(&mut adamw, rate)?;
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(TrainError::Diverged { step: at.step, loss, grad_norm });
         }
-        model.refresh()?;
         for (name, value) in metrics_by_group(&judged) {
             if !name.contains('/') && name != "ece" {
                 at.log.add(&name, value, judged.len() as f64);

@@ -36,8 +36,8 @@ struct Cast {
 }
 
 impl Cast {
-    fn read(init: &Init, settings: &PpoSettings) -> Result<Cast, TrainError> {
-        let Init::Checkpoint(init) = init else {
+    fn read(start: &Init, settings: &PpoSettings) -> Result<Cast, TrainError> {
+        let Init::Checkpoint(init) = start else {
             return Err(TrainError::Data(
                 "a policy begins at a model, not from nothing".to_owned(),
             ));
@@ -48,7 +48,7 @@ impl Cast {
         };
         let reference = settings.reference.as_ref().unwrap_or(init);
         let cast = Cast {
-            policy: Learner::read(init, Head::Lm, compute)?,
+            policy: Learner::read(init, Head::Lm, compute)?.adapted(start, &settings.optim)?,
             reference: Learner::read(reference, Head::Lm, compute)?,
             critic: match settings.algorithm {
                 Algorithm::Ppo => Some(judge_at(&settings.reward)?),
@@ -167,6 +167,7 @@ pub(super) fn train(job: &TrainJob, settings: &PpoSettings) -> Result<Trained, T
         let (_, experience) = stage.act(&students, &batch, n_episodes)?;
         best.look(&mut at, &students.policy, experience.mean_kl());
         best.restore(&mut at, &students.policy);
+        students.refresh()?;
     }
     trained.steps = at.best.map_or(n_batches, |(step, _)| step);
     trained.rollouts = at.rollouts;

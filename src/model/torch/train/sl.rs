@@ -51,7 +51,8 @@ pub(super) fn train(job: &TrainJob, settings: &SlSettings) -> Result<Trained, Tr
     let texts = job.examples.iter().map(texts_of).collect::<Result<Vec<_>, _>>()?;
     let SlSettings { optim, compute, .. } = settings;
     let texts = Texts(&texts.concat());
-    let mut model = Learner::begin(&job.init, Head::Lm, optim.seed, &texts, &job.out, compute)?;
+    let model = Learner::begin(&job.init, Head::Lm, optim.seed, &texts, &job.out, compute)?;
+    let mut model = model.adapted(&job.init, optim)?;
     let (held_out, learnt) = read(&model, &job.examples, settings, &mut trained)?;
     let data = Demonstrations::of(learnt);
     let layout = layout(&model, settings);
@@ -66,12 +67,11 @@ pub(super) fn train(job: &TrainJob, settings: &SlSettings) -> Result<Trained, Tr
         let outcome = accumulate(&model, &data, &batch, &layout);
         let rate = schedule.rate(at.step);
         at.step += 1;
-        let grad_norm = adamw.step(rate);
+        let grad_norm = model.step(&mut adamw, rate)?;
         let loss = outcome.loss / outcome.n_predicted;
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(TrainError::Diverged { step: at.step, loss, grad_norm });
         }
-        model.refresh()?;
         at.n_tokens += outcome.n_tokens;
         outcome.log(&mut at.log);
         at.log.add("grad_norm", grad_norm, 1.0);

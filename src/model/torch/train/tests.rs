@@ -33,6 +33,7 @@ fn optim(learning_rate: f64) -> Optim {
         adam_beta2: 0.98,
         adam_epsilon: 1e-8,
         max_grad_norm: 1.0,
+        lora: None,
         seed: 17,
         logging_steps: 5,
     }

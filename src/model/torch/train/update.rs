@@ -53,10 +53,12 @@ impl Students {
 
     /// One step of both optimizers; gives the norms of the gradients.
     fn step(&mut self, rate: f64) -> Result<(f64, f64), TrainError> {
-        let critic = self.critic.as_mut().map_or(0.0, |critic| critic.optimizer.step(rate));
-        let norms = (self.policy_optimizer.step(rate), critic);
-        self.refresh()?;
-        Ok(norms)
+        let policy = self.policy.step(&mut self.policy_optimizer, rate)?;
+        let critic = match &mut self.critic {
+            Some(Critic { judge, optimizer }) => judge.model.step(optimizer, rate)?,
+            None => 0.0,
+        };
+        Ok((policy, critic))
     }
 
     /// Takes in that weights changed.

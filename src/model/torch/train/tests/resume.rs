@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 
 use super::*;
+use crate::model::train::LoraSettings;
 
 /// One try at a training whose state lies in `state`, stopped as by a kill at the report of a step.
 /// Gives the steps that were reported, and what came of it.
@@ -72,6 +73,21 @@ fn a_killed_fine_tuning_goes_on_to_the_same_weights() {
     let training =
         (TrainSettings::TrainSl(settings), scratch(), (0..160).map(demonstration).collect());
     check(&training, &[2, 5, 9, 14, 17]);
+}
+
+#[test]
+fn a_killed_low_rank_change_goes_on_to_the_same_weights() {
+    let (dir, _) = base();
+    let target_modules = vec!["q_proj".to_owned(), "up_proj".to_owned()];
+    let lora = Some(LoraSettings { r: 2, alpha: 4.0, target_modules });
+    let settings = SlSettings {
+        compute: saving(3),
+        optim: Optim { logging_steps: 1, lora, ..optim(0.01) },
+        ..sl_settings()
+    };
+    let training =
+        (TrainSettings::TrainSl(settings), at(&dir), (0..160).map(demonstration).collect());
+    check(&training, &[5, 11]);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Settings of trainings, each by what it changes.
 
 use super::*;
-use crate::model::train::Dtype;
+use crate::model::train::{Dtype, LoraSettings};
 
 fn sl(change: impl FnOnce(&mut SlSettings)) -> (tempfile::TempDir, Trained) {
     let mut settings = sl_settings();
@@ -86,6 +86,62 @@ fn every_trainer_computes_in_16_bits() {
     // Rough, yet near: the sampler and the trainer are one model.
     assert!(metrics["rollout/max_difference"] < 0.2, "{metrics:?}");
     assert!(metrics["policy/approxkl_avg"] > 0.0 && metrics["loss/value_avg"].is_finite());
+}
+
+#[test]
+fn a_low_rank_change_learns_is_merged_and_lies_beside_as_peft_has_it() {
+    let stage = stage();
+    let lora = |optim: Optim| {
+        let target_modules = ["q_proj", "v_proj", "down_proj"].map(str::to_owned).to_vec();
+        Optim { lora: Some(LoraSettings { r: 4, alpha: 8.0, target_modules }), ..optim }
+    };
+    let changed = |dir: &tempfile::TempDir| -> Vec<String> {
+        let before = weights(&stage.0);
+        let now = weights(dir).into_iter();
+        now.filter(|(name, weight)| before.get(name).is_none_or(|old| !old.equal(weight)))
+            .map(|(name, _)| name)
+            .collect()
+    };
+    let is_chosen =
+        |name: &String| ["q_proj", "v_proj", "down_proj"].iter().any(|m| name.contains(m));
+
+    let settings = SlSettings { optim: lora(optim(0.02)), ..sl_settings() };
+    let examples = (0..160).map(demonstration).collect();
+    let (dir, sl) = train(TrainSettings::TrainSl(settings.clone()), at(&stage.0), examples);
+    assert!(last(&sl, "train")["loss"] < first(&sl, "loss") + 0.1);
+    assert!(changed(&dir).iter().all(is_chosen) && changed(&dir).len() == 6, "{:?}", changed(&dir));
+    let path = dir.path().join("adapter/adapter_model.safetensors");
+    let adapter: BTreeMap<String, tch::Tensor> =
+        tch::Tensor::read_safetensors(path).unwrap().into_iter().collect();
+    assert_eq!(adapter.len(), 12);
+    let of = |part: &str| {
+        &adapter[&format!("base_model.model.model.layers.0.self_attn.q_proj.{part}.weight")]
+    };
+    let name = "model.layers.0.self_attn.q_proj.weight";
+    let merged = &weights(&stage.0)[name] + of("lora_B").matmul(of("lora_A")) * 2.0;
+    assert!((merged - &weights(&dir)[name]).abs().max().double_value(&[]) < 1e-6);
+    let config = std::fs::read_to_string(dir.path().join("adapter/adapter_config.json")).unwrap();
+    assert!(
+        config.contains("\"task_type\": \"CAUSAL_LM\"") && config.contains("\"lora_alpha\": 8.0")
+    );
+
+    let settings_pm = PmSettings { optim: lora(optim(0.01)), epochs: 12.0, ..pm_settings() };
+    let examples = (0..160).map(comparison).collect();
+    let (dir, pm) = train(TrainSettings::TrainPm(settings_pm), at(&stage.0), examples);
+    let losses = losses(&pm);
+    assert!(losses[losses.len() - 2] < losses[0] - 0.15, "{losses:?}");
+    let is_chosen_or_head = |name: &String| is_chosen(name) || name == "score.weight";
+    assert!(changed(&dir).iter().all(is_chosen_or_head), "{:?}", changed(&dir));
+
+    let (dir, rl) = ppo(&stage, |settings| {
+        settings.optim = lora(settings.optim.clone());
+        settings.keep_below_kl = Some(1e9);
+    });
+    assert!(last(&rl, "train")["policy/grad_norm"] > 0.0);
+    assert!(changed(&dir).iter().all(is_chosen) && !changed(&dir).is_empty());
+
+    let refused = attempt(TrainSettings::TrainSl(settings), scratch(), vec![demonstration(1)]).1;
+    assert!(refused.unwrap_err().to_string().contains("lora changes a model that is there"));
 }
 
 #[test]
