@@ -25,4 +25,4 @@ mod torch_invariance;
 #[cfg(feature = "torch")]
 mod torch_tiny;
 #[cfg(feature = "torch")]
-mod training;
+mod trainers;
