@@ -222,10 +222,12 @@ impl Compiler<'_> {
         let seed = self.plan.pipeline().seed;
         let entry = models.first().and_then(|edge| self.plan.entry(edge));
         let setup = Setup {
-            settings: training::settings(op, seed, entry)?,
+            settings: training::settings(op, seed, entry),
             scratch: training::scratch(op),
             model: entry.cloned(),
             balanced: training::is_balanced(op),
+            external: training::external(op),
+            roles: training::roles(op),
         };
         let settings = training::recipe(op, seed, entry);
         let holds = on_change(op) == OnChange::Hold || self.held.contains(&node.name);
@@ -255,6 +257,7 @@ fn on_change(op: &Op) -> OnChange {
     match op {
         Op::TrainSl(train) => train.on_change,
         Op::TrainPm(train) => train.on_change,
+        Op::TrainDpo(train) => train.on_change,
         Op::PpoUpdate(train) => train.on_change,
         _ => unreachable!("only trainings have a policy"),
     }

@@ -28,6 +28,10 @@ impl Trainings for Once {
         self.trainings.recall(recipe)
     }
 
+    fn resumes(&self, recipe: Id) -> bool {
+        self.trainings.resumes(recipe)
+    }
+
     fn train(&self, recipe: Recipe) -> Result<Arc<Trained>, String> {
         let id = recipe.id;
         let mut at_work = self.at_work.lock().expect("no holder panics");

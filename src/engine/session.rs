@@ -72,6 +72,8 @@ pub struct Table {
     pub metrics: BTreeMap<Id, Rec>,
     /// A training's episodes.
     pub rollouts: BTreeMap<Id, Rec>,
+    /// The policies on a training's way that were kept.
+    pub snapshots: BTreeMap<Id, Rec>,
     /// Rows left out on purpose.
     pub dropped: u64,
 }
@@ -263,6 +265,7 @@ impl Running {
             if matches!(node.kind, Kind::Train { .. }) {
                 apply(&mut table.metrics, shared.take_seen(at, Stream::Metrics));
                 apply(&mut table.rollouts, shared.take_seen(at, Stream::Rollouts));
+                apply(&mut table.snapshots, shared.take_seen(at, Stream::Snapshots));
             }
             let dropped = table.dropped as i64 + shared.take_dropped(at) as i64;
             table.dropped = u64::try_from(dropped).expect("what was dropped was there");

@@ -22,7 +22,7 @@ pub(super) struct Shared {
     /// Records that each node acted on.
     records: Vec<AtomicU64>,
     /// For each node, rows and rejects that came and went since they were last taken.
-    sinks: Vec<[Mutex<Vec<Change>>; 4]>,
+    sinks: Vec<[Mutex<Vec<Change>>; 5]>,
     /// For each node, rows left out on purpose, net.
     dropped: Vec<Mutex<isize>>,
     /// For each training node, what it came to.
@@ -38,6 +38,7 @@ pub(super) enum Stream {
     Rejects = 1,
     Metrics = 2,
     Rollouts = 3,
+    Snapshots = 4,
 }
 
 /// What a training node came to in an epoch.
@@ -56,6 +57,8 @@ pub enum TrainingState {
     Would {
         /// Whether it is sure.
         exact: bool,
+        /// Whether it goes on from a state that a killed run left.
+        resumes: bool,
     },
 }
 
@@ -106,9 +109,9 @@ impl Shared {
         std::mem::take(&mut *self.dropped[node].lock().expect("no holder panics"))
     }
 
-    pub(super) fn may_train(&self, node: usize, exact: bool) {
+    pub(super) fn may_train(&self, node: usize, exact: bool, resumes: bool) {
         let mut seen = self.trainings_seen.lock().expect("no holder panics");
-        seen.insert(node, TrainingState::Would { exact });
+        seen.insert(node, TrainingState::Would { exact, resumes });
     }
 
     pub(super) fn trained(&self, node: usize, recipe: Id, weights: Id, stale: bool) {

@@ -63,6 +63,10 @@ pub struct Setup {
     pub model: Option<Model>,
     /// Whether sources weigh as wholes.
     pub balanced: bool,
+    /// The program that trains, with its arguments, where amend does not.
+    pub external: Option<Vec<String>>,
+    /// The keys that name its models, in their order.
+    pub roles: Vec<&'static str>,
 }
 
 /// A finished training that is held.
@@ -126,6 +130,9 @@ pub trait Trainings: Send + Sync {
     /// What a recipe gave, if it was done and its checkpoint is still there.
     fn recall(&self, recipe: Id) -> Option<Arc<Trained>>;
 
+    /// Whether a killed run left a state of the recipe from which it goes on.
+    fn resumes(&self, recipe: Id) -> bool;
+
     /// Does a training; what it gives is durable when this returns.
     fn train(&self, recipe: Recipe) -> Result<Arc<Trained>, String>;
 }
@@ -154,6 +161,8 @@ pub(super) enum TrainMade {
     Metric(Rec),
     /// An episode.
     Rollout(Rec),
+    /// A policy on the way that was kept.
+    Snapshot(Rec),
     /// A row of the dataset that was not trained on.
     Reject(Rec),
 }
@@ -311,7 +320,9 @@ impl Desk {
             return self.finish(time, ask, recipe, &trained, false);
         }
         if self.shared.dispatcher.mode() == Mode::Plan {
-            self.shared.may_train(self.node, !recipe.is_unknown());
+            let exact = !recipe.is_unknown();
+            let resumes = exact && self.shared.trainings.resumes(recipe);
+            self.shared.may_train(self.node, exact, resumes);
             let checkpoint = TrainMade::Checkpoint(trained::unknown(&training));
             let made = vec![TrainMade::Model(recipe.unknown()), checkpoint];
             made.iter().for_each(|made| self.emit(time, *made, 1));

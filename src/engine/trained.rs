@@ -2,6 +2,7 @@
 
 use super::rows::{Lineage, Rec, Rows};
 use super::train::{TrainMade, Training};
+use crate::model::train::Kept;
 use crate::model::{Trained, train};
 use crate::operators::{Reason, made_id};
 use crate::record::{BatchBuilder, Cell, Id, KeyHasher, Message, Origin, Relation};
@@ -47,8 +48,21 @@ pub(super) fn rows(
     let mut made = vec![TrainMade::Model(trained.weights)];
 
     let mut checkpoints = BatchBuilder::new(Relation::Checkpoints);
-    checkpoints.push(&origin(row, Vec::new()), &checkpoint(training, trained, facts));
+    let last = Kept {
+        step: trained.steps,
+        weights: trained.weights,
+        dir: String::new(),
+        files: trained.files.clone(),
+    };
+    checkpoints.push(&origin(row, Vec::new()), &checkpoint(training, trained, &last, facts));
     made.extend(keep(rows, checkpoints).into_iter().map(TrainMade::Checkpoint));
+
+    let mut snapshots = BatchBuilder::new(Relation::Checkpoints);
+    for kept in &trained.snapshots {
+        let id = made_id("snapshot", &[row], kept.step);
+        snapshots.push(&origin(id, vec![row]), &checkpoint(training, trained, kept, facts));
+    }
+    made.extend(keep(rows, snapshots).into_iter().map(TrainMade::Snapshot));
 
     let mut metrics = BatchBuilder::new(Relation::Metrics);
     for (at, metric) in trained.metrics.iter().enumerate() {
@@ -93,17 +107,18 @@ fn keep(rows: &Rows, builder: BatchBuilder) -> Vec<Rec> {
 fn checkpoint(
     training: &Training,
     trained: &Trained,
+    kept: &Kept,
     facts: &Facts,
 ) -> Vec<(&'static str, Cell<'static>)> {
     let init = training.models.first().and_then(Option::as_ref).map(|model| model.fingerprint);
     let kind = if trained.kind.is_empty() { "lm" } else { &trained.kind };
     vec![
         ("node", Cell::text(training.node.to_string())),
-        ("fingerprint", Cell::id(trained.weights)),
+        ("fingerprint", Cell::id(kept.weights)),
         ("kind", Cell::text(kind.to_owned())),
-        ("step", Cell::Int(trained.steps as i64)),
-        ("path", Cell::text(format!("checkpoints/{}", trained.weights))),
-        ("files", Cell::Files(trained.files.clone())),
+        ("step", Cell::Int(kept.step as i64)),
+        ("path", Cell::text(format!("checkpoints/{}", kept.weights))),
+        ("files", Cell::Files(kept.files.clone())),
         ("init_fingerprint", Cell::or_null(init, Cell::id)),
         ("dataset_digest", Cell::id(facts.dataset)),
         ("dataset_rows", Cell::Int(facts.dataset_rows as i64)),
@@ -144,7 +159,7 @@ fn rollout(rollout: &train::Rollout) -> Vec<(&'static str, Cell<'_>)> {
         ("completion", Cell::messages(completion)),
         ("step", Cell::Int(rollout.step)),
         ("episode", Cell::Int(rollout.episode)),
-        ("sample_index", Cell::Int(0)),
+        ("sample_index", Cell::Int(rollout.sample_index)),
         ("token_ids", if tokens.is_empty() { Cell::Null } else { Cell::Ints(tokens.clone()) }),
         ("logprobs", floats(&rollout.logprobs)),
         ("ref_logprobs", floats(&rollout.ref_logprobs)),

@@ -167,6 +167,7 @@ pub fn build(op: &Op, build: &Build<'_>) -> Result<Arc<dyn Operator>, BuildError
         Op::Mix(op) => Arc::new(Mix::new(&op.from[build.ordinal], op.seed, build)),
         Op::TrainSl(op) => Arc::new(Mix::new(&op.from[build.ordinal], op.seed, build)),
         Op::TrainPm(op) => Arc::new(Mix::new(&op.from[build.ordinal], op.seed, build)),
+        Op::TrainDpo(op) => Arc::new(Mix::new(&op.from[build.ordinal], op.seed, build)),
         Op::PpoUpdate(op) => Arc::new(Mix::new(&op.prompts[build.ordinal], op.seed, build)),
         Op::Filter(op) => Arc::new(Filter::new(op, build)?),
         Op::Evaluate(op) => Arc::new(Evaluate::new(op, build)?),

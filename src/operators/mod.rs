@@ -223,7 +223,7 @@ fn content(mut turns: Turns<'_>) -> Cow<'_, str> {
 }
 
 /// All columns of a row but the common ones.
-fn copy(row: Row<'_>) -> Vec<(&'static str, Cell<'_>)> {
+pub fn copy(row: Row<'_>) -> Vec<(&'static str, Cell<'_>)> {
     let own = row.relation().columns().iter().filter(|column| column.part != Part::Common);
     own.map(|column| (column.name, row.cell(column.name))).collect()
 }

@@ -1,19 +1,27 @@
-//! `train-sl`, `train-pm`, `ppo-update`: rows as examples, settings as the trainer takes them, and
+//! `train-sl`, `train-pm`, `train-dpo`, `ppo-update`: rows as examples, settings as the trainer takes them, and
 //! the part of the settings that is in the recipe.
+
+use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
-use crate::model::train::{Optim, PmSettings, PpoSettings, Scratch as ScratchShape, SlSettings};
+use crate::model::train::{
+    Algorithm, Compute, Device, DpoSettings, Dtype, LoraSettings, Optim, PmSettings, PpoSettings,
+    Scratch as ScratchShape, SlSettings,
+};
 use crate::model::{Example, TrainSettings};
 use crate::record::message::TEXT;
 use crate::record::transcript::{ASSISTANT, HUMAN};
 use crate::record::{Message, Relation, Row, Turns};
-use crate::spec::model::Format;
-use crate::spec::op::{Balance, Init, Keep, Op, Optimiser, Schedule, Scratch};
-use crate::spec::{Model, Place};
+use crate::spec::model::{self, Format};
+use crate::spec::op::{
+    self as written, Balance, External, Init, Keep, Op, Optimiser, PpoUpdate, Schedule, Scratch,
+    Source,
+};
+use crate::spec::{Model, Spanned};
 
 use super::prompt::{Prefix, Style};
-use super::{BuildError, Reason, Reject, content};
+use super::{Reason, Reject, content};
 
 /// Renders messages by a checkpoint's chat template, with or without the beginning of an answer.
 pub type Chat = dyn Fn(&[Message], bool) -> Result<String, String> + Send + Sync;
@@ -139,58 +147,116 @@ pub fn is_balanced(op: &Op) -> bool {
     matches!(op, Op::TrainPm(op) if op.balance == Balance::Source)
 }
 
+/// The settings that decide how a training computes, of any verb that trains.
+macro_rules! compute {
+    ($op:expr) => {
+        Compute {
+            dtype: dtype($op.dtype),
+            device: device($op.device),
+            threads: $op.threads.map(|threads: Spanned<u32>| threads.value as usize),
+            gradient_accumulation_steps: $op.gradient_accumulation_steps.value as usize,
+            save_steps: u64::from($op.save_steps),
+        }
+    };
+}
+
 /// What a training node asks of a trainer; `seed` is the pipeline's, for nodes that state none.
 ///
 /// # Panics
 ///
 /// For a verb that trains nothing.
-pub fn settings(op: &Op, seed: u64, model: Option<&Model>) -> Result<TrainSettings, BuildError> {
+pub fn settings(op: &Op, seed: u64, model: Option<&Model>) -> TrainSettings {
     match op {
-        Op::TrainSl(op) => Ok(TrainSettings::TrainSl(SlSettings {
-            optim: optim(op.optimiser(), op.seed.unwrap_or(seed), op.logging_steps.value)?,
+        Op::TrainSl(op) => TrainSettings::TrainSl(SlSettings {
+            optim: optim(op.optimiser(), op.seed.unwrap_or(seed), op.logging_steps.value),
+            compute: compute!(op),
             epochs: op.epochs.value,
             batch_size: op.batch_size.value as usize,
             max_length: op.max_length.value as usize,
+            packing: op.packing,
             held_out: op.held_out.value,
-        })),
-        Op::TrainPm(op) => Ok(TrainSettings::TrainPm(PmSettings {
-            optim: optim(op.optimiser(), op.seed.unwrap_or(seed), op.logging_steps.value)?,
+        }),
+        Op::TrainPm(op) => TrainSettings::TrainPm(PmSettings {
+            optim: optim(op.optimiser(), op.seed.unwrap_or(seed), op.logging_steps.value),
+            compute: compute!(op),
             epochs: op.epochs.value,
             batch_size: op.batch_size.value as usize,
             max_length: op.max_length.value as usize,
             held_out: op.held_out.value,
             center_rewards_coefficient: op.center_rewards_coefficient.value,
-        })),
-        Op::PpoUpdate(op) => {
-            ppo_has(op)?;
-            Ok(TrainSettings::PpoUpdate(PpoSettings {
-                optim: optim(op.optimiser(), op.seed.unwrap_or(seed), op.logging_steps.value)?,
-                total_episodes: op.total_episodes.value as usize,
-                batch_size: op.batch_size.value as usize,
-                num_ppo_epochs: op.num_ppo_epochs.value as usize,
-                num_mini_batches: op.num_mini_batches.value as usize,
-                critic_warmup: u64::from(op.critic_warmup),
-                response_length: op.response_length.value as usize,
-                temperature: 1.0,
-                kl_coef: op.kl_coef.value,
-                kl_estimator: "k1".to_owned(),
-                cliprange: op.cliprange.value,
-                cliprange_value: op.cliprange_value.value,
-                vf_coef: op.vf_coef.value,
-                gamma: op.gamma.value,
-                lam: op.lam.value,
-                missing_eos_penalty: op.missing_eos_penalty.value,
-                reward_clip: 0.0,
-                whiten_advantages: true,
-                normalize_reward: op.normalize_reward,
-                target_kl: op.target_kl.map_or(0.0, |target| target.value),
-                stop: stops(model),
-                keep_tokens: op.keep_tokens,
-                reward: std::path::PathBuf::new(),
-                test_reward: None,
-            }))
-        }
+            scale_on: op.scale_on.iter().map(|name| name.value.clone()).collect(),
+        }),
+        Op::TrainDpo(op) => TrainSettings::TrainDpo(DpoSettings {
+            optim: optim(op.optimiser(), op.seed.unwrap_or(seed), op.logging_steps.value),
+            compute: compute!(op),
+            epochs: op.epochs.value,
+            batch_size: op.batch_size.value as usize,
+            max_length: op.max_length.value as usize,
+            held_out: op.held_out.value,
+            beta: op.beta.value,
+            reference: None,
+        }),
+        Op::PpoUpdate(op) => TrainSettings::PpoUpdate(ppo(op, seed, model)),
         other => panic!("{} trains nothing", other.verb()),
+    }
+}
+
+fn ppo(op: &PpoUpdate, seed: u64, model: Option<&Model>) -> PpoSettings {
+    PpoSettings {
+        optim: optim(op.optimiser(), op.seed.unwrap_or(seed), op.logging_steps.value),
+        compute: compute!(op),
+        algorithm: match op.algorithm {
+            written::Algorithm::Ppo => Algorithm::Ppo,
+            written::Algorithm::Rloo => Algorithm::Rloo,
+            written::Algorithm::Grpo => Algorithm::Grpo,
+        },
+        num_generations: op.generations() as usize,
+        total_episodes: op.total_episodes.value as usize,
+        batch_size: op.batch_size.value as usize,
+        num_ppo_epochs: op.num_ppo_epochs.value as usize,
+        num_mini_batches: op.num_mini_batches.value as usize,
+        critic_warmup: u64::from(op.critic_warmup.value),
+        response_length: op.response_length.value as usize,
+        temperature: 1.0,
+        kl_coef: op.kl_coef.value,
+        kl_estimator: "k1".to_owned(),
+        cliprange: op.cliprange.value,
+        cliprange_value: op.cliprange_value.value,
+        vf_coef: op.vf_coef.value,
+        gamma: op.gamma.value,
+        lam: op.lam.value,
+        missing_eos_penalty: op.missing_eos_penalty.value,
+        reward_clip: 0.0,
+        whiten_advantages: true,
+        whiten_rewards: op.whiten_rewards,
+        normalize_reward: op.normalize_reward,
+        target_kl: op.target_kl.map_or(0.0, |target| target.value),
+        stop: stops(model),
+        keep_tokens: op.keep_tokens,
+        save_every: u64::from(op.save_every),
+        keep_below_kl: match &op.keep {
+            Keep::Last => None,
+            Keep::BelowKl(kl) => Some(kl.value),
+        },
+        reward: PathBuf::new(),
+        reference: None,
+        test_reward: None,
+    }
+}
+
+fn dtype(written: model::Dtype) -> Dtype {
+    match written {
+        model::Dtype::Auto => Dtype::Auto,
+        model::Dtype::F32 => Dtype::F32,
+        model::Dtype::Bf16 => Dtype::Bf16,
+    }
+}
+
+fn device(written: model::Device) -> Device {
+    match written {
+        model::Device::Auto => Device::Auto,
+        model::Device::Cpu => Device::Cpu,
+        model::Device::Cuda => Device::Cuda,
     }
 }
 
@@ -204,46 +270,54 @@ fn stops(model: Option<&Model>) -> Vec<String> {
     stop
 }
 
-fn optim(from: Optimiser, seed: u64, logging_steps: u32) -> Result<Optim, BuildError> {
-    if from.warmup_steps.is_some() {
-        return Err(lacks(Place::NOWHERE, "warmup_steps", "state `warmup_ratio` instead"));
-    }
+fn optim(from: Optimiser, seed: u64, logging_steps: u32) -> Optim {
     let schedule = match from.lr_scheduler_type {
         Schedule::Constant => "constant",
         Schedule::Linear => "linear",
         Schedule::Cosine => "cosine",
     };
-    Ok(Optim {
+    Optim {
         learning_rate: from.learning_rate,
         lr_scheduler_type: schedule.to_owned(),
         warmup_ratio: from.warmup_ratio,
+        warmup_steps: from.warmup_steps,
         weight_decay: from.weight_decay,
         adam_beta1: from.adam_beta1,
         adam_beta2: from.adam_beta2,
         adam_epsilon: from.adam_epsilon,
         max_grad_norm: from.max_grad_norm,
+        lora: from.lora.map(|lora| LoraSettings {
+            r: lora.r.value as usize,
+            alpha: lora.alpha.value,
+            target_modules: lora.target_modules,
+        }),
         seed,
         logging_steps: u64::from(logging_steps),
-    })
+    }
 }
 
-/// Settings that the language has and the trainer has not yet: better said than ignored.
-fn ppo_has(op: &crate::spec::op::PpoUpdate) -> Result<(), BuildError> {
-    if op.whiten_rewards {
-        return Err(lacks(Place::NOWHERE, "whiten_rewards", "advantages are whitened always"));
+/// The keys that name a training's models, in the order in which the plan has them.
+pub fn roles(op: &Op) -> Vec<&'static str> {
+    match op {
+        Op::TrainDpo(op) => op.models().into_iter().map(|(role, _)| role).collect(),
+        Op::PpoUpdate(op) => op.models().into_iter().map(|(role, _)| role).collect(),
+        _ if scratch(op).is_some() => Vec::new(),
+        _ => vec!["init"],
     }
-    if let Some(reference) = &op.reference {
-        return Err(lacks(reference.place, "reference", "KL is measured from the policy's start"));
-    }
-    if op.keep != Keep::Last {
-        return Err(lacks(Place::NOWHERE, "keep", "the last checkpoint is the node's model"));
-    }
-    Ok(())
 }
 
-fn lacks(place: Place, setting: &str, help: &str) -> BuildError {
-    let message = format!("the trainer does not have `{setting}` yet");
-    BuildError { message, help: Some(help.to_owned()), place: Some(place) }
+/// The program that trains in amend's place, with its arguments, where there is one.
+pub fn external(op: &Op) -> Option<Vec<String>> {
+    let trainer = match op {
+        Op::TrainSl(op) => &op.trainer,
+        Op::TrainPm(op) => &op.trainer,
+        Op::TrainDpo(op) => &op.trainer,
+        Op::PpoUpdate(op) => &op.trainer,
+        other => panic!("{} trains nothing", other.verb()),
+    };
+    let command =
+        |trainer: &External| trainer.command.iter().map(|part| part.value.clone()).collect();
+    trainer.as_ref().map(command)
 }
 
 /// The shape of new weights, where a training starts from nothing.
@@ -270,7 +344,7 @@ pub fn scratch(op: &Op) -> Option<ScratchShape> {
 
 /// Settings that decide no weights, or that the recipe has in another form: inputs by the
 /// dataset's digest, models by their weights.
-const NOT_IN_RECIPE: [&str; 13] = [
+const NOT_IN_RECIPE: [&str; 12] = [
     "from",
     "prompts",
     "policy",
@@ -283,17 +357,16 @@ const NOT_IN_RECIPE: [&str; 13] = [
     "keep_tokens",
     "on_change",
     "device",
-    "threads",
 ];
 
 /// The settings of the recipe as canonical JSON: what decides the weights besides rows and models.
 ///
 /// A setting that is added to the language later is in it until it is listed as deciding nothing.
-/// `threads` is left to whoever knows the machine: the recipe's engine adds the number used.
 pub fn recipe(op: &Op, seed: u64, model: Option<&Model>) -> String {
     let written = match op {
         Op::TrainSl(op) => serde_json::to_value(op),
         Op::TrainPm(op) => serde_json::to_value(op),
+        Op::TrainDpo(op) => serde_json::to_value(op),
         Op::PpoUpdate(op) => serde_json::to_value(op),
         other => panic!("{} trains nothing", other.verb()),
     };
@@ -307,9 +380,25 @@ pub fn recipe(op: &Op, seed: u64, model: Option<&Model>) -> String {
         map.remove("init");
     }
     map.entry("seed").or_insert(Value::from(seed));
+    if let Op::TrainPm(op) = op
+        && !op.scale_on.is_empty()
+    {
+        // By their places: a node that is renamed is the same source.
+        let named = |source: &Source| op.scale_on.contains(&source.rows);
+        let places: Vec<usize> = (0..)
+            .zip(op.from.iter())
+            .filter(|(_, source)| named(source))
+            .map(|(at, _)| at)
+            .collect();
+        map.insert("scale_on".to_owned(), Value::from(places));
+    }
     map.insert("rendering".to_owned(), rendering(model));
     if matches!(op, Op::PpoUpdate(_)) {
         map.insert("stop".to_owned(), Value::from(stops(model)));
+    }
+    if matches!(op, Op::TrainDpo(_) | Op::PpoUpdate(_)) {
+        // The recipe has the models' weights in this order.
+        map.insert("models".to_owned(), Value::from(roles(op)));
     }
     let mut sorted: Vec<(String, Value)> = std::mem::take(map).into_iter().collect();
     sorted.sort_by(|a, b| a.0.cmp(&b.0));
@@ -484,17 +573,63 @@ mod tests {
         for same in ["logging_steps: 3", "save_steps: 5", "on_change: hold"] {
             assert_eq!(of(SL), of(&SL.replace("init", &format!("{same}, init"))), "{same}");
         }
-        for other in ["epochs: 2", "seed: 18", "dtype: bf16"] {
+        for other in ["epochs: 2", "seed: 18", "dtype: bf16", "threads: 2", "warmup_steps: 9"] {
             assert_ne!(of(SL), of(&SL.replace("init", &format!("{other}, init"))), "{other}");
         }
         assert_eq!(of(SL), of(&SL.replace("rows", "renamed")));
     }
 
     #[test]
-    fn a_setting_that_the_trainer_lacks_is_said() {
-        let node = SL.replace("init", "warmup_steps: 10, init");
-        let error = settings(&op(&node), 0, None).unwrap_err();
-        assert_eq!(error.message, "the trainer does not have `warmup_steps` yet");
-        assert!(matches!(settings(&op(SL), 0, None), Ok(TrainSettings::TrainSl(_))));
+    fn a_reference_that_is_the_policys_start_is_the_same_recipe_as_none() {
+        let node = |more: &str| {
+            op(&format!(
+                "ppo-update: {{ prompts: rows, policy: sl, reward: pm, total_episodes: 8, batch_size: 8{more} }}"
+            ))
+        };
+        let of = |more: &str| recipe(&node(more), 17, None);
+        assert_eq!(of(", reference: sl"), of(""));
+        // A second judge and a reference stand at one place among the models.
+        assert_ne!(of(", reference: base"), of(", test_reward: base"));
+        let roles = roles(&node(", test_reward: pm2, reference: base"));
+        assert_eq!(roles, ["policy", "reward", "reference", "test_reward"]);
+    }
+
+    #[test]
+    fn a_source_of_the_scale_may_be_renamed() {
+        let of = |node: &str| recipe(&op(node), 17, None);
+        let node = "train-pm: { from: [machine, human], init: base, scale_on: [machine] }";
+        assert!(of(node).contains("\"scale_on\":[0]"), "{}", of(node));
+        assert_eq!(of(node), of(&node.replace("machine", "feedback")));
+        assert_ne!(of(node), of(&node.replace("scale_on: [machine]", "scale_on: [human]")));
+        assert_ne!(of(node), of(&node.replace(", scale_on: [machine]", "")));
+    }
+
+    #[test]
+    fn every_setting_of_the_language_reaches_the_trainer() {
+        let written = "warmup_steps: 10, threads: 3, dtype: bf16, device: cpu, save_steps: 7, \
+                       gradient_accumulation_steps: 4, packing: true, init";
+        let TrainSettings::TrainSl(sl) = settings(&op(&SL.replace("init", written)), 0, None)
+        else {
+            panic!("it is a train-sl")
+        };
+        let compute = Compute {
+            dtype: Dtype::Bf16,
+            device: Device::Cpu,
+            threads: Some(3),
+            gradient_accumulation_steps: 4,
+            save_steps: 7,
+        };
+        assert_eq!((sl.compute, sl.optim.warmup_steps, sl.packing), (compute, Some(10), true));
+        let node = SL.replace("init", "lora: { r: 4, target_modules: [q_proj] }, init");
+        let lora = LoraSettings { r: 4, alpha: 32.0, target_modules: vec!["q_proj".to_owned()] };
+        assert_eq!(settings(&op(&node), 0, None).optim().lora, Some(lora));
+        assert_ne!(recipe(&op(&node), 0, None), recipe(&op(SL), 0, None));
+        let node = "ppo-update: { prompts: rows, policy: sl, reward: pm, total_episodes: 256, \
+                    whiten_rewards: true, save_every: 5, keep: { below_kl: 6 } }";
+        let TrainSettings::PpoUpdate(ppo) = settings(&op(node), 0, None) else {
+            panic!("it is a ppo-update")
+        };
+        assert!(ppo.whiten_rewards);
+        assert_eq!((ppo.save_every, ppo.keep_below_kl), (5, Some(6.0)));
     }
 }

@@ -1,4 +1,4 @@
-//! The language's reference page: the thirteen verbs, what each reads and what it makes.
+//! The language's reference page: the fourteen verbs, what each reads and what it makes.
 //!
 //! | verb | reads | makes | in |
 //! |---|---|---|---|
@@ -14,6 +14,7 @@
 //! | `evaluate` | responses or revisions, or multiple-choice prompts | scores | [`Evaluate`] |
 //! | `train-sl` | demonstrations, responses, revisions | a model | [`TrainSl`] |
 //! | `train-pm` | comparisons | a preference model | [`TrainPm`] |
+//! | `train-dpo` | comparisons | a model | [`TrainDpo`] |
 //! | `ppo-update` | prompts | a model, and rollouts | [`PpoUpdate`] |
 //!
 //! A node is one verb with its settings. Adding a verb is a documented struct here with its signature and version,
@@ -40,10 +41,13 @@ pub use evaluate::Evaluate;
 pub use feedback::{
     Critic, Critique, Critiquing, FewShot, Repeat, Revise, Reviser, Sample, Sampling, Shots,
 };
-pub use init::{Architecture, Balance, Init, Keep, OnChange, Schedule, Scratch, Tokenizer};
+pub use init::{
+    Algorithm, Architecture, Balance, External, Init, Keep, Lora, OnChange, Schedule, Scratch,
+    Tokenizer,
+};
 pub use judge::{Cot, Labels, Order, Pairs, PairwiseJudge};
 pub use source::{OneOrMany, Rounds, Source};
-pub use train::{Optimiser, PpoUpdate, TrainPm, TrainSl};
+pub use train::{Optimiser, PpoUpdate, TrainDpo, TrainPm, TrainSl};
 
 /// A node: one verb with its settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -73,6 +77,8 @@ pub enum Op {
     TrainSl(Box<TrainSl>),
     /// Train a preference model on comparisons.
     TrainPm(Box<TrainPm>),
+    /// Train a policy on comparisons, without a preference model.
+    TrainDpo(Box<TrainDpo>),
     /// Train a policy against a preference model.
     PpoUpdate(Box<PpoUpdate>),
 }
@@ -113,6 +119,7 @@ impl Op {
             Self::Evaluate(_) => "evaluate",
             Self::TrainSl(_) => "train-sl",
             Self::TrainPm(_) => "train-pm",
+            Self::TrainDpo(_) => "train-dpo",
             Self::PpoUpdate(_) => "ppo-update",
         }
     }
@@ -132,13 +139,14 @@ impl Op {
             Self::Evaluate(_) => Evaluate::VERSION,
             Self::TrainSl(_) => TrainSl::VERSION,
             Self::TrainPm(_) => TrainPm::VERSION,
+            Self::TrainDpo(_) => TrainDpo::VERSION,
             Self::PpoUpdate(_) => PpoUpdate::VERSION,
         }
     }
 
     /// Whether the node makes a model.
     pub fn trains(&self) -> bool {
-        matches!(self, Self::TrainSl(_) | Self::TrainPm(_) | Self::PpoUpdate(_))
+        matches!(self, Self::TrainSl(_) | Self::TrainPm(_) | Self::TrainDpo(_) | Self::PpoUpdate(_))
     }
 
     /// The relations whose rows the verb takes. Empty for `read`.
@@ -155,7 +163,7 @@ impl Op {
             Self::Evaluate(op) if op.choices.is_some() => &[Prompts],
             Self::Evaluate(_) | Self::Critique(_) | Self::Repeat(_) => &[Responses, Revisions],
             Self::TrainSl(_) => &[Demonstrations, Responses, Revisions],
-            Self::TrainPm(_) => &[Comparisons],
+            Self::TrainPm(_) | Self::TrainDpo(_) => &[Comparisons],
         }
     }
 
@@ -173,7 +181,9 @@ impl Op {
                 same => same,
             },
             Self::Evaluate(_) => Relation::Scores,
-            Self::TrainSl(_) | Self::TrainPm(_) | Self::PpoUpdate(_) => Relation::Checkpoints,
+            Self::TrainSl(_) | Self::TrainPm(_) | Self::TrainDpo(_) | Self::PpoUpdate(_) => {
+                Relation::Checkpoints
+            }
         }
     }
 
@@ -220,15 +230,17 @@ impl Op {
                 op.from.iter().for_each(|source| rows(&mut all, "rows", &source.rows));
                 init(&mut all, &op.init);
             }
+            Self::TrainDpo(op) => {
+                op.from.iter().for_each(|source| rows(&mut all, "rows", &source.rows));
+                model(&mut all, "init", &op.init);
+                op.reference.iter().for_each(|name| model(&mut all, "reference", name));
+            }
             Self::PpoUpdate(op) => {
                 op.prompts.iter().for_each(|source| rows(&mut all, "rows", &source.rows));
                 model(&mut all, "policy", &op.policy);
                 model(&mut all, "reward", &op.reward);
                 op.reference.iter().for_each(|name| model(&mut all, "reference", name));
                 op.test_reward.iter().for_each(|name| model(&mut all, "test_reward", name));
-                if let Keep::Best(name) = &op.keep {
-                    rows(&mut all, "best", name);
-                }
             }
         }
         all

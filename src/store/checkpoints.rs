@@ -38,14 +38,35 @@ impl Checkpoints {
     }
 
     /// An empty directory to train into, for a recipe. What an earlier training left there is
-    /// removed, unless the caller `resume`s from it.
-    pub fn stage(&self, recipe: &CallKey, resume: bool) -> Result<PathBuf> {
+    /// removed.
+    pub fn stage(&self, recipe: &CallKey) -> Result<PathBuf> {
         let dir = self.models.join(format!("{ASIDE}{recipe}"));
-        if !resume {
-            self.disk.remove_if_there(&dir).at("remove", &dir)?;
-        }
+        self.disk.remove_if_there(&dir).at("remove", &dir)?;
         self.disk.create_dirs(&dir).at("make", &dir)?;
         Ok(dir)
+    }
+
+    /// The directory that the training of a recipe keeps its state in, beside the staged one. It is
+    /// there until [`Checkpoints::forget_state`], through any number of tries.
+    pub fn state(&self, recipe: &CallKey) -> Result<PathBuf> {
+        let dir = self.state_dir(recipe);
+        self.disk.create_dirs(&dir).at("make", &dir)?;
+        Ok(dir)
+    }
+
+    /// Whether the training of a recipe left a file of that name in its state.
+    pub fn has_state(&self, recipe: &CallKey, file: &str) -> bool {
+        self.state_dir(recipe).join(file).exists()
+    }
+
+    /// Removes the state of a training that is done.
+    pub fn forget_state(&self, recipe: &CallKey) -> Result<()> {
+        let dir = self.state_dir(recipe);
+        self.disk.remove_if_there(&dir).at("remove", &dir)
+    }
+
+    fn state_dir(&self, recipe: &CallKey) -> PathBuf {
+        self.models.join(format!("{ASIDE}{recipe}.state"))
     }
 
     /// Gives a staged directory its name: a model is there as a whole or not at all. A model that is
@@ -53,7 +74,7 @@ impl Checkpoints {
     pub fn publish(&self, staged: &Path, weights: Id) -> Result<PathBuf> {
         let dir = self.dir(weights);
         if self.exists(weights) {
-            self.disk.remove(staged).at("remove", staged)?;
+            self.disk.remove_if_there(staged).at("remove", staged)?;
             return Ok(dir);
         }
         self.sync_all(staged)?;
@@ -116,7 +137,7 @@ mod tests {
         let recipe = KeyHasher::new("amend/test/1").call_key();
         let weights = recipe.id();
         for _ in 0..2 {
-            let staged = checkpoints.stage(&recipe, false).unwrap();
+            let staged = checkpoints.stage(&recipe).unwrap();
             assert_eq!(fs::read_dir(&staged).unwrap().count(), 0);
             LocalDisk.create(&staged.join("config.json")).unwrap();
             let published = checkpoints.publish(&staged, weights).unwrap();
@@ -127,5 +148,23 @@ mod tests {
         checkpoints.put_training(&recipe, &trained).unwrap();
         let read = checkpoints.get_training::<Trained>(&recipe).unwrap().unwrap();
         assert_eq!((read.weights, read.steps), (weights, 3));
+    }
+
+    #[test]
+    fn the_state_of_a_training_outlives_its_tries_and_goes_when_it_is_done() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let checkpoints = Checkpoints::new(dir.path(), Arc::new(LocalDisk));
+        let recipe = KeyHasher::new("amend/test/1").call_key();
+        assert!(!checkpoints.has_state(&recipe, "state"));
+        let state = checkpoints.state(&recipe).unwrap();
+        assert!(!checkpoints.has_state(&recipe, "state"), "nothing was written yet");
+        LocalDisk.create(&state.join("state")).unwrap();
+        for _ in 0..2 {
+            checkpoints.stage(&recipe).unwrap();
+            assert_eq!(checkpoints.state(&recipe).unwrap(), state);
+            assert!(checkpoints.has_state(&recipe, "state"));
+        }
+        checkpoints.forget_state(&recipe).unwrap();
+        assert!(!checkpoints.has_state(&recipe, "state"));
     }
 }

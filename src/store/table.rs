@@ -113,6 +113,11 @@ impl Table {
         digest(self.relation, &self.rows)
     }
 
+    /// The rows as one Parquet file.
+    pub fn parquet(&self) -> Vec<u8> {
+        encode(self.relation, &self.rows)
+    }
+
     /// The rows of each part.
     fn parts(&self) -> Vec<&[TableRow]> {
         let parts = (self.rows.len() as u64).div_ceil(PART_ROWS).max(1).next_power_of_two();

@@ -82,7 +82,7 @@ impl Bench {
 }
 
 /// Every file of the tables of the current snapshot of the pipeline `bench`, by name.
-pub fn tables(store: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+pub(crate) fn tables(store: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let root = store.join("bench/tables");
     let mut files = BTreeMap::new();
     for table in std::fs::read_dir(&root).unwrap() {

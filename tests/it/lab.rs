@@ -199,6 +199,10 @@ impl Trainings for FakeTrainings {
         self.done.lock().unwrap().get(&recipe).cloned()
     }
 
+    fn resumes(&self, _recipe: Id) -> bool {
+        false
+    }
+
     fn train(&self, recipe: Recipe) -> Result<Arc<Trained>, String> {
         self.trained.fetch_add(1, Ordering::SeqCst);
         while self.held.load(Ordering::SeqCst) {

@@ -28,4 +28,6 @@ mod torch_invariance;
 #[cfg(feature = "torch")]
 mod torch_tiny;
 #[cfg(feature = "torch")]
+mod trainers;
+#[cfg(feature = "torch")]
 mod training;

@@ -230,10 +230,10 @@ fn foretold(
     }
     for (at, name) in names.iter().enumerate() {
         match planned.trainings.get(&at) {
-            Some(TrainingState::Would { exact: true }) => {
+            Some(TrainingState::Would { exact: true, .. }) => {
                 assert!(trained.contains_key(&at), "{name} was said to be trained");
             }
-            Some(TrainingState::Would { exact: false }) => {}
+            Some(TrainingState::Would { exact: false, .. }) => {}
             Some(TrainingState::Done { weights, .. }) => {
                 assert_eq!(truth.weights[&at].0, *weights, "{name} was said to be there");
             }

@@ -6,12 +6,14 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use crate::engine::train::{Recipe, Trainings};
+use crate::engine::local::external;
+use crate::engine::train::{Recipe, Setup, Trainings};
+use crate::model::train::STATE_FILE;
 use crate::model::{Example, Init, TrainJob, TrainSettings, Trained, Trainer};
 use crate::operators::ModelRef;
 use crate::operators::train::{Renderer, balance};
 use crate::record::{CallKey, Id, KeyHasher};
-use crate::store::Checkpoints;
+use crate::store::{Checkpoints, StoreError};
 
 /// Told how far a training is: the node, a line, steps done, steps in all.
 pub type Progress = Arc<dyn Fn(&str, &str, u64, u64) + Send + Sync>;
@@ -22,6 +24,8 @@ pub struct LocalTrainings {
     pub checkpoints: Checkpoints,
     /// Who trains.
     pub trainer: Arc<dyn Trainer>,
+    /// The folder in which a program that trains in its place is run.
+    pub folder: Option<PathBuf>,
     /// The directories of entries of `models`.
     pub entries: BTreeMap<String, PathBuf>,
     /// Told of progress.
@@ -36,6 +40,10 @@ impl Trainings for LocalTrainings {
         self.checkpoints.exists(trained.weights).then(|| Arc::new(trained))
     }
 
+    fn resumes(&self, recipe: Id) -> bool {
+        self.checkpoints.has_state(&training_key(recipe), STATE_FILE)
+    }
+
     fn train(&self, recipe: Recipe) -> Result<Arc<Trained>, String> {
         let node = Arc::clone(&recipe.training.node);
         let trained = self.try_train(recipe);
@@ -46,44 +54,111 @@ impl Trainings for LocalTrainings {
 impl LocalTrainings {
     fn try_train(&self, recipe: Recipe) -> Result<Trained, String> {
         let setup = Arc::clone(&recipe.training.setup);
-        let (examples, rejected) = examples(&recipe)?;
-        let stage = self
-            .checkpoints
-            .stage(&training_key(recipe.id), false)
-            .map_err(|error| error.to_string())?;
+        let key = training_key(recipe.id);
+        let stage = self.checkpoints.stage(&key).map_err(|error| error.to_string())?;
+        let state = self.checkpoints.state(&key).map_err(|error| error.to_string())?;
         let (progress, node) = (Arc::clone(&self.progress), Arc::clone(&recipe.training.node));
+        let progress: Box<dyn Fn(&str, u64, u64) + Send> =
+            Box::new(move |line, done, all| progress(&node, line, done, all));
+        let mut trained = match &setup.external {
+            Some(command) => self.by_program(&recipe, command, [&stage, &state], progress)?,
+            None => self.by_trainer(&recipe, [&stage, &state], progress)?,
+        };
+        trained.rejected.sort();
+        trained.files = files(&stage)?;
+        self.keep(&key, &stage, &state, &mut trained)?;
+        Ok(trained)
+    }
+
+    /// Has a program of its own train.
+    fn by_program(
+        &self,
+        recipe: &Recipe,
+        command: &[String],
+        [out, state]: [&Path; 2],
+        progress: Box<dyn Fn(&str, u64, u64) + Send>,
+    ) -> Result<Trained, String> {
+        let setup = &recipe.training.setup;
+        let models = setup.roles.iter().zip(recipe.training.models.iter().flatten());
+        let models: Result<Vec<_>, String> =
+            models.map(|(role, model)| Ok((role_of(role), self.dir(model)?))).collect();
+        let mut models = models?;
+        // A policy that names no reference is held to its own start.
+        let is_policy = ["train-dpo", "ppo-update"].contains(&recipe.training.verb);
+        if is_policy && !models.iter().any(|(role, _)| *role == "reference") {
+            models.push(("reference", models[0].1.clone()));
+        }
+        let folder = self.folder.as_deref().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new("."));
+        external::train(recipe, command, folder, models, [out, state], &*progress)
+    }
+
+    /// Has the trainer of this process train.
+    fn by_trainer(
+        &self,
+        recipe: &Recipe,
+        [out, state]: [&Path; 2],
+        progress: Box<dyn Fn(&str, u64, u64) + Send>,
+    ) -> Result<Trained, String> {
+        let setup = &recipe.training.setup;
+        let (examples, rejected) = examples(recipe)?;
         let job = TrainJob {
-            settings: self.settings(&setup.settings, &recipe.training.models)?,
+            settings: self.settings(setup, &recipe.training.models)?,
             init: match (&setup.scratch, recipe.training.models.first()) {
                 (Some(scratch), _) => Init::Scratch(scratch.clone()),
                 (None, Some(Some(model))) => Init::Checkpoint(self.dir(model)?),
                 (None, _) => unreachable!("a training begins with a model or from nothing"),
             },
             examples,
-            out: stage.clone(),
-            progress: Box::new(move |line, done, all| progress(&node, line, done, all)),
+            out: out.to_owned(),
+            state: state.to_owned(),
+            progress,
         };
         let mut trained = self.trainer.train(job).map_err(|error| error.to_string())?;
         trained.rejected.extend(rejected);
-        trained.rejected.sort();
-        trained.files = files(&stage).map_err(|error| format!("{}: {error}", stage.display()))?;
-        let kept = self.checkpoints.publish(&stage, trained.weights);
-        let kept =
-            kept.and_then(|_| self.checkpoints.put_training(&training_key(recipe.id), &trained));
-        kept.map_err(|error| error.to_string())?;
         Ok(trained)
+    }
+
+    /// Publishes the model and those kept on the way, then remembers the training, then forgets the
+    /// state from which it would go on.
+    fn keep(
+        &self,
+        key: &CallKey,
+        stage: &Path,
+        state: &Path,
+        trained: &mut Trained,
+    ) -> Result<(), String> {
+        let said = |error: StoreError| error.to_string();
+        for kept in &mut trained.snapshots {
+            let dir = self.checkpoints.publish(&state.join(&kept.dir), kept.weights);
+            kept.files = files(&dir.map_err(said)?)?;
+        }
+        self.checkpoints.publish(stage, trained.weights).map_err(said)?;
+        self.checkpoints.put_training(key, trained).map_err(said)?;
+        self.checkpoints.forget_state(key).map_err(said)
     }
 
     fn settings(
         &self,
-        settings: &TrainSettings,
+        setup: &Setup,
         models: &[Option<ModelRef>],
     ) -> Result<TrainSettings, String> {
-        let mut settings = settings.clone();
-        if let TrainSettings::PpoUpdate(ppo) = &mut settings {
-            let dir = |at: usize| models.get(at).and_then(Option::as_ref).map(|one| self.dir(one));
-            ppo.reward = dir(1).expect("a policy is trained against a preference model")?;
-            ppo.test_reward = dir(2).transpose()?;
+        let mut settings = setup.settings.clone();
+        for (role, model) in setup.roles.iter().zip(models.iter().flatten()) {
+            match (&mut settings, *role) {
+                (TrainSettings::TrainDpo(dpo), "reference") => {
+                    dpo.reference = Some(self.dir(model)?);
+                }
+                (TrainSettings::PpoUpdate(ppo), "reward") => ppo.reward = self.dir(model)?,
+                (TrainSettings::PpoUpdate(ppo), "reference") => {
+                    ppo.reference = Some(self.dir(model)?);
+                }
+                (TrainSettings::PpoUpdate(ppo), "test_reward") => {
+                    ppo.test_reward = Some(self.dir(model)?);
+                }
+                // The model that the weights begin at is the job's `init`.
+                _ => {}
+            }
         }
         Ok(settings)
     }
@@ -98,16 +173,28 @@ impl LocalTrainings {
     }
 }
 
+/// The name under which a program is given a model: where the weights begin is `init` for all verbs.
+fn role_of(role: &'static str) -> &'static str {
+    if role == "policy" { "init" } else { role }
+}
+
 /// The key of a training as a call.
 fn training_key(recipe: Id) -> CallKey {
     KeyHasher::new("amend/training-call/1").with(recipe).call_key()
 }
 
 /// The files of a checkpoint: name, bytes, sha256, by name.
-fn files(dir: &Path) -> std::io::Result<Vec<(String, i64, String)>> {
+fn files(dir: &Path) -> Result<Vec<(String, i64, String)>, String> {
+    list(dir).map_err(|error| format!("{}: {error}", dir.display()))
+}
+
+fn list(dir: &Path) -> std::io::Result<Vec<(String, i64, String)>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
+        if entry.path().is_dir() {
+            continue;
+        }
         let bytes = std::fs::read(entry.path())?;
         let hash = Sha256::digest(&bytes);
         let hex = format!("{hash:x}");
@@ -123,11 +210,7 @@ type Rejected = Vec<(Id, String, String)>;
 fn examples(recipe: &Recipe) -> Result<(Vec<Example>, Rejected), String> {
     let setup = &recipe.training.setup;
     let renderer = Renderer::new(setup.model.as_ref(), None);
-    let seed = match &setup.settings {
-        TrainSettings::TrainSl(settings) => settings.optim.seed,
-        TrainSettings::TrainPm(settings) => settings.optim.seed,
-        TrainSettings::PpoUpdate(settings) => settings.optim.seed,
-    };
+    let seed = setup.settings.optim().seed;
     let mut ordered: Vec<(Id, Id, Example)> = Vec::new();
     let mut rejected = Rejected::new();
     for (row, slot) in &recipe.rows {

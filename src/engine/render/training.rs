@@ -83,6 +83,10 @@ impl<'s> Renderer<'s, '_> {
             TrainMade::Rollout(rec) => Some(rec),
             _ => None,
         });
+        let snapshots = pick(|made| match made {
+            TrainMade::Snapshot(rec) => Some(rec),
+            _ => None,
+        });
         let rejects = pick(|made| match made {
             TrainMade::Reject(rec) => Some(rec),
             _ => None,
@@ -95,6 +99,7 @@ impl<'s> Renderer<'s, '_> {
         self.sink(at, Stream::Rejects, rejects);
         self.sink(at, Stream::Metrics, metrics);
         self.sink(at, Stream::Rollouts, rollouts);
+        self.sink(at, Stream::Snapshots, snapshots);
         Rendered { rows, asks: None, model: Some(model) }
     }
 }

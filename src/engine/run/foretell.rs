@@ -82,8 +82,9 @@ fn training(name: &str, state: TrainingState, before: Option<&Snapshot>) -> Trai
     let entry = before.and_then(|before| before.manifest().nodes.get(name));
     let checkpoint = entry.and_then(|entry| entry.node.checkpoint.as_ref());
     let (state, exact) = match state {
-        TrainingState::Would { exact } if checkpoint.is_none() => ("fresh", exact),
-        TrainingState::Would { exact } => ("retrain", exact),
+        TrainingState::Would { exact, resumes: true } => ("resume", exact),
+        TrainingState::Would { exact, .. } if checkpoint.is_none() => ("fresh", exact),
+        TrainingState::Would { exact, .. } => ("retrain", exact),
         TrainingState::Done { stale: true, .. } => ("held", true),
         TrainingState::Done { .. } => ("unchanged", true),
     };
@@ -101,10 +102,9 @@ fn totals(nodes: &[NodeForecast]) -> Totals {
         totals.calls.memo += node.calls.memo;
         totals.calls.to_make += node.calls.to_make;
         totals.tokens += node.tokens;
-        let trains = node
-            .training
-            .as_ref()
-            .is_some_and(|training| ["fresh", "retrain"].contains(&training.state.as_str()));
+        let trains = node.training.as_ref().is_some_and(|training| {
+            ["fresh", "retrain", "resume"].contains(&training.state.as_str())
+        });
         totals.trainings += u64::from(trains);
     }
     totals

@@ -9,6 +9,7 @@ use super::{Options, RunError, by_table, trains};
 use crate::engine::rows::{Rec, Rows};
 use crate::engine::session::{Session, Settled};
 use crate::engine::shared::TrainingState;
+use crate::operators::train::external;
 use crate::plan::Plan;
 use crate::record::{Id, KeyHasher, Relation};
 use crate::store::manifest::{CheckpointRef, Inputs, Mark, NodeAbout, TextFile};
@@ -42,6 +43,9 @@ pub(super) fn publish(
         {
             let rollouts = table(rows, Relation::Rollouts, rollouts);
             draft.add(&format!("{name}.rollouts"), plain("rollouts"), &rollouts)?;
+            let kept = nodes.iter().flat_map(|node| tables[*node].snapshots.values());
+            let kept = table(rows, Relation::Checkpoints, kept);
+            draft.add(&format!("{name}.snapshots"), plain("snapshots"), &kept)?;
         }
     }
     let metrics = tables.iter().flat_map(|table| table.metrics.values());
@@ -127,6 +131,9 @@ fn marks(plan: &Plan, at: usize, settled: &Settled) -> BTreeSet<Mark> {
         matches!(settled.trainings.get(node), Some(TrainingState::Done { stale: true, .. }))
     };
     let mut marks = BTreeSet::new();
+    if trains(&plan.nodes[at].step) && external(plan.op(&plan.nodes[at])).is_some() {
+        marks.insert(Mark::NonDeterministic);
+    }
     if stale(&at) {
         marks.insert(Mark::Held);
     }

@@ -84,6 +84,7 @@ impl<'a> LocalWorld<'a> {
         Arc::new(LocalTrainings {
             checkpoints: self.store.checkpoints(),
             trainer: trainer(),
+            folder: self.plan.loaded.pipeline_file().path.parent().map(Path::to_owned),
             entries: self.plan.pipeline().models.iter().filter_map(checkpoint).collect(),
             progress: told,
         })
@@ -163,7 +164,13 @@ fn adopt(rows: &Rows, (batch, ids): Stamped) -> Vec<Rec> {
 
 #[cfg(feature = "torch")]
 fn trainer() -> Arc<dyn Trainer> {
-    Arc::new(crate::model::torch::TorchTrainer { threads: 1 })
+    Arc::new(crate::model::torch::TorchTrainer { threads: cores() })
+}
+
+/// The cores that this process may use.
+#[cfg(feature = "torch")]
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 /// Stands where a trainer would, in a build that has none.

@@ -93,9 +93,10 @@ pub(super) enum View<'a> {
     /// The keys of the same sequences, under an additive mask (B or 1, 1, T, T). The keys and
     /// values are kept where a cache will begin with them.
     Sequence { mask: &'a Tensor, keep: Option<&'a mut Vec<(Tensor, Tensor)>> },
-    /// What comes before in the same sequences, by the fused kernel: for training, where its speed
-    /// and its memory count and the bits of a row may depend on its neighbours.
-    Fused,
+    /// What comes before in the same sequences, or what a mask (B, 1, T, T) says, by the fused
+    /// kernel: for training, where its speed and its memory count and the bits of a row may depend
+    /// on its neighbours.
+    Fused { mask: Option<&'a Tensor> },
     /// One token a row: its key and value are written to the cache, and it sees the first `count`.
     Cache(CacheView<'a>),
 }
@@ -157,8 +158,8 @@ impl Block {
         let query = rotation.apply(&projected[0].view([rows, tokens, heads, dim]));
         let key = rotation.apply(&projected[1].view([rows, tokens, key_heads, dim]));
         let value = projected[2].view([rows, tokens, key_heads, dim]);
-        if matches!(view, View::Fused) {
-            let context = self.weigh_fused(&query, &key, &value); // (B, H, T, D)
+        if let View::Fused { mask } = view {
+            let context = self.weigh_fused(&query, &key, &value, mask); // (B, H, T, D)
             return self.output.forward(&context.transpose(1, 2).reshape([
                 rows,
                 tokens,
@@ -170,7 +171,7 @@ impl Block {
             query.transpose(1, 2).reshape([rows * key_heads, heads / key_heads * tokens, dim]);
 
         let context = match view {
-            View::Fused => unreachable!("it was returned above"),
+            View::Fused { .. } => unreachable!("it was returned above"),
             View::Sequence { mask, keep } => {
                 let key = key.transpose(1, 2).reshape([rows * key_heads, tokens, dim]);
                 let value = value.transpose(1, 2).reshape([rows * key_heads, tokens, dim]);
@@ -193,14 +194,19 @@ impl Block {
         self.output.forward(&context)
     }
 
-    /// The same over (B, T, H or KV, D), causal, by the fused kernel.
-    fn weigh_fused(&self, query: &Tensor, key: &Tensor, value: &Tensor) -> Tensor {
+    /// The same over (B, T, H or KV, D), causal or as the mask says, by the fused kernel.
+    fn weigh_fused(
+        &self,
+        query: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+        mask: Option<&Tensor>,
+    ) -> Tensor {
         let HeadShape { heads, key_heads, .. } = self.shape;
         let [query, key, value] = [query, key, value].map(|x| x.transpose(1, 2));
-        let mask = None::<&Tensor>;
-        let is_grouped = heads != key_heads;
+        let (is_causal, is_grouped) = (mask.is_none(), heads != key_heads);
         Tensor::scaled_dot_product_attention(
-            &query, &key, &value, mask, 0.0, true, None, is_grouped,
+            &query, &key, &value, mask, 0.0, is_causal, None, is_grouped,
         )
     }
 

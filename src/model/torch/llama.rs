@@ -121,7 +121,18 @@ impl Llama {
     /// T and not with T²; but a row's last bits depend on its neighbours.
     pub fn hidden_fused(&self, ids: &Tensor) -> Tensor {
         let rotation = self.rope.first(ids.size()[1]);
-        let run = |x: Tensor, block: &Block| block.forward(&x, &rotation, View::Fused);
+        let run =
+            |x: Tensor, block: &Block| block.forward(&x, &rotation, View::Fused { mask: None });
+        self.finish(&self.blocks.iter().fold(self.embed(ids), run)) // (B, T, C)
+    }
+
+    /// The same for sequences that several rows share: with each token's position in its row (B, T)
+    /// and a mask (B, 1, T, T) that is true where a token sees another.
+    pub fn hidden_shared(&self, ids: &Tensor, positions: &Tensor, mask: &Tensor) -> Tensor {
+        let rotation = self.rope.at(positions);
+        let run = |x: Tensor, block: &Block| {
+            block.forward(&x, &rotation, View::Fused { mask: Some(mask) })
+        };
         self.finish(&self.blocks.iter().fold(self.embed(ids), run)) // (B, T, C)
     }
 

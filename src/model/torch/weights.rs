@@ -8,7 +8,7 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::config::LlamaConfig;
 use super::error::TorchError;
@@ -41,11 +41,12 @@ impl Weights {
         Weights(config.parameters().into_iter().map(tensor).collect())
     }
 
-    /// Independent f32 copies that gather gradients.
+    /// Independent f32 copies on a device that gather gradients.
     #[must_use]
-    pub fn trainable(&self) -> Weights {
+    pub fn trainable(&self, device: Device) -> Weights {
         let copy = |(name, weight): (&String, &Tensor)| {
-            let weight = weight.detach().to_kind(Kind::Float).copy().set_requires_grad(true);
+            let weight = weight.detach().to_kind(Kind::Float).to_device(device);
+            let weight = weight.copy().set_requires_grad(true);
             (name.clone(), weight)
         };
         Weights(self.0.iter().map(copy).collect())
@@ -176,7 +177,7 @@ struct Bytes {
 
 impl Bytes {
     fn of(tensor: &Tensor) -> Result<Bytes, TorchError> {
-        let tensor = tensor.detach().to_device(tch::Device::Cpu).contiguous();
+        let tensor = tensor.detach().to_device(Device::Cpu).contiguous();
         let dtype = match tensor.kind() {
             Kind::Float => Dtype::F32,
             Kind::BFloat16 => Dtype::BF16,

@@ -2,8 +2,9 @@
 
 use super::Check;
 use crate::spec::op::{
-    Cot, Critiquing, Evaluate, FewShot, FileFormat, Filter, Init, Keep, Mix, Op, PairwiseJudge,
-    PpoUpdate, Read, Readable, Repeat, Rounds, Scratch, Source, Split, TrainPm, TrainSl,
+    Algorithm, Cot, Critiquing, Evaluate, External, FewShot, FileFormat, Filter, Init, Keep, Lora,
+    Mix, Op, PairwiseJudge, PpoUpdate, Read, Readable, Repeat, Rounds, Scratch, Source, Split,
+    TrainDpo, TrainPm, TrainSl,
 };
 use crate::spec::place::{Place, Spanned};
 
@@ -32,6 +33,7 @@ pub(super) fn op(place: Place, op: &Op, check: &mut Check<'_>) {
         Op::Evaluate(op) => evaluate(place, op, check),
         Op::TrainSl(op) => train_sl(place, op, check),
         Op::TrainPm(op) => train_pm(place, op, check),
+        Op::TrainDpo(op) => train_dpo(place, op, check),
         Op::PpoUpdate(op) => ppo(place, op, check),
     }
 }
@@ -246,6 +248,10 @@ fn train_sl(place: Place, op: &TrainSl, check: &mut Check<'_>) {
     check.above("learning_rate", &op.learning_rate, 0.0);
     check.within("warmup_ratio", &op.warmup_ratio, 0.0, 1.0);
     check.count("logging_steps", &op.logging_steps);
+    op.threads.iter().for_each(|threads| check.count("threads", threads));
+    let models: &[&str] = if matches!(op.init, Init::Model(_)) { &["init"] } else { &[] };
+    lora(op.lora.as_ref(), check);
+    trainer(place, op.trainer.as_ref(), models, check);
 }
 
 fn train_pm(place: Place, op: &TrainPm, check: &mut Check<'_>) {
@@ -254,6 +260,15 @@ fn train_pm(place: Place, op: &TrainPm, check: &mut Check<'_>) {
     check.above("epochs", &op.epochs, 0.0);
     check.count("max_length", &op.max_length);
     check.part("held_out", &op.held_out);
+    for name in &op.scale_on {
+        if !op.from.iter().any(|source| source.rows.value == name.value) {
+            check.says(
+                name.place,
+                &format!("takes its scale of \"{name}\", which is not a source of it"),
+                "name rows of its `from`",
+            );
+        }
+    }
     check.least("center_rewards_coefficient", &op.center_rewards_coefficient, 0.0);
     check.divides(
         "gradient_accumulation_steps",
@@ -264,6 +279,30 @@ fn train_pm(place: Place, op: &TrainPm, check: &mut Check<'_>) {
     check.above("learning_rate", &op.learning_rate, 0.0);
     check.within("warmup_ratio", &op.warmup_ratio, 0.0, 1.0);
     check.count("logging_steps", &op.logging_steps);
+    op.threads.iter().for_each(|threads| check.count("threads", threads));
+    let models: &[&str] = if matches!(op.init, Init::Model(_)) { &["init"] } else { &[] };
+    lora(op.lora.as_ref(), check);
+    trainer(place, op.trainer.as_ref(), models, check);
+}
+
+fn train_dpo(place: Place, op: &TrainDpo, check: &mut Check<'_>) {
+    sources("from", place, &op.from, check);
+    check.above("beta", &op.beta, 0.0);
+    check.above("epochs", &op.epochs, 0.0);
+    check.count("max_length", &op.max_length);
+    check.part("held_out", &op.held_out);
+    check.divides(
+        "gradient_accumulation_steps",
+        &op.gradient_accumulation_steps,
+        "batch_size",
+        &op.batch_size,
+    );
+    check.above("learning_rate", &op.learning_rate, 0.0);
+    check.within("warmup_ratio", &op.warmup_ratio, 0.0, 1.0);
+    check.count("logging_steps", &op.logging_steps);
+    op.threads.iter().for_each(|threads| check.count("threads", threads));
+    lora(op.lora.as_ref(), check);
+    trainer(place, op.trainer.as_ref(), &["init", "reference"], check);
 }
 
 fn ppo(place: Place, op: &PpoUpdate, check: &mut Check<'_>) {
@@ -273,6 +312,7 @@ fn ppo(place: Place, op: &PpoUpdate, check: &mut Check<'_>) {
         let text = format!("at least one batch of {}, not {}", op.batch_size, op.total_episodes);
         check.wrong("total_episodes", op.total_episodes.place, &text);
     }
+    generations(place, op, check);
     check.count("num_ppo_epochs", &op.num_ppo_epochs);
     check.divides("num_mini_batches", &op.num_mini_batches, "batch_size", &op.batch_size);
     check.count("gradient_accumulation_steps", &op.gradient_accumulation_steps);
@@ -285,12 +325,75 @@ fn ppo(place: Place, op: &PpoUpdate, check: &mut Check<'_>) {
     check.least("missing_eos_penalty", &op.missing_eos_penalty, 0.0);
     if let Some(target_kl) = &op.target_kl {
         check.above("target_kl", target_kl, 0.0);
-    } else if op.keep == Keep::BelowTargetKl {
-        check.says(place, "keeps what is below \"target_kl\" and has none", "add `target_kl: …`");
+    }
+    if let Keep::BelowKl(kl) = &op.keep {
+        check.above("below_kl", kl, 0.0);
     }
     check.above("learning_rate", &op.learning_rate, 0.0);
     check.within("warmup_ratio", &op.warmup_ratio, 0.0, 1.0);
     check.count("logging_steps", &op.logging_steps);
+    op.threads.iter().for_each(|threads| check.count("threads", threads));
+    lora(op.lora.as_ref(), check);
+    trainer(place, op.trainer.as_ref(), &["init", "reward", "reference", "test_reward"], check);
+}
+
+fn lora(lora: Option<&Lora>, check: &mut Check<'_>) {
+    let Some(Lora { r, alpha, .. }) = lora else { return };
+    check.count("r", r);
+    check.above("alpha", alpha, 0.0);
+}
+
+/// A program that trains: `models` are those whose paths it can be given.
+fn trainer(place: Place, trainer: Option<&External>, models: &[&str], check: &mut Check<'_>) {
+    let Some(External { command, .. }) = trainer else { return };
+    if models.is_empty() {
+        check.says(
+            place,
+            "has a `trainer` and begins from nothing",
+            "name a model for `init`: a program is given weights and a tokenizer",
+        );
+    }
+    let place = command.first().map_or(place, |program| program.place);
+    for needed in ["{dataset}", "{out}"] {
+        if !command.iter().any(|argument| argument.contains(needed)) {
+            let text = format!("gives its trainer no `{needed}`");
+            check.says(place, &text, "add it to the arguments of `command`");
+        }
+    }
+    let known = ["dataset", "out", "state", "settings"];
+    for argument in command {
+        for (_, rest) in argument.match_indices('{').map(|(at, _)| argument.split_at(at + 1)) {
+            let name = rest.split('}').next().unwrap_or_default();
+            if rest.contains('}') && !known.contains(&name) && !models.contains(&name) {
+                let all: Vec<String> =
+                    known.iter().chain(models).map(|name| format!("`{{{name}}}`")).collect();
+                let help = format!("it can be given {}", all.join(", "));
+                check.says(argument.place, &format!("gives its trainer `{{{name}}}`"), &help);
+            }
+        }
+    }
+}
+
+fn generations(place: Place, op: &PpoUpdate, check: &mut Check<'_>) {
+    let (count, place) = (op.generations(), op.num_generations.map_or(place, |count| count.place));
+    if op.critic_warmup.value > 0 && op.algorithm != Algorithm::Ppo {
+        let help = "leave `critic_warmup` out, or learn by `algorithm: ppo`";
+        check.says(op.critic_warmup.place, "warms up a critic and has none", help);
+    }
+    if count == 0 || count == 1 && op.algorithm != Algorithm::Ppo {
+        let least = if op.algorithm == Algorithm::Ppo { "1" } else { "2, to be compared," };
+        check.wrong("num_generations", place, &format!("at least {least} not {count}"));
+        return;
+    }
+    for (key, of) in [
+        ("batch_size", u64::from(op.batch_size.value)),
+        ("total_episodes", op.total_episodes.value),
+    ] {
+        if !of.is_multiple_of(u64::from(count)) {
+            let text = format!("a divisor of \"{key}\", which is {of}, not {count}");
+            check.wrong("num_generations", place, &text);
+        }
+    }
 }
 
 impl Check<'_> {

@@ -162,6 +162,48 @@ pub enum Schedule {
     Cosine,
 }
 
+/// A low-rank change of chosen matrices, in the words of PEFT. All else is frozen.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Lora {
+    /// The rank of the change.
+    #[serde(default = "rank")]
+    pub r: Spanned<u32>,
+    /// The change is scaled by `alpha / r`.
+    #[serde(default = "alpha")]
+    pub alpha: Spanned<f64>,
+    /// The matrices that change, by the last word of their names. Without it, those of attention and of the
+    /// feed-forward layers.
+    #[serde(default = "target_modules")]
+    pub target_modules: Vec<String>,
+}
+
+fn rank() -> Spanned<u32> {
+    Spanned::nowhere(16)
+}
+
+fn alpha() -> Spanned<f64> {
+    Spanned::nowhere(32.0)
+}
+
+fn target_modules() -> Vec<String> {
+    let names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+    names.map(str::to_owned).to_vec()
+}
+
+/// A program that trains in amend's place: `docs/trainer.md` says what it is given and what it gives.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct External {
+    /// The program and its arguments, run in the folder of the pipeline file. `{dataset}`, `{init}`, `{out}`,
+    /// `{state}` and `{settings}` stand for paths, and `{reward}`, `{reference}` and `{test_reward}` for those of
+    /// models, where the verb has them.
+    pub command: Vec<Name>,
+    /// Changed by hand when the program would give other weights: what is in its files, amend does not know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+}
+
 /// How sources of a preference model weigh against each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -184,15 +226,28 @@ pub enum OnChange {
     Hold,
 }
 
-/// Which checkpoint of a `ppo-update` is the node's model: `last`, `below_target_kl` or `{ best: node }`.
+/// How a policy's advantages are had of its rewards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Algorithm {
+    /// A critic, and generalised advantage estimation (arXiv 1707.06347, 1506.02438).
+    #[default]
+    Ppo,
+    /// A rollout's reward less the mean of the others of its prompt (arXiv 2402.14740). No critic.
+    Rloo,
+    /// A rollout's score, standardised among those of its prompt, and the KL divergence in the loss (arXiv
+    /// 2402.03300). No critic.
+    Grpo,
+}
+
+/// Which policy of a `ppo-update` is the node's model: `last` or `{ below_kl: number }`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Keep {
     /// The last.
     #[default]
     Last,
-    /// The last whose KL divergence from the reference is below `target_kl`.
-    BelowTargetKl,
-    /// The best by this `evaluate` node, on a validation split.
-    Best(Name),
+    /// The last whose KL divergence from the reference is at most this: the mean over rollouts of the sum over
+    /// tokens, as in the metric `objective/kl`.
+    BelowKl(Spanned<f64>),
 }

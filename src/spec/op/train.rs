@@ -1,14 +1,14 @@
-//! Verbs that train a model: `train-sl`, `train-pm`, `ppo-update`. Options carry TRL's names.
+//! Verbs that train a model: `train-sl`, `train-pm`, `train-dpo`, `ppo-update`. Options carry TRL's names.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::init::{Balance, Init, Keep, OnChange, Schedule};
+use super::init::{Algorithm, Balance, External, Init, Keep, Lora, OnChange, Schedule};
 use super::source::{OneOrMany, Source};
 use crate::spec::model::{Device, Dtype};
 use crate::spec::place::{Name, Spanned};
 
-/// How weights are moved: the settings that all three trainers share.
+/// How weights are moved: the settings that all trainers share.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Optimiser {
     /// Greatest learning rate.
@@ -29,6 +29,8 @@ pub struct Optimiser {
     pub adam_epsilon: f64,
     /// Norm to which a gradient is cut; 0 is off.
     pub max_grad_norm: f64,
+    /// A low-rank change, where not all weights learn.
+    pub lora: Option<Lora>,
 }
 
 /// Declares a trainer with the fields written, then those that all trainers share, which serde cannot share
@@ -64,24 +66,33 @@ macro_rules! trainer {
             /// Norm to which a gradient is cut; 0 is off.
             #[serde(default = "max_grad_norm")]
             pub max_grad_norm: Spanned<f64>,
-            /// Number format of weights and activations.
+            /// A low-rank change of chosen matrices instead of all weights; of `ppo-update`, of the policy. The model is
+            /// the merged one, and the change lies beside it in the folder `adapter`, as PEFT reads it.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub lora: Option<Lora>,
+            /// Number format of products and activations. Weights learn in `f32` whatever this is.
             #[serde(default)]
             pub dtype: Dtype,
             /// Where it runs.
             #[serde(default)]
             pub device: Device,
-            /// Threads inside one tensor operation on CPU. Without it, all cores. It is part of the recipe.
+            /// Threads inside one tensor operation on CPU. It is part of the recipe: another number gives other last
+            /// bits. Without it, all cores, and the recipe does not say how many they were.
             #[serde(default, skip_serializing_if = "Option::is_none")]
-            pub threads: Option<u32>,
+            pub threads: Option<Spanned<u32>>,
             /// Seed of the order of rows and of new weights, instead of the pipeline's.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub seed: Option<u64>,
             /// Optimiser steps between two rows of `metrics`.
             #[serde(default = "logging_steps")]
             pub logging_steps: Spanned<u32>,
-            /// Optimiser steps between two states from which a killed training resumes; 0 is none.
+            /// Optimiser steps (updates of `ppo-update`) between two states from which a killed training resumes; 0 is
+            /// none.
             #[serde(default = "save_steps")]
             pub save_steps: u32,
+            /// A program that trains in amend's place.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub trainer: Option<External>,
             /// What a changed data set does.
             #[serde(default)]
             pub on_change: OnChange,
@@ -100,6 +111,7 @@ macro_rules! trainer {
                     adam_beta2: self.adam_beta2.value,
                     adam_epsilon: self.adam_epsilon.value,
                     max_grad_norm: self.max_grad_norm.value,
+                    lora: self.lora.clone(),
                 }
             }
         }
@@ -174,13 +186,13 @@ trainer! {
         /// Rows in one optimiser step.
         #[serde(default = "batch_size")]
         pub batch_size: Spanned<u32>,
-        /// Parts into which a step's rows are cut to save memory.
+        /// Parts, at least, into which a step's rows are cut to save memory. A step's loss is their sum.
         #[serde(default = "accumulation")]
         pub gradient_accumulation_steps: Spanned<u32>,
-        /// Tokens above which a row is cut, prompt first.
+        /// Tokens above which a row is left out, as a reject.
         #[serde(default = "max_length")]
         pub max_length: Spanned<u32>,
-        /// Whether several rows share a sequence. No row attends to another.
+        /// Whether several rows share a sequence of up to `max_length` tokens. No row attends to another.
         #[serde(default)]
         pub packing: bool,
         /// Share of the rows, by hash, that are not trained on and whose loss is logged, in [0, 1).
@@ -216,16 +228,20 @@ trainer! {
         /// Comparisons in one optimiser step.
         #[serde(default = "batch_size")]
         pub batch_size: Spanned<u32>,
-        /// Parts into which a step's comparisons are cut to save memory.
+        /// Parts, at least, into which a step's comparisons are cut to save memory. A step's loss is their sum.
         #[serde(default = "accumulation")]
         pub gradient_accumulation_steps: Spanned<u32>,
-        /// Tokens above which a response is cut, prompt first.
+        /// Tokens above which a comparison is left out, as a reject.
         #[serde(default = "max_length")]
         pub max_length: Spanned<u32>,
         /// Share of the comparisons, by hash, that are not trained on and on which accuracy, margin and calibration
         /// are measured, in [0, 1).
         #[serde(default = "held_out_pm")]
         pub held_out: Spanned<f64>,
+        /// The sources of `from` whose responses, held out, give the mean and the deviation of scores by which
+        /// `ppo-update` normalises: those that the policy's start sampled. Without it, all sources.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        pub scale_on: Vec<Name>,
     }
 }
 
@@ -236,6 +252,63 @@ fn held_out_pm() -> Spanned<f64> {
 impl TrainPm {
     /// Raised when the same rows and settings would make other weights.
     pub const VERSION: u32 = 1;
+}
+
+trainer! {
+    /// `train-dpo`: a policy on comparisons with soft targets, without a preference model and without rollouts:
+    /// `-[p·logσ(z) + (1-p)·logσ(-z)]`, `z = β[(log π_A - log π_B) - (log ref_A - log ref_B)]`. `comparisons -> a model`.
+    pub struct TrainDpo {
+        /// The comparisons trained on, each with a weight.
+        pub from: OneOrMany<Source>,
+        /// The model trained.
+        pub init: Name,
+        /// The model that the policy is held to. Without it, the policy's start.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub reference: Option<Name>,
+        /// How strongly: the weight of the KL divergence of which the loss is the optimum.
+        #[serde(default = "beta")]
+        pub beta: Spanned<f64>,
+        /// Greatest learning rate.
+        #[serde(default = "dpo_rate")]
+        pub learning_rate: Spanned<f64>,
+        /// Times that the rows are gone through.
+        #[serde(default = "one")]
+        pub epochs: Spanned<f64>,
+        /// Comparisons in one optimiser step.
+        #[serde(default = "batch_size")]
+        pub batch_size: Spanned<u32>,
+        /// Parts, at least, into which a step's comparisons are cut to save memory. A step's loss is their sum.
+        #[serde(default = "accumulation")]
+        pub gradient_accumulation_steps: Spanned<u32>,
+        /// Tokens above which a comparison is left out, as a reject.
+        #[serde(default = "max_length")]
+        pub max_length: Spanned<u32>,
+        /// Share of the comparisons, by hash, that are not trained on and on which loss and accuracy are measured, in
+        /// [0, 1).
+        #[serde(default)]
+        pub held_out: Spanned<f64>,
+    }
+}
+
+impl TrainDpo {
+    /// Raised when the same rows and settings would make other weights.
+    pub const VERSION: u32 = 1;
+
+    /// The models it works with, each with the key that names it. A reference that is the policy's
+    /// start is not named again.
+    pub fn models(&self) -> Vec<(&'static str, &Name)> {
+        let reference = self.reference.iter().filter(|name| name.value != self.init.value);
+        let reference = reference.map(|name| ("reference", name));
+        std::iter::once(("init", &self.init)).chain(reference).collect()
+    }
+}
+
+fn beta() -> Spanned<f64> {
+    Spanned::nowhere(0.1)
+}
+
+fn dpo_rate() -> Spanned<f64> {
+    Spanned::nowhere(1e-6)
 }
 
 trainer! {
@@ -255,6 +328,12 @@ trainer! {
         /// A second preference model, logged and never trained on, that shows over-optimisation.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub test_reward: Option<Name>,
+        /// How advantages are had of rewards.
+        #[serde(default)]
+        pub algorithm: Algorithm,
+        /// Rollouts of each prompt of a batch. Without it, 1 for `ppo`, and 4 for the others, which compare them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub num_generations: Option<Spanned<u32>>,
         /// Greatest learning rate.
         #[serde(default = "ppo_rate")]
         pub learning_rate: Spanned<f64>,
@@ -271,11 +350,11 @@ trainer! {
         pub num_ppo_epochs: Spanned<u32>,
         /// Updates at the beginning in which the critic learns alone, as verl has it.
         #[serde(default)]
-        pub critic_warmup: u32,
+        pub critic_warmup: Spanned<u32>,
         /// Optimiser steps in each of those times.
         #[serde(default = "accumulation")]
         pub num_mini_batches: Spanned<u32>,
-        /// Parts into which an optimiser step's rollouts are cut to save memory.
+        /// Parts, at least, into which an optimiser step's rollouts are cut to save memory.
         #[serde(default = "accumulation")]
         pub gradient_accumulation_steps: Spanned<u32>,
         /// Tokens after which a rollout is cut; the paper's is 128.
@@ -296,7 +375,8 @@ trainer! {
         /// GAE's lambda.
         #[serde(default = "lam")]
         pub lam: Spanned<f64>,
-        /// Whether rewards are whitened, besides advantages, which always are.
+        /// Whether rewards are scaled to a deviation of 1 over the tokens of a batch, their mean kept, besides
+        /// advantages, which always are whitened.
         #[serde(default)]
         pub whiten_rewards: bool,
         /// Taken from the score of a rollout that did not end by itself; 0 is off.
@@ -308,10 +388,11 @@ trainer! {
         /// Whether scores are normalised by the preference model's mean and deviation on held-out samples.
         #[serde(default = "yes")]
         pub normalize_reward: bool,
-        /// Updates between two checkpoints that are kept; 0 keeps the last alone.
+        /// Updates between two snapshots of the policy, listed in the table `NODE.snapshots`; 0 is none. A change
+        /// takes effect with the next training.
         #[serde(default)]
         pub save_every: u32,
-        /// Which checkpoint is the node's model.
+        /// Which policy is the node's model.
         #[serde(default)]
         pub keep: Keep,
         /// Whether rollouts hold token ids, log-probabilities, values, advantages and returns.
@@ -323,6 +404,24 @@ trainer! {
 impl PpoUpdate {
     /// Raised when the same rows and settings would make other weights.
     pub const VERSION: u32 = 1;
+}
+
+impl PpoUpdate {
+    /// Rollouts of each prompt of a batch.
+    pub fn generations(&self) -> u32 {
+        let by_default = if self.algorithm == Algorithm::Ppo { 1 } else { 4 };
+        self.num_generations.map_or(by_default, |count| count.value)
+    }
+
+    /// The models it works with, each with the key that names it. A reference that is the policy's
+    /// start is not named again.
+    pub fn models(&self) -> Vec<(&'static str, &Name)> {
+        let mut models = vec![("policy", &self.policy), ("reward", &self.reward)];
+        let reference = self.reference.iter().filter(|name| name.value != self.policy.value);
+        models.extend(reference.map(|name| ("reference", name)));
+        models.extend(self.test_reward.iter().map(|name| ("test_reward", name)));
+        models
+    }
 }
 
 fn kl_coef() -> Spanned<f64> {

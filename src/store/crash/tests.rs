@@ -210,7 +210,7 @@ fn a_checkpoint_is_there_as_a_whole_or_not_at_all() {
     let disk = CrashDisk::new(&root);
     let recipe = entry(1).key;
     let checkpoints = Store::on(&root, Arc::new(disk.clone())).checkpoints();
-    let staged = checkpoints.stage(&recipe, false).unwrap();
+    let staged = checkpoints.stage(&recipe).unwrap();
     for file in ["config.json", "model.safetensors"] {
         // A trainer writes past the disk.
         LocalDisk.create(&staged.join(file)).unwrap().append(b"weights").unwrap();

@@ -53,6 +53,28 @@ pub(crate) fn gae(rewards: &[f32], values: &[f32], gamma: f64, lam: f64) -> (Vec
     (advantages, returns)
 }
 
+/// The reward of each rollout less the mean of the others of its prompt (RLOO, arXiv 2402.14740,
+/// section 3): `group` rollouts in a row are of one prompt.
+pub(crate) fn leave_one_out(rewards: &[f64], group: usize) -> Vec<f64> {
+    let of_group = |rewards: &[f64]| {
+        let (sum, others) = (rewards.iter().sum::<f64>(), rewards.len() as f64 - 1.0);
+        let own = |&reward: &f64| reward - (sum - reward) / others;
+        rewards.iter().map(own).collect::<Vec<f64>>()
+    };
+    rewards.chunks(group).flat_map(of_group).collect()
+}
+
+/// The score of each rollout, standardised among those of its prompt, `(R − mean) / (std + 1e-4)`
+/// (GRPO, arXiv 2402.03300, section 4.1.2; the constant is TRL's).
+pub(crate) fn standardised(scores: &[f64], group: usize) -> Vec<f64> {
+    let of_group = |scores: &[f64]| {
+        let (mean, variance) = moments(scores.iter().copied());
+        let scale = 1.0 / (variance.sqrt() + 1e-4);
+        scores.iter().map(|score| (score - mean) * scale).collect::<Vec<f64>>()
+    };
+    scores.chunks(group).flat_map(of_group).collect()
+}
+
 /// Mean and variance, the latter with Bessel's correction (0 for a single number).
 pub(crate) fn moments(numbers: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
     let n = numbers.clone().count() as f64;
@@ -66,10 +88,21 @@ pub(crate) fn moments(numbers: impl Iterator<Item = f64> + Clone) -> (f64, f64) 
 
 /// Whitens the advantages of a whole batch, `(A − mean) / √(var + 1e-8)` over its tokens.
 pub(crate) fn whiten(batch: &mut [Vec<f32>]) {
-    let (mean, variance) = moments(batch.iter().flatten().map(|&a| f64::from(a)));
+    rescale(batch, false);
+}
+
+/// Gives the rewards of a whole batch a deviation of 1 over its tokens and leaves their mean:
+/// TRL's `whiten_rewards`.
+pub(crate) fn whiten_around_mean(batch: &mut [Vec<f32>]) {
+    rescale(batch, true);
+}
+
+fn rescale(batch: &mut [Vec<f32>], keep_mean: bool) {
+    let (mean, variance) = moments(batch.iter().flatten().map(|&x| f64::from(x)));
     let scale = 1.0 / (variance + 1e-8).sqrt();
-    for advantage in batch.iter_mut().flatten() {
-        *advantage = ((f64::from(*advantage) - mean) * scale) as f32;
+    let center = if keep_mean { mean } else { 0.0 };
+    for number in batch.iter_mut().flatten() {
+        *number = ((f64::from(*number) - mean) * scale + center) as f32;
     }
 }
 
@@ -123,6 +156,10 @@ mod tests {
         let (mean, variance) = moments(batch.iter().flatten().map(|&a| f64::from(a)));
         assert!(mean.abs() < 1e-6 && (variance - 1.0).abs() < 1e-5);
         assert!(batch[1][0] > 1.0, "rows are not whitened one by one");
+        let mut rewards = vec![vec![1.0, 2.0, 3.0], vec![10.0], vec![]];
+        whiten_around_mean(&mut rewards);
+        let (mean, variance) = moments(rewards.iter().flatten().map(|&r| f64::from(r)));
+        assert!((mean - 4.0).abs() < 1e-5 && (variance - 1.0).abs() < 1e-5);
     }
 
     #[test]

@@ -2,14 +2,14 @@
 //!
 //! Numbers of tokens lie in one list an episode, end token included and nothing after it.
 
-use tch::{Tensor, no_grad_guard};
+use tch::{Device, Tensor, no_grad_guard};
 
-use super::advantage::{KlEstimator, gae, whiten};
+use super::advantage::{KlEstimator, gae, leave_one_out, standardised, whiten, whiten_around_mean};
 use super::learner::Learner;
 use super::loss::{entropies, log_probs};
 use super::rollout::Episode;
-use super::rows::{MicroBatch, Row, buckets, floats, micro_batches};
-use crate::model::train::{PpoSettings, TrainError};
+use super::rows::{Layout, MicroBatch, Row, buckets, floats, micro_batches};
+use crate::model::train::{Algorithm, PpoSettings, TrainError};
 
 /// A preference model as a judge: its scores can be normalised by the mean and the standard
 /// deviation that were stored with it.
@@ -46,6 +46,7 @@ impl Judge {
         &self,
         prompts: &[&str],
         episodes: &[Episode],
+        settings: &PpoSettings,
     ) -> Result<Vec<f64>, TrainError> {
         let _guard = no_grad_guard();
         let row = |episode: &Episode| -> Result<Row, TrainError> {
@@ -57,10 +58,11 @@ impl Judge {
         let rows = episodes.iter().map(row).collect::<Result<Vec<_>, _>>()?;
         let all: Vec<usize> = (0..rows.len()).collect();
         let mut scores = vec![0.0; rows.len()];
-        for bucket in buckets(&all, |row| rows[row].tokens.len()) {
+        let rows_max = layout(settings, self.model.device()).rows_max;
+        for bucket in buckets(&all, rows_max, |row| rows[row].tokens.len()) {
             let micro = MicroBatch::of_ends(&rows, &bucket, self.model.device());
-            let hidden = micro.predicting(&self.model.hidden(&micro.ids)); // (B, d)
-            for (&row, score) in bucket.iter().zip(floats(&self.model.scores(&hidden))) {
+            let states = self.model.states(&micro); // (B, d)
+            for (&row, score) in bucket.iter().zip(floats(&self.model.scores(&states))) {
                 scores[row] = f64::from(score);
             }
         }
@@ -76,7 +78,7 @@ pub(super) struct Experience {
     pub(super) old: Vec<Vec<f32>>,
     /// The same under the reference.
     pub(super) reference: Vec<Vec<f32>>,
-    /// The critic's values of the states before the tokens.
+    /// The critic's values of the states before the tokens; without a critic, none.
     pub(super) values: Vec<Vec<f32>>,
     /// The entropies of the policy at the tokens.
     pub(super) entropies: Vec<Vec<f32>>,
@@ -84,7 +86,7 @@ pub(super) struct Experience {
     pub(super) kl: Vec<Vec<f32>>,
     /// The advantages, whitened if the settings say so.
     pub(super) advantages: Vec<Vec<f32>>,
-    /// The returns.
+    /// The returns; without a critic, none.
     pub(super) returns: Vec<Vec<f32>>,
     /// The preference model's scores.
     pub(super) scores: Vec<f64>,
@@ -99,8 +101,8 @@ pub(super) struct Actors<'a> {
     pub(super) policy: &'a Learner,
     /// The policy at the beginning, frozen.
     pub(super) reference: &'a Learner,
-    /// The critic, with the normalisation of the judge that it began at.
-    pub(super) critic: &'a Judge,
+    /// The critic, where there is one, with the normalisation of the judge that it began at.
+    pub(super) critic: Option<&'a Judge>,
     /// The judge.
     pub(super) judge: &'a Judge,
 }
@@ -113,11 +115,11 @@ impl Experience {
         episodes: &[Episode],
         settings: &PpoSettings,
     ) -> Result<Experience, TrainError> {
-        let scores = actors.judge.scores(prompts, episodes)?;
+        let scores = actors.judge.scores(prompts, episodes, settings)?;
         let rewarded = (scores.iter().zip(episodes))
             .map(|(&score, episode)| reward(actors.judge.normalized(score), episode, settings))
             .collect();
-        let mut experience = Experience::run(actors, episodes, settings.temperature);
+        let mut experience = Experience::run(actors, episodes, settings);
         experience.scores = scores;
         experience.rewarded = rewarded;
         experience.judge(settings)?;
@@ -125,20 +127,24 @@ impl Experience {
     }
 
     /// The passes of policy, reference and critic over the episodes.
-    fn run(actors: &Actors<'_>, episodes: &[Episode], temperature: f64) -> Experience {
+    fn run(actors: &Actors<'_>, episodes: &[Episode], settings: &PpoSettings) -> Experience {
         let _guard = no_grad_guard();
+        let temperature = settings.temperature;
+        let layout = layout(settings, actors.policy.device());
         let rows: Vec<Row> = episodes.iter().map(|episode| episode.row.clone()).collect();
         let all: Vec<usize> = (0..rows.len()).collect();
         let empty = || vec![Vec::new(); rows.len()];
         let (mut old, mut reference, mut values, mut entropy) =
             (empty(), empty(), empty(), empty());
-        for micro in micro_batches(&rows, &all, actors.policy.device()) {
+        for micro in micro_batches(&rows, &all, &layout) {
             let logits = logits(actors.policy, &micro); // (N, V)
             micro.scatter(&log_probs(&logits, &micro.targets, temperature), &mut old);
             micro.scatter(&entropies(&logits, temperature), &mut entropy);
             let logits = self::logits(actors.reference, &micro); // (N, V)
             micro.scatter(&log_probs(&logits, &micro.targets, temperature), &mut reference);
-            micro.scatter(&values_of(actors.critic, &micro), &mut values);
+            if let Some(critic) = actors.critic {
+                micro.scatter(&values_of(critic, &micro), &mut values);
+            }
         }
         let (kl, advantages, returns) = (empty(), empty(), empty());
         Experience {
@@ -164,22 +170,58 @@ impl Experience {
                 settings.kl_estimator
             ))
         })?;
-        for row in 0..self.rows.len() {
-            self.kl[row] = (self.old[row].iter().zip(&self.reference[row]))
-                .map(|(&log_prob, &reference)| estimator.at(log_prob, reference))
-                .collect();
-            let paid = |kl: &f32| -(settings.kl_coef as f32) * kl;
-            let mut rewards: Vec<f32> = self.kl[row].iter().map(paid).collect();
-            if let Some(last) = rewards.last_mut() {
-                *last += self.rewarded[row] as f32;
+        let of_row = |(log_probs, reference): (&Vec<f32>, &Vec<f32>)| -> Vec<f32> {
+            let pairs = log_probs.iter().zip(reference);
+            pairs.map(|(&log_prob, &reference)| estimator.at(log_prob, reference)).collect()
+        };
+        self.kl = self.old.iter().zip(&self.reference).map(of_row).collect();
+        match settings.algorithm {
+            Algorithm::Ppo => self.estimate(settings),
+            Algorithm::Rloo => {
+                let reward = |row: usize| self.rewarded[row] - settings.kl_coef * self.kl_of(row);
+                let rewards: Vec<f64> = (0..self.rows.len()).map(reward).collect();
+                self.spread(&leave_one_out(&rewards, settings.num_generations));
             }
+            // The KL is in the loss.
+            Algorithm::Grpo => {
+                self.spread(&standardised(&self.rewarded, settings.num_generations));
+            }
+        }
+        Ok(())
+    }
+
+    /// Advantages and returns by the critic's values.
+    fn estimate(&mut self, settings: &PpoSettings) {
+        let paid = |kl: &f32| -(settings.kl_coef as f32) * kl;
+        let paid = |kl: &Vec<f32>| kl.iter().map(paid).collect();
+        let mut rewards: Vec<Vec<f32>> = self.kl.iter().map(paid).collect();
+        for (rewards, &rewarded) in rewards.iter_mut().zip(&self.rewarded) {
+            if let Some(last) = rewards.last_mut() {
+                *last += rewarded as f32;
+            }
+        }
+        if settings.whiten_rewards {
+            whiten_around_mean(&mut rewards);
+        }
+        for (row, rewards) in rewards.iter().enumerate() {
             (self.advantages[row], self.returns[row]) =
-                gae(&rewards, &self.values[row], settings.gamma, settings.lam);
+                gae(rewards, &self.values[row], settings.gamma, settings.lam);
         }
         if settings.whiten_advantages {
             whiten(&mut self.advantages);
         }
-        Ok(())
+    }
+
+    /// Gives every token of an episode the episode's advantage.
+    fn spread(&mut self, advantages: &[f64]) {
+        let of_row = |(&advantage, tokens): (&f64, &Vec<f32>)| vec![advantage as f32; tokens.len()];
+        self.advantages = advantages.iter().zip(&self.old).map(of_row).collect();
+    }
+
+    /// The mean over episodes of the sum of their KL.
+    pub(super) fn mean_kl(&self) -> f64 {
+        let sum: f64 = (0..self.rows.len()).map(|row| self.kl_of(row)).sum();
+        sum / self.rows.len() as f64
     }
 
     /// The sum of an episode's KL.
@@ -196,12 +238,19 @@ fn reward(normalized: f64, episode: &Episode, settings: &PpoSettings) -> f64 {
     if episode.ended { clipped } else { clipped - settings.missing_eos_penalty }
 }
 
+/// How episodes are laid out, to be measured and to be learnt from: the same way, so that the first
+/// pass of an update has the bits of the measurement.
+pub(super) fn layout(settings: &PpoSettings, device: Device) -> Layout {
+    let minibatch = settings.batch_size.div_ceil(settings.num_mini_batches.max(1));
+    Layout::of_parts(minibatch, settings.compute.gradient_accumulation_steps, device)
+}
+
 /// The logits of the states that predict.
 pub(super) fn logits(model: &Learner, micro: &MicroBatch) -> Tensor {
-    model.logits(&micro.predicting(&model.hidden(&micro.ids))) // (N, V)
+    model.logits(&model.states(micro)) // (N, V)
 }
 
 /// The critic's values of the states that predict.
 pub(super) fn values_of(critic: &Judge, micro: &MicroBatch) -> Tensor {
-    critic.values(&micro.predicting(&critic.model.hidden(&micro.ids))) // (N)
+    critic.values(&critic.model.states(micro)) // (N)
 }

@@ -4,22 +4,27 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::Value;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
-use super::advantage::{KlEstimator, gae, whiten};
+use super::advantage::{KlEstimator, gae, leave_one_out, standardised, whiten};
+use super::comparisons::Comparison;
 use super::learner::Learner;
 use super::optimizer::{AdamW, Schedule};
-use super::rows::{Row, floats};
-use super::{loss, pm, sl};
+use super::rows::{Layout, Row, floats};
+use super::{dpo, loss, pm, sl};
 use crate::model::torch::config::Head;
-use crate::model::train::Optim;
+use crate::model::train::{Compute, Init, LoraSettings, Optim};
 use crate::record::Id;
 
 #[derive(Deserialize)]
-struct Golden {
+pub(super) struct Golden {
     losses: Value,
     sft: Sft,
     pm: Pm,
+    pub(super) ppo: Vec<super::golden_ppo::Ppo>,
+    dpo: Dpo,
+    groups: Value,
+    lora: Lora,
 }
 
 #[derive(Deserialize)]
@@ -47,6 +52,27 @@ struct Pm {
 }
 
 #[derive(Deserialize)]
+struct Dpo {
+    pure: Value,
+    beta: f64,
+    pairs: Vec<PmRow>,
+    batch_size: usize,
+    losses: Vec<f64>,
+    grad_norms: Vec<f64>,
+}
+
+#[derive(Deserialize)]
+struct Lora {
+    r: usize,
+    alpha: f64,
+    target_modules: Vec<String>,
+    start: Value,
+    #[serde(flatten)]
+    sft: Sft,
+    merged: Value,
+}
+
+#[derive(Deserialize)]
 struct PmRow {
     prompt: Vec<i64>,
     a: Vec<i64>,
@@ -55,11 +81,11 @@ struct PmRow {
     weight: f32,
 }
 
-fn fixture() -> PathBuf {
+pub(super) fn fixture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/training")
 }
 
-fn golden() -> Golden {
+pub(super) fn golden() -> Golden {
     serde_json::from_slice(&std::fs::read(fixture().join("golden.json")).unwrap()).unwrap()
 }
 
@@ -88,7 +114,7 @@ fn ids(of: &Value, key: &str) -> Tensor {
     tensor(of, key).to_kind(tch::Kind::Int64)
 }
 
-fn check(name: &str, found: &[f32], expected: &[f32], tolerance: f32) {
+pub(super) fn check(name: &str, found: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(found.len(), expected.len(), "{name}");
     for (found, expected) in found.iter().zip(expected) {
         assert!((found - expected).abs() < tolerance, "{name}: {found} is not {expected}");
@@ -159,19 +185,38 @@ fn advantages_and_kl_are_those_of_pytorch() {
     }
 }
 
+#[test]
+fn what_rollouts_of_a_prompt_are_worth_is_that_of_pytorch() {
+    let of = golden().groups;
+    let rewards: Vec<f64> = numbers(&of, "rewards").into_iter().map(f64::from).collect();
+    let narrow = |numbers: Vec<f64>| numbers.into_iter().map(|x| x as f32).collect::<Vec<f32>>();
+    check("rloo", &narrow(leave_one_out(&rewards, 4)), &numbers(&of, "rloo"), 1e-5);
+    check("grpo", &narrow(standardised(&rewards, 4)), &numbers(&of, "grpo"), 1e-5);
+    let log_probs = tensor(&of, "log_probs").set_requires_grad(true);
+    let loss = loss::kl_to_reference(&log_probs, &tensor(&of, "reference"));
+    check_loss("kl_to_reference", &of, &loss, &log_probs);
+}
+
 fn optim() -> Optim {
     Optim {
         learning_rate: 0.01,
         lr_scheduler_type: "linear".to_owned(),
         warmup_ratio: 0.2,
+        warmup_steps: None,
         weight_decay: 0.05,
         adam_beta1: 0.9,
         adam_beta2: 0.98,
         adam_epsilon: 1e-8,
         max_grad_norm: 1.0,
+        lora: None,
         seed: 0,
         logging_steps: 1,
     }
+}
+
+/// All rows of a step in one micro-batch, if they are alike.
+pub(super) fn layout() -> Layout {
+    Layout::of_parts(usize::MAX, 1, Device::Cpu)
 }
 
 /// Ten steps over rows taken in turn; `accumulate` gives a batch's loss.
@@ -194,15 +239,19 @@ fn check_ten_steps(
     }
 }
 
+fn demonstrations(rows: &[SftRow]) -> sl::Demonstrations {
+    sl::Demonstrations {
+        ids: vec![Id::ZERO; rows.len()],
+        rows: rows.iter().map(|row| Row::new(&row.prompt, &row.completion)).collect(),
+        weights: rows.iter().map(|row| row.weight).collect(),
+    }
+}
+
 #[test]
 fn ten_steps_of_fine_tuning_are_those_of_pytorch() {
     let golden = golden().sft;
-    let model = Learner::read(&fixture(), Head::Lm).unwrap();
-    let data = sl::Demonstrations {
-        ids: vec![Id::ZERO; golden.rows.len()],
-        rows: golden.rows.iter().map(|row| Row::new(&row.prompt, &row.completion)).collect(),
-        weights: golden.rows.iter().map(|row| row.weight).collect(),
-    };
+    let model = Learner::read(&fixture(), Head::Lm, &Compute::default()).unwrap();
+    let data = demonstrations(&golden.rows);
     check_ten_steps(
         &model,
         data.rows.len(),
@@ -210,10 +259,57 @@ fn ten_steps_of_fine_tuning_are_those_of_pytorch() {
         &golden.losses,
         &golden.grad_norms,
         |batch| {
-            let outcome = sl::accumulate(&model, &data, batch);
+            let outcome = sl::accumulate(&model, &data, batch, &layout());
             outcome.loss / outcome.n_predicted
         },
     );
+}
+
+#[test]
+fn ten_steps_of_a_low_rank_change_and_its_merging_are_those_of_pytorch() {
+    let golden = golden().lora;
+    let settings = LoraSettings {
+        r: golden.r,
+        alpha: golden.alpha,
+        target_modules: golden.target_modules.clone(),
+    };
+    let optim = Optim { lora: Some(settings), ..optim() };
+    let model = Learner::read(&fixture(), Head::Lm, &Compute::default()).unwrap();
+    let before = model.named_weights();
+    let mut model = model.adapted(&Init::Checkpoint(fixture()), &optim).unwrap();
+    for (name, _) in &before {
+        let (a, b) = (format!("{name}/a"), format!("{name}/b"));
+        if golden.start.get(&a).is_some() {
+            let (a, b) = (matrix(&golden.start, &a), matrix(&golden.start, &b));
+            model.lora().set(name, &a, &b);
+        }
+    }
+    model.refresh().unwrap();
+    let frozen = |model: &Learner| floats(&model.named_weights()[0].1);
+    let embeddings = frozen(&model);
+
+    let data = demonstrations(&golden.sft.rows);
+    let mut adamw = AdamW::new(model.weights(), &optim);
+    let schedule = Schedule::new(&optim, 10).unwrap();
+    for step in 0..10 {
+        let size = golden.sft.batch_size;
+        let batch: Vec<usize> = (0..size).map(|i| (step * size + i) % data.rows.len()).collect();
+        let outcome = sl::accumulate(&model, &data, &batch, &layout());
+        let (loss, expected) = (outcome.loss / outcome.n_predicted, golden.sft.losses[step]);
+        assert!((loss - expected).abs() < 1e-4, "step {step}: {loss} is not {expected}");
+        let norm = model.step(&mut adamw, schedule.rate(step as u64)).unwrap();
+        let expected = golden.sft.grad_norms[step];
+        assert!((norm - expected).abs() < 1e-3, "step {step}: {norm} is not {expected}");
+    }
+    assert_eq!(frozen(&model), embeddings, "what is not chosen stays");
+    let mut n_merged = 0;
+    for (name, weight) in model.named_weights() {
+        if golden.merged.get(&name).is_some() {
+            check(&name, &floats(&weight), &numbers(&golden.merged, &name), 1e-4);
+            n_merged += 1;
+        }
+    }
+    assert_eq!(n_merged, 3);
 }
 
 #[test]
@@ -221,27 +317,55 @@ fn ten_steps_of_a_preference_model_are_those_of_pytorch() {
     let golden = golden().pm;
     let model =
         Learner::scorer_with(&fixture(), &Tensor::from_slice(&golden.head[0]).view([1, -1]));
-    let row = |row: &PmRow| pm::Comparison {
-        id: Id::ZERO,
-        rows: [Row::new(&row.prompt, &row.a), Row::new(&row.prompt, &row.b)],
-        p: row.p,
-        weight: row.weight,
-        source: "ai".to_owned(),
-        category: None,
-    };
-    let data: Vec<pm::Comparison> = golden.pairs.iter().map(row).collect();
+    let data: Vec<Comparison> = golden.pairs.iter().map(comparison).collect();
     check_ten_steps(
         &model,
         data.len(),
         golden.batch_size,
         &golden.losses,
         &golden.grad_norms,
-        |batch| pm::accumulate(&model, &data, batch, 0.01).0,
+        |batch| pm::accumulate(&model, &data, batch, 0.01, &layout()).0,
+    );
+}
+
+fn comparison(row: &PmRow) -> Comparison {
+    Comparison {
+        id: Id::ZERO,
+        rows: [Row::new(&row.prompt, &row.a), Row::new(&row.prompt, &row.b)],
+        p: row.p,
+        weight: row.weight,
+        source: "ai".to_owned(),
+        category: None,
+    }
+}
+
+#[test]
+fn ten_steps_of_direct_preferences_are_those_of_pytorch() {
+    let golden = golden().dpo;
+    let of = &golden.pure;
+    let policy = matrix(of, "policy").set_requires_grad(true);
+    let (p, weights) = (tensor(of, "p"), tensor(of, "weights"));
+    let sum = loss::dpo(&policy, &matrix(of, "reference"), golden.beta, &p, &weights);
+    check_loss("dpo", of, &sum, &policy);
+
+    let model = Learner::read(&fixture(), Head::Lm, &Compute::default()).unwrap();
+    let data: Vec<Comparison> = golden.pairs.iter().map(comparison).collect();
+    let reference = dpo::measure(&model, &data, &layout());
+    check_ten_steps(
+        &model,
+        data.len(),
+        golden.batch_size,
+        &golden.losses,
+        &golden.grad_norms,
+        |batch| {
+            let outcome = dpo::accumulate(&model, &data, &reference, batch, golden.beta, &layout());
+            outcome.loss / batch.len() as f64
+        },
     );
 }
 
 /// The gradients that a batch leaves, and then forgets.
-fn gradients(model: &Learner) -> Vec<f32> {
+pub(super) fn gradients(model: &Learner) -> Vec<f32> {
     let taken = |weight: Tensor| {
         let grad = floats(&weight.grad());
         let _ = weight.grad().zero_();
@@ -253,7 +377,7 @@ fn gradients(model: &Learner) -> Vec<f32> {
 #[test]
 fn neither_order_nor_padding_nor_the_cut_into_micro_batches_changes_the_gradient() {
     let golden = golden().sft;
-    let model = Learner::read(&fixture(), Head::Lm).unwrap();
+    let model = Learner::read(&fixture(), Head::Lm, &Compute::default()).unwrap();
     let data = |pick: &[usize]| sl::Demonstrations {
         ids: vec![Id::ZERO; pick.len()],
         rows: pick
@@ -264,17 +388,17 @@ fn neither_order_nor_padding_nor_the_cut_into_micro_batches_changes_the_gradient
     };
     let all: Vec<usize> = (0..12).collect();
     let whole = data(&all);
-    sl::accumulate(&model, &whole, &all);
+    sl::accumulate(&model, &whole, &all, &layout());
     let expected = gradients(&model);
 
-    sl::accumulate(&model, &whole, &all.iter().rev().copied().collect::<Vec<_>>());
+    sl::accumulate(&model, &whole, &all.iter().rev().copied().collect::<Vec<_>>(), &layout());
     check("reversed", &gradients(&model), &expected, 1e-6);
 
     // One row at a time without padding; each mean per token is weighed by its tokens.
     let n_all: usize = whole.rows.iter().map(|row| row.predicted().len()).sum();
     let mut summed = vec![0.0; expected.len()];
     for &row in &all {
-        let outcome = sl::accumulate(&model, &data(&[row]), &[0]);
+        let outcome = sl::accumulate(&model, &data(&[row]), &[0], &layout());
         let share = outcome.n_predicted as f32 / n_all as f32;
         for (sum, gradient) in summed.iter_mut().zip(gradients(&model)) {
             *sum += share * gradient;

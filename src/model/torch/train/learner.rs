@@ -5,13 +5,16 @@ use std::path::Path;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
-use super::rows::Row;
+use super::lora::Lora;
+use super::optimizer::AdamW;
+use super::rows::{MicroBatch, Row};
 use super::tokenizer::{EOS, PAD, train_tokenizer};
 use crate::model::torch::checkpoint::read_tokenizer_files;
 use crate::model::torch::{
-    Checkpoint, Head, Llama, LlamaConfig, TextTokenizer, TorchError, Weights, weights_id,
+    Checkpoint, DeviceChoice, Head, Llama, LlamaConfig, TextTokenizer, TorchError, Weights,
+    weights_id,
 };
-use crate::model::train::{Init, Scratch, TrainError};
+use crate::model::train::{self, Compute, Dtype, Init, Optim, Scratch, TrainError};
 use crate::record::Id;
 
 /// The texts that a tokenizer is learnt from when a model begins from nothing.
@@ -28,6 +31,10 @@ pub(super) struct Learner {
     eos: i64,
     /// The kind that the weights are stored in; they learn in f32.
     stored: Kind,
+    /// The kind and the device that it computes with.
+    place: (Kind, Device),
+    /// What learns, where it is not all weights, and the model that it is a change of.
+    lora: Option<(Lora, String)>,
 }
 
 impl Learner {
@@ -40,6 +47,7 @@ impl Learner {
         seed: u64,
         texts: &Texts<'_>,
         out: &Path,
+        compute: &Compute,
     ) -> Result<Learner, TrainError> {
         let checkpoint = match init {
             Init::Checkpoint(dir) => Checkpoint::read(dir).map_err(refused)?,
@@ -58,11 +66,11 @@ impl Learner {
             }
             _ => checkpoint,
         };
-        Learner::of(checkpoint)
+        Learner::of(checkpoint, compute)
     }
 
     /// The model of a checkpoint's directory, which must have that head.
-    pub(super) fn read(dir: &Path, head: Head) -> Result<Learner, TrainError> {
+    pub(super) fn read(dir: &Path, head: Head, compute: &Compute) -> Result<Learner, TrainError> {
         let checkpoint = Checkpoint::read(dir).map_err(refused)?;
         if checkpoint.config.head != head {
             return Err(TrainError::Data(format!(
@@ -74,25 +82,71 @@ impl Learner {
                 }
             )));
         }
-        Learner::of(checkpoint)
+        Learner::of(checkpoint, compute)
     }
 
-    fn of(mut checkpoint: Checkpoint) -> Result<Learner, TrainError> {
+    fn of(mut checkpoint: Checkpoint, compute: &Compute) -> Result<Learner, TrainError> {
         let stored = checkpoint.config.dtype;
         let tokenizer = checkpoint.tokenizer().map_err(refused)?;
-        checkpoint.weights = checkpoint.weights.trainable();
-        let llama = Llama::new(&checkpoint.config, &checkpoint.weights, Kind::Float, Device::Cpu)
-            .map_err(refused)?;
+        let (kind, device) = place(compute, stored)?;
+        checkpoint.weights = checkpoint.weights.trainable(device);
+        let llama =
+            Llama::new(&checkpoint.config, &checkpoint.weights, kind, device).map_err(refused)?;
         let eos = *checkpoint.config.eos_token_ids.first().ok_or_else(|| {
             TrainError::Data(
                 "config.json has no eos_token_id: nothing would end an answer".to_owned(),
             )
         })?;
-        Ok(Learner { checkpoint, llama, tokenizer, eos, stored })
+        Ok(Learner { checkpoint, llama, tokenizer, eos, stored, place: (kind, device), lora: None })
     }
 
-    /// The weights, in order of their names.
+    /// The same model with a low-rank change to be learnt, if the settings say so.
+    pub(super) fn adapted(mut self, init: &Init, optim: &Optim) -> Result<Learner, TrainError> {
+        let Some(settings) = &optim.lora else { return Ok(self) };
+        let Init::Checkpoint(base) = init else {
+            return Err(TrainError::Data(
+                "lora changes a model that is there: name one for `init`".to_owned(),
+            ));
+        };
+        let lora = Lora::new(&self.checkpoint.weights, settings, optim.seed)?;
+        self.lora = Some((lora, base.display().to_string()));
+        Ok(self)
+    }
+
+    /// One step of the optimizer over its weights; gives the norm of the gradients.
+    pub(super) fn step(&mut self, adamw: &mut AdamW, rate: f64) -> Result<f64, TrainError> {
+        if let Some((lora, _)) = &self.lora {
+            lora.gather(&self.checkpoint.weights);
+        }
+        let norm = adamw.step(rate);
+        self.refresh()?;
+        Ok(norm)
+    }
+
+    /// Takes in that what learns has changed: a low-rank change is merged, and copies of another
+    /// kind that are computed with are made again; gradients flow back through the copying.
+    pub(super) fn refresh(&mut self) -> Result<(), TrainError> {
+        if let Some((lora, _)) = &self.lora {
+            lora.merge(&self.checkpoint.weights);
+        }
+        let (kind, device) = self.place;
+        if kind != Kind::Float {
+            let Checkpoint { config, weights, .. } = &self.checkpoint;
+            self.llama = Llama::new(config, weights, kind, device).map_err(refused)?;
+        }
+        Ok(())
+    }
+
+    /// The kind that it computes in.
+    pub(super) fn kind(&self) -> Kind {
+        self.place.0
+    }
+
+    /// What learns, in order of the weights' names.
     pub(super) fn weights(&self) -> Vec<Tensor> {
+        if let Some((lora, _)) = &self.lora {
+            return lora.trainable(&self.checkpoint.weights);
+        }
         self.checkpoint.weights.0.values().map(Tensor::shallow_clone).collect()
     }
 
@@ -116,9 +170,13 @@ impl Learner {
         self.llama.config.max_position_embeddings
     }
 
-    /// The states that the head sees.
-    pub(super) fn hidden(&self, ids: &Tensor) -> Tensor {
-        self.llama.hidden_fused(ids) // (B, T) -> (B, T, d)
+    /// The states from which a micro-batch is predicted or scored, as the head sees them.
+    pub(super) fn states(&self, micro: &MicroBatch) -> Tensor {
+        let hidden = match &micro.shared {
+            None => self.llama.hidden_fused(&micro.ids),
+            Some(shared) => self.llama.hidden_shared(&micro.ids, &shared.positions, &shared.mask),
+        }; // (B, T, d)
+        micro.predicting(&hidden) // (N, d)
     }
 
     /// The logits of states.
@@ -191,18 +249,46 @@ impl Learner {
     }
 
     /// Writes the checkpoint, in the kind that it was read in; gives its weights id.
-    pub(super) fn save(self, out: &Path, training: &str) -> Result<Id, TrainError> {
-        let Checkpoint { config, weights, tokenizer_files } = self.checkpoint;
+    pub(super) fn save(&self, out: &Path, training: &str) -> Result<Id, TrainError> {
+        let Checkpoint { config, weights, tokenizer_files } = &self.checkpoint;
         let _guard = tch::no_grad_guard();
-        let stored = weights
-            .0
-            .into_iter()
-            .map(|(name, weight)| (name, weight.detach().to_kind(self.stored)));
-        let weights = Weights(stored.collect());
-        let card = card(&config, training);
-        Checkpoint { config, weights, tokenizer_files }.write(out, &card).map_err(refused)?;
+        let is_finite = |weight: &Tensor| weight.detach().isfinite().all().int64_value(&[]) != 0;
+        if let Some((name, _)) = weights.0.iter().find(|(_, weight)| !is_finite(weight)) {
+            return Err(TrainError::Data(format!(
+                "after the last step the weight \"{name}\" is not all numbers: lower the learning rate"
+            )));
+        }
+        let stored = |(name, weight): (&String, &Tensor)| {
+            (name.clone(), weight.detach().to_kind(self.stored))
+        };
+        let saved = Checkpoint {
+            config: config.clone(),
+            weights: Weights(weights.0.iter().map(stored).collect()),
+            tokenizer_files: tokenizer_files.clone(),
+        };
+        saved.write(out, &card(config, training)).map_err(refused)?;
+        if let Some((lora, base)) = &self.lora {
+            lora.write(out, base, config.head, weights)?;
+        }
         weights_id(out).map_err(refused)
     }
+}
+
+/// The kind and the device that a model of that stored kind computes with.
+fn place(compute: &Compute, stored: Kind) -> Result<(Kind, Device), TrainError> {
+    let choice = match compute.device {
+        train::Device::Auto => DeviceChoice::Auto,
+        train::Device::Cpu => DeviceChoice::Cpu,
+        train::Device::Cuda => DeviceChoice::Cuda(0),
+    };
+    let device = choice.device().map_err(refused)?;
+    let kind = match compute.dtype {
+        Dtype::Bf16 => Kind::BFloat16,
+        // Half floats overflow in training; brain floats do not.
+        Dtype::Auto if device.is_cuda() && stored == Kind::BFloat16 => Kind::BFloat16,
+        Dtype::Auto | Dtype::F32 => Kind::Float,
+    };
+    Ok((kind, device))
 }
 
 /// A random model with a tokenizer learnt from the texts.
@@ -260,10 +346,21 @@ pub(super) fn refused(error: TorchError) -> TrainError {
 
 #[cfg(test)]
 impl Learner {
+    /// Its low-rank change.
+    pub(super) fn lora(&self) -> &Lora {
+        &self.lora.as_ref().unwrap().0
+    }
+
+    /// The weights with their names.
+    pub(super) fn named_weights(&self) -> Vec<(String, Tensor)> {
+        let named = self.checkpoint.weights.0.iter();
+        named.map(|(name, weight)| (name.clone(), weight.shallow_clone())).collect()
+    }
+
     /// The language model of a directory as a preference model of the given head.
     pub(super) fn scorer_with(dir: &Path, head: &Tensor) -> Learner {
         let mut checkpoint = Checkpoint::read(dir).unwrap().into_scorer(0, 0);
         checkpoint.weights.0.insert("score.weight".to_owned(), head.shallow_clone());
-        Learner::of(checkpoint).unwrap()
+        Learner::of(checkpoint, &Compute::default()).unwrap()
     }
 }

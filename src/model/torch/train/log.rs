@@ -2,21 +2,41 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use crate::model::train::Metric;
 
 /// Gathers numbers and logs their means.
-#[derive(Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Log {
     metrics: Vec<Metric>,
-    sums: BTreeMap<String, (f64, f64)>,
+    /// By name, what is to be divided and what by.
+    sums: BTreeMap<String, (Exact, Exact)>,
+}
+
+/// A number that is written as its bits: JSON has no NaN.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(from = "u64", into = "u64")]
+struct Exact(f64);
+
+impl From<u64> for Exact {
+    fn from(bits: u64) -> Exact {
+        Exact(f64::from_bits(bits))
+    }
+}
+
+impl From<Exact> for u64 {
+    fn from(Exact(number): Exact) -> u64 {
+        number.to_bits()
+    }
 }
 
 impl Log {
     /// Adds a number with a weight, for the mean since the last row.
     pub(crate) fn add(&mut self, name: &str, value: f64, weight: f64) {
         let sum = self.sums.entry(name.to_owned()).or_default();
-        sum.0 += value * weight;
-        sum.1 += weight;
+        sum.0.0 += value * weight;
+        sum.1.0 += weight;
     }
 
     /// Logs the means of what was added since the last time, in order of their names, and gives
@@ -24,7 +44,9 @@ impl Log {
     pub(crate) fn flush(&mut self, step: u64, epoch: f64, split: &str) -> BTreeMap<String, f64> {
         let means: BTreeMap<String, f64> = std::mem::take(&mut self.sums)
             .into_iter()
-            .map(|(name, (sum, weight))| (name, if weight > 0.0 { sum / weight } else { f64::NAN }))
+            .map(|(name, (Exact(sum), Exact(weight)))| {
+                (name, if weight > 0.0 { sum / weight } else { f64::NAN })
+            })
             .collect();
         for (name, &value) in &means {
             self.push(step, epoch, split, name, value);

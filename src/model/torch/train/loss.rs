@@ -47,6 +47,21 @@ pub(crate) fn centring(a: &Tensor, b: &Tensor, weights: &Tensor) -> Tensor {
     ((a + b).square() * weights).sum(Kind::Float)
 }
 
+/// The summed loss of DPO with soft labels, `Σ w · [p·softplus(−z) + (1−p)·softplus(z)]` with
+/// `z = β[(log π_A − log π_B) − (log ref_A − log ref_B)]` (arXiv 2305.18290, equation 7; with
+/// p = 1 − ε, TRL's `label_smoothing`).
+pub(crate) fn dpo(
+    policy: &Tensor,
+    reference: &Tensor,
+    beta: f64,
+    p: &Tensor,
+    weights: &Tensor,
+) -> Tensor {
+    let rewards = (policy - reference) * beta; // (n, 2)
+    let z = rewards.select(1, 0) - rewards.select(1, 1); // (n)
+    bradley_terry(&z, p, weights)
+}
+
 /// What the clipped policy loss gives.
 pub(crate) struct PolicyLoss {
     /// `Σ max(−A·ρ, −A·clip(ρ, 1−ε, 1+ε))`.
@@ -76,6 +91,14 @@ pub(crate) fn clipped_policy(
         squares: difference.detach().square().sum(Kind::Float),
         ratio: ratio.detach(),
     }
+}
+
+/// The KL to the reference as a loss, `Σ exp(d) − 1 − d` with `d = log π_ref − log π` (k3,
+/// joschu.net/blog/kl-approx; GRPO, arXiv 2402.03300, equation 4), whose gradient is the KL's where
+/// the tokens are the policy's own.
+pub(crate) fn kl_to_reference(log_probs: &Tensor, reference: &Tensor) -> Tensor {
+    let difference = reference - log_probs; // (N)
+    (difference.expm1() - difference).sum(Kind::Float)
 }
 
 /// The clipped value loss `½ Σ max((v − R)², (clip(v, v_old ± ε) − R)²)`, and how many tokens' loss

@@ -1,31 +1,41 @@
 //! `train`: trainings in this process, by libtorch.
 //!
-//! `train-sl` learns from demonstrations, `train-pm` from comparisons, `ppo-update` from what a
-//! preference model says of the policy's own answers. All three are functions of settings, data
+//! `train-sl` learns from demonstrations, `train-pm` and `train-dpo` from comparisons, `ppo-update`
+//! from what a preference model says of the policy's own answers. All are functions of settings, data
 //! and init alone, at one number of threads: nothing is drawn from a global generator, and rows
 //! come in an order that their ids decide.
 
 mod learner;
 mod log;
+mod lora;
 mod loss;
 mod optimizer;
 mod order;
+mod pack;
 mod rows;
+mod state;
 mod tokenizer;
 
 mod sl;
 
 mod calibration;
+mod comparisons;
+mod dpo;
 mod pm;
 
 mod advantage;
 mod experience;
 mod ppo;
+mod report;
 mod rollout;
 mod update;
 
 #[cfg(test)]
 mod golden;
+#[cfg(test)]
+mod golden_ppo;
+#[cfg(test)]
+mod invariants;
 #[cfg(test)]
 mod tests;
 
@@ -34,7 +44,8 @@ use crate::model::train::{TrainError, TrainJob, TrainSettings, Trained, Trainer}
 /// Trains in this process.
 #[derive(Clone, Copy, Debug)]
 pub struct TorchTrainer {
-    /// Threads of one operation. The same weights come out for the same number.
+    /// Threads of one operation, for trainings that state none. The same weights come out for the
+    /// same number.
     pub threads: usize,
 }
 
@@ -46,10 +57,13 @@ impl Default for TorchTrainer {
 
 impl Trainer for TorchTrainer {
     fn train(&self, job: TrainJob) -> Result<Trained, TrainError> {
-        tch::set_num_threads(i32::try_from(self.threads.max(1)).unwrap_or(i32::MAX));
+        // libtorch keeps the number by thread, and a training has a thread of its own.
+        let threads = job.settings.compute().threads.unwrap_or(self.threads);
+        tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(i32::MAX));
         match &job.settings {
             TrainSettings::TrainSl(settings) => sl::train(&job, settings),
             TrainSettings::TrainPm(settings) => pm::train(&job, settings),
+            TrainSettings::TrainDpo(settings) => dpo::train(&job, settings),
             TrainSettings::PpoUpdate(settings) => ppo::train(&job, settings),
         }
     }

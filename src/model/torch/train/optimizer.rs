@@ -3,6 +3,7 @@
 //! tch's own keeps its state where it cannot be saved, so it is written out here, in f32 and in
 //! the order of operations of `torch.optim.AdamW`.
 
+use std::collections::BTreeMap;
 use std::f64::consts::PI;
 
 use tch::{Tensor, no_grad_guard};
@@ -50,10 +51,53 @@ impl AdamW {
         }
     }
 
-    /// Clips, makes one step and forgets the gradients. Gives their norm before clipping.
+    /// Steps made.
+    pub(crate) fn steps(&self) -> i32 {
+        self.steps
+    }
+
+    /// Weights and moments, for the state of a training: `NAME/0/weight`, `NAME/0/first`, …
+    pub(crate) fn tensors(&self, name: &str) -> Vec<(String, Tensor)> {
+        let of = |(place, slot): (usize, &Slot)| {
+            let named =
+                [("weight", &slot.weight), ("first", &slot.first), ("second", &slot.second)];
+            named.map(|(part, tensor)| (format!("{name}/{place}/{part}"), tensor.detach()))
+        };
+        self.slots.iter().enumerate().flat_map(of).collect()
+    }
+
+    /// Takes weights and moments back, out of `tensors`, or says what is wrong with them.
+    pub(crate) fn restore(
+        &mut self,
+        name: &str,
+        steps: i32,
+        tensors: &mut BTreeMap<String, Tensor>,
+    ) -> Result<(), String> {
+        let _guard = no_grad_guard();
+        self.steps = steps;
+        for (place, slot) in self.slots.iter_mut().enumerate() {
+            let parts = [
+                ("weight", &mut slot.weight),
+                ("first", &mut slot.first),
+                ("second", &mut slot.second),
+            ];
+            for (part, into) in parts {
+                let name = format!("{name}/{place}/{part}");
+                let tensor = tensors.remove(&name).filter(|tensor| tensor.size() == into.size());
+                into.copy_(&tensor.ok_or_else(|| format!("has no fitting \"{name}\""))?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Clips, makes one step and forgets the gradients. Gives their norm before clipping; where that
+    /// is not a number, no weight is moved.
     pub(crate) fn step(&mut self, learning_rate: f64) -> f64 {
         let _guard = no_grad_guard();
         let norm = self.grad_norm();
+        if !norm.is_finite() {
+            return norm;
+        }
         let clip = if self.max_grad_norm > 0.0 { self.max_grad_norm / (norm + 1e-6) } else { 1.0 };
         self.steps += 1;
         let (beta1, beta2) = self.betas;
@@ -120,7 +164,8 @@ impl Schedule {
                 )));
             }
         };
-        let steps_warmup = (optim.warmup_ratio * steps_total as f64).ceil() as u64;
+        let share = (optim.warmup_ratio * steps_total as f64).ceil() as u64;
+        let steps_warmup = optim.warmup_steps.unwrap_or(share).min(steps_total);
         Ok(Schedule { shape, peak: optim.learning_rate, steps_warmup, steps_total })
     }
 
@@ -151,11 +196,13 @@ mod tests {
             learning_rate: 0.1,
             lr_scheduler_type: "linear".to_owned(),
             warmup_ratio: 0.2,
+            warmup_steps: None,
             weight_decay: 0.0,
             adam_beta1: 0.9,
             adam_beta2: 0.999,
             adam_epsilon: 1e-8,
             max_grad_norm: 1.0,
+            lora: None,
             seed: 0,
             logging_steps: 1,
         }
@@ -205,6 +252,16 @@ mod tests {
             [0.05, 0.1, 0.0875, 0.075, 0.0625, 0.05, 0.0375, 0.025, 0.0125, 0.0]
         );
         assert_eq!(rates("cosine")[6..7], [0.05]);
+        let stated = |steps| {
+            let optim = Optim { warmup_steps: Some(steps), ..optim() };
+            (0..3).map(|step| Schedule::new(&optim, 10).unwrap().rate(step)).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            stated(1),
+            [0.0, 0.1, 0.1 * (1.0 - 1.0 / 9.0)],
+            "the count goes before the share"
+        );
+        assert_eq!(stated(99)[..2], [0.0, 0.1 / 10.0], "of more steps than there are, all");
         assert!(
             Schedule::new(&Optim { lr_scheduler_type: "step".to_owned(), ..optim() }, 1).is_err()
         );

@@ -5,55 +5,111 @@
 //! few epochs. The critic is a model of its own that begins at the preference model, score head
 //! included.
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::{fs, io};
 
-use super::advantage::moments;
+use tch::{Tensor, no_grad_guard};
+
 use super::experience::{Actors, Experience, Judge};
 use super::learner::Learner;
-use super::log::Log;
-use super::optimizer::{AdamW, Schedule};
+use super::optimizer::Schedule;
 use super::order::epoch_order;
+use super::report::Batch;
 use super::rollout::{Episode, Prompts, sample};
-use super::update::{Students, Sums, update};
+use super::state::{Position, State};
+use super::update::{Students, update};
 use crate::model::torch::config::Head;
-use crate::model::train::{Example, Init, PpoSettings, Rollout, TrainError, TrainJob, Trained};
+use crate::model::train::{
+    Algorithm, Example, Init, Kept, PpoSettings, TrainError, TrainJob, Trained,
+};
 use crate::record::Id;
 
 /// The models of a training.
 struct Cast {
     policy: Learner,
     reference: Learner,
-    critic: Judge,
+    critic: Option<Judge>,
     judge: Judge,
     /// A second judge, from which nothing is learnt.
     second: Option<Judge>,
 }
 
 impl Cast {
-    fn read(init: &Init, settings: &PpoSettings) -> Result<Cast, TrainError> {
-        let Init::Checkpoint(init) = init else {
+    fn read(start: &Init, settings: &PpoSettings) -> Result<Cast, TrainError> {
+        let Init::Checkpoint(init) = start else {
             return Err(TrainError::Data(
                 "a policy begins at a model, not from nothing".to_owned(),
             ));
         };
+        let compute = &settings.compute;
         let judge_at = |dir: &Path| -> Result<Judge, TrainError> {
-            Ok(Judge::new(Learner::read(dir, Head::Score)?, settings.normalize_reward))
+            Ok(Judge::new(Learner::read(dir, Head::Score, compute)?, settings.normalize_reward))
         };
+        let reference = settings.reference.as_ref().unwrap_or(init);
         let cast = Cast {
-            policy: Learner::read(init, Head::Lm)?,
-            reference: Learner::read(init, Head::Lm)?,
-            critic: judge_at(&settings.reward)?,
+            policy: Learner::read(init, Head::Lm, compute)?.adapted(start, &settings.optim)?,
+            reference: Learner::read(reference, Head::Lm, compute)?,
+            critic: match settings.algorithm {
+                Algorithm::Ppo => Some(judge_at(&settings.reward)?),
+                Algorithm::Rloo | Algorithm::Grpo => None,
+            },
             judge: judge_at(&settings.reward)?,
             second: settings.test_reward.as_deref().map(judge_at).transpose()?,
         };
-        if !cast.critic.model.has_tokenizer_of(&cast.policy) {
+        let reads = |critic: &Judge| critic.model.has_tokenizer_of(&cast.policy);
+        if !cast.critic.as_ref().is_none_or(reads) {
             return Err(TrainError::Data(
                 "the reward's tokenizer is not the policy's: the critic begins at the reward model \
                  and reads the policy's tokens"
                     .to_owned(),
             ));
         }
+        if !cast.reference.has_tokenizer_of(&cast.policy) {
+            return Err(TrainError::Data(
+                "the reference's tokenizer is not the policy's: it reads the policy's tokens"
+                    .to_owned(),
+            ));
+        }
         Ok(cast)
+    }
+}
+
+/// What stays as it is while batch after batch is learnt from.
+struct Stage<'a> {
+    settings: &'a PpoSettings,
+    prompts: Prompts<'a>,
+    reference: Learner,
+    judge: Judge,
+    second: Option<Judge>,
+}
+
+impl Stage<'_> {
+    /// The policy as it is answers the prompts asked, after so many episodes, and is judged.
+    fn act(
+        &self,
+        students: &Students,
+        asked: &[usize],
+        n_episodes: usize,
+    ) -> Result<(Vec<Episode>, Experience), TrainError> {
+        let policy = &students.policy;
+        let episodes = sample(policy, &self.prompts, asked, self.settings, n_episodes)?;
+        let Stage { reference, judge, .. } = self;
+        let critic = students.critic.as_ref().map(|critic| &critic.judge);
+        let actors = Actors { policy, reference, critic, judge };
+        let experience = Experience::of(&actors, &self.prompts.texts, &episodes, self.settings)?;
+        Ok((episodes, experience))
+    }
+
+    /// The state of the whole: step, students, and the policy that will be kept.
+    fn write(
+        &self,
+        state: &State,
+        at: &Position,
+        students: &Students,
+        best: &Best,
+    ) -> Result<(), TrainError> {
+        state.write(at, &students.optimizers(), &best.tensors())
     }
 }
 
@@ -62,60 +118,150 @@ pub(super) fn train(job: &TrainJob, settings: &PpoSettings) -> Result<Trained, T
     let Cast { policy, reference, critic, judge, second } = Cast::read(&job.init, settings)?;
     let mut trained = Trained { kind: "lm".to_owned(), ..Trained::default() };
     let prompts = read(&policy, &job.examples, settings, &mut trained)?;
+    let stage = Stage { settings, prompts, reference, judge, second };
 
-    let n_batches = settings.total_episodes.div_ceil(settings.batch_size.max(1)) as u64;
+    let batch_size = settings.batch_size.max(1);
+    let n_batches = settings.total_episodes.div_ceil(batch_size) as u64;
     let per_batch = (settings.num_ppo_epochs.max(1) * settings.num_mini_batches.max(1)) as u64;
-    let mut students = Students {
-        policy: &policy,
-        critic: &critic,
-        policy_optimizer: AdamW::new(policy.weights(), &settings.optim),
-        critic_optimizer: AdamW::new(critic.model.weights(), &settings.optim),
-        schedule: Schedule::new(&settings.optim, n_batches * per_batch)?,
-    };
-    let mut order = cycled(settings.optim.seed, &prompts.ids);
-    let mut log = Log::default();
-    let mut n_episodes = 0;
-    for step in 0..n_batches {
-        let size = settings.batch_size.max(1).min(settings.total_episodes - n_episodes);
-        let asked: Vec<usize> = order.by_ref().take(size).collect();
-        let episodes = sample(&policy, &prompts, &asked, settings, n_episodes)?;
-        let actors =
-            Actors { policy: &policy, reference: &reference, critic: &critic, judge: &judge };
-        let experience = Experience::of(&actors, &prompts.texts, &episodes, settings)?;
-        let second =
-            second.as_ref().map(|judge| judge.scores(&prompts.texts, &episodes)).transpose()?;
-        let sums = update(&mut students, &experience, settings, step)?;
+    let schedule = Schedule::new(&settings.optim, n_batches * per_batch)?;
+    let mut students = Students::new(policy, critic, schedule, settings);
+    let state = State::of(job, &settings.compute);
+    let (mut at, mut best) = resume(&state, job, &mut students, settings, n_batches)?;
+    let mut n_episodes = settings.total_episodes.min(at.step as usize * batch_size);
+    let mut order = asked(settings, &stage.prompts.ids).skip(n_episodes);
+    while at.step < n_batches {
+        let size = batch_size.min(settings.total_episodes - n_episodes);
+        let batch: Vec<usize> = order.by_ref().take(size).collect();
+        let (episodes, experience) = stage.act(&students, &batch, n_episodes)?;
+        best.look(&mut at, &students.policy, experience.mean_kl());
+        let second = stage.second.as_ref();
+        let second = second.map(|judge| judge.scores(&stage.prompts.texts, &episodes, settings));
+        let second = second.transpose()?;
+        let sums = update(&mut students, &experience, settings, at.step)?;
 
         n_episodes += size;
+        at.step += 1;
         let batch = Batch {
-            step: step + 1,
+            step: at.step,
             n_episodes,
             episodes: &episodes,
             experience: &experience,
-            judge: &judge,
+            judge: &stage.judge,
             second: second.as_deref(),
         };
-        batch.log(&mut log, settings, &sums);
-        let done = step + 1;
-        if done % settings.optim.logging_steps.max(1) == 0 || done == n_batches {
-            let epoch = n_episodes as f64 / prompts.ids.len() as f64;
-            let means = log.flush(done, epoch, "train");
-            let last = students.schedule.rate(done * per_batch - 1);
-            log.push(done, epoch, "train", "lr", last);
-            log.push(done, epoch, "train", "episode", n_episodes as f64);
-            let line = format!(
-                "step {done}/{n_batches} score {:.3} kl {:.3}",
-                means["objective/scores"], means["objective/kl"]
-            );
-            (job.progress)(&line, done, n_batches);
+        batch.log(&mut at.log, settings, &sums);
+        at.rollouts.extend(batch.rollouts(&stage.prompts, settings));
+        if at.step % settings.optim.logging_steps.max(1) == 0 || at.step == n_batches {
+            let rate = students.schedule.rate(at.step * per_batch - 1);
+            report(&mut at, &stage, n_episodes, rate, n_batches, job);
         }
-        trained.rollouts.extend(batch.rollouts(&prompts, settings));
+        if settings.save_every > 0 && at.step % settings.save_every == 0 {
+            snapshot(&mut at, &students.policy, job)?;
+        }
+        if state.is_due(at.step, n_batches) {
+            stage.write(&state, &at, &students, &best)?;
+        }
     }
-    drop(students);
-    trained.steps = n_batches;
-    trained.metrics = log.into_metrics();
-    trained.weights = policy.save(&job.out, "ppo-update")?;
+    if settings.keep_below_kl.is_some() {
+        let batch: Vec<usize> = order.take(batch_size.min(settings.total_episodes)).collect();
+        let (_, experience) = stage.act(&students, &batch, n_episodes)?;
+        best.look(&mut at, &students.policy, experience.mean_kl());
+        best.restore(&mut at, &students.policy);
+        students.refresh()?;
+    }
+    trained.steps = at.best.map_or(n_batches, |(step, _)| step);
+    trained.rollouts = at.rollouts;
+    trained.snapshots = at.snapshots;
+    trained.metrics = at.log.into_metrics();
+    trained.weights = students.policy.save(&job.out, "ppo-update")?;
     Ok(trained)
+}
+
+/// Where the training goes on, with the students and the policy to be kept as they were there.
+fn resume(
+    state: &State,
+    job: &TrainJob,
+    students: &mut Students,
+    settings: &PpoSettings,
+    n_batches: u64,
+) -> Result<(Position, Best), TrainError> {
+    let (at, more) = state.resume(job, &mut students.optimizers_mut(), n_batches)?;
+    students.refresh()?;
+    Ok((at, Best { limit: settings.keep_below_kl, weights: more.into_values().collect() }))
+}
+
+fn report(
+    at: &mut Position,
+    stage: &Stage<'_>,
+    n_episodes: usize,
+    rate: f64,
+    n_batches: u64,
+    job: &TrainJob,
+) {
+    let (done, epoch) = (at.step, n_episodes as f64 / stage.prompts.ids.len() as f64);
+    let means = at.log.flush(done, epoch, "train");
+    at.log.push(done, epoch, "train", "lr", rate);
+    at.log.push(done, epoch, "train", "episode", n_episodes as f64);
+    let (score, kl) = (means["objective/scores"], means["objective/kl"]);
+    (job.progress)(
+        &format!("step {done}/{n_batches} score {score:.3} kl {kl:.3}"),
+        done,
+        n_batches,
+    );
+}
+
+/// Writes the policy as it is beside the state; an earlier try may have written it before it was
+/// killed.
+fn snapshot(at: &mut Position, policy: &Learner, job: &TrainJob) -> Result<(), TrainError> {
+    let dir = format!("step-{:06}", at.step);
+    let path = job.state.join(&dir);
+    let made = match fs::remove_dir_all(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => fs::create_dir(&path),
+    };
+    made.map_err(|source| TrainError::File { path: path.clone(), source })?;
+    let weights = policy.save(&path, "ppo-update")?;
+    at.snapshots.push(Kept { step: at.step, weights, dir, files: Vec::new() });
+    Ok(())
+}
+
+/// The last policy whose KL to the reference is at most a limit, where there is one.
+///
+/// The KL of a policy is measured on the rollouts that it makes, so it is known a batch after the
+/// policy is. The first policy, which has learnt nothing, is within any limit.
+struct Best {
+    limit: Option<f64>,
+    weights: Vec<Tensor>,
+}
+
+impl Best {
+    /// Looks at the policy after `at.step` updates, whose KL is known now.
+    fn look(&mut self, at: &mut Position, policy: &Learner, kl: f64) {
+        if self.limit.is_some_and(|limit| kl <= limit) {
+            at.best = Some((at.step, kl));
+            self.weights = policy.weights().iter().map(|weight| weight.detach().copy()).collect();
+        }
+    }
+
+    fn tensors(&self) -> BTreeMap<String, Tensor> {
+        let named = |(place, weight): (usize, &Tensor)| {
+            // Names sort as the weights do.
+            (format!("best/{place:06}"), weight.shallow_clone())
+        };
+        self.weights.iter().enumerate().map(named).collect()
+    }
+
+    /// Makes the policy what it was, and logs which that is.
+    fn restore(&self, at: &mut Position, policy: &Learner) {
+        let _guard = no_grad_guard();
+        let Some((step, kl)) = at.best else { return };
+        for (mut weight, best) in policy.weights().into_iter().zip(&self.weights) {
+            weight.copy_(best);
+        }
+        for (name, value) in [("kept/step", step as f64), ("kept/kl", kl)] {
+            at.log.push(at.step, 0.0, "train", name, value);
+        }
+    }
 }
 
 /// The prompts in tokens; what leaves no room for an answer is rejected.
@@ -129,6 +275,15 @@ fn read<'a>(
         return Err(TrainError::Data(
             "response_length and total_episodes are at least 1".to_owned(),
         ));
+    }
+    let group = settings.num_generations;
+    let least = if settings.algorithm == Algorithm::Ppo { 1 } else { 2 };
+    let is_whole = |count: usize| count.is_multiple_of(group.max(1));
+    if group < least || !is_whole(settings.batch_size) || !is_whole(settings.total_episodes) {
+        return Err(TrainError::Data(format!(
+            "num_generations is {group}: it is at least {least}, and divides batch_size and \
+             total_episodes"
+        )));
     }
     let mut prompts = Prompts::default();
     let room = policy.length_max().saturating_sub(settings.response_length);
@@ -160,123 +315,9 @@ fn read<'a>(
     Ok(prompts)
 }
 
-/// The prompts over and over: in the order given at first, by hash in later rounds.
-fn cycled(seed: u64, ids: &[Id]) -> impl Iterator<Item = usize> {
-    (0_u64..).flat_map(move |round| epoch_order(seed, round, ids))
-}
-
-/// A batch that was learnt from.
-struct Batch<'a> {
-    step: u64,
-    /// Episodes so far, this batch's included.
-    n_episodes: usize,
-    episodes: &'a [Episode],
-    experience: &'a Experience,
-    judge: &'a Judge,
-    second: Option<&'a [f64]>,
-}
-
-impl Batch<'_> {
-    fn log(&self, log: &mut Log, settings: &PpoSettings, sums: &Sums) {
-        let experience = self.experience;
-        let n = self.episodes.len() as f64;
-        let rows = || 0..self.episodes.len();
-        let mean = |of: &dyn Fn(usize) -> f64| rows().map(of).sum::<f64>() / n;
-        let kl = mean(&|row| experience.kl_of(row));
-        let scores = mean(&|row| experience.rewarded[row]);
-        let tokens = |of: &dyn Fn(usize) -> f64| rows().map(of).sum::<f64>();
-        let n_tokens = tokens(&|row| experience.old[row].len() as f64);
-        let sum = |numbers: &[f32]| numbers.iter().map(|&x| f64::from(x)).sum::<f64>();
-        let (_, variance) = moments(experience.rewarded.iter().copied());
-        let numbers = [
-            ("objective/kl", kl),
-            ("objective/entropy", mean(&|row| -sum(&experience.old[row]))),
-            ("objective/non_score_reward", -settings.kl_coef * kl),
-            ("objective/rlhf_reward", scores - settings.kl_coef * kl),
-            ("objective/scores", scores),
-            ("objective/scores_std", variance.sqrt()),
-            ("objective/scores_raw", mean(&|row| experience.scores[row])),
-            ("policy/approxkl_avg", sums.approx_kl()),
-            ("policy/clipfrac_avg", sums.policy_clipped / sums.n),
-            ("policy/entropy_avg", tokens(&|row| sum(&experience.entropies[row])) / n_tokens),
-            ("policy/grad_norm", sums.norms.0 / sums.n_minibatches),
-            ("critic/grad_norm", sums.norms.1 / sums.n_minibatches),
-            ("loss/policy_avg", sums.policy / sums.n),
-            ("loss/value_avg", sums.value / sums.n),
-            ("val/clipfrac_avg", sums.value_clipped / sums.n),
-            ("val/ratio", sums.ratio / sums.n),
-            ("val/ratio_var", sums.ratio_squared / sums.n - (sums.ratio / sums.n).powi(2)),
-            ("val/num_eos_tokens", rows().filter(|&row| self.episodes[row].ended).count() as f64),
-            ("val/explained_variance", self.explained_variance()),
-            ("val/first_difference", sums.first_difference),
-            ("rollout/max_difference", self.rollout_difference(settings)),
-            ("response/len_mean", n_tokens / n),
-            (
-                "response/truncated_frac",
-                mean(&|row| f64::from(u8::from(!self.episodes[row].ended))),
-            ),
-        ];
-        for (name, value) in numbers {
-            log.add(name, value, 1.0);
-        }
-        if let Some(second) = self.second {
-            log.add("objective/scores_test_pm", second.iter().sum::<f64>() / n, 1.0);
-        }
-    }
-
-    /// The largest difference between the sampler's log-probabilities and the trainer's; not known
-    /// when the sampler's are at another temperature.
-    fn rollout_difference(&self, settings: &PpoSettings) -> f64 {
-        if (settings.temperature - 1.0).abs() > f64::EPSILON {
-            return f64::NAN;
-        }
-        let tokens = self.episodes.iter().zip(&self.experience.old);
-        tokens
-            .flat_map(|(episode, old)| episode.sampled.iter().zip(old))
-            .map(|(sampled, old)| f64::from((sampled - old).abs()))
-            .fold(0.0, f64::max)
-    }
-
-    /// `1 − Var(R − V) / Var(R)` over the tokens.
-    fn explained_variance(&self) -> f64 {
-        let flat = |of: &[Vec<f32>]| of.iter().flatten().map(|&x| f64::from(x)).collect::<Vec<_>>();
-        let (returns, values) = (flat(&self.experience.returns), flat(&self.experience.values));
-        let (_, all) = moments(returns.iter().copied());
-        let (_, rest) = moments(returns.iter().zip(&values).map(|(r, v)| r - v));
-        if all > 0.0 { 1.0 - rest / all } else { 0.0 }
-    }
-
-    fn rollouts(&self, prompts: &Prompts<'_>, settings: &PpoSettings) -> Vec<Rollout> {
-        let first = self.n_episodes - self.episodes.len();
-        let of = |(row, episode): (usize, &Episode)| {
-            let experience = self.experience;
-            let kl = experience.kl_of(row);
-            let kept = |numbers: &[Vec<f32>]| {
-                if settings.keep_tokens { numbers[row].clone() } else { Vec::new() }
-            };
-            let tokens = &episode.row.tokens[episode.row.prompt_len..];
-            let ids = tokens.iter().map(|&id| id as i32);
-            Rollout {
-                prompt_row: prompts.ids[episode.prompt],
-                prompt: prompts.messages[episode.prompt].to_vec(),
-                completion: episode.text.clone(),
-                step: self.step as i64,
-                episode: (first + row + 1) as i64,
-                token_ids: if settings.keep_tokens { ids.collect() } else { Vec::new() },
-                logprobs: kept(&experience.old),
-                ref_logprobs: kept(&experience.reference),
-                values: kept(&experience.values),
-                advantages: kept(&experience.advantages),
-                returns: kept(&experience.returns),
-                score: experience.scores[row],
-                score_normalized: self.judge.normalized(experience.scores[row]),
-                score_test_pm: self.second.map(|second| second[row]),
-                kl,
-                reward: experience.rewarded[row] - settings.kl_coef * kl,
-                finish_reason: episode.finish.name().to_owned(),
-                completion_tokens: tokens.len() as i32,
-            }
-        };
-        self.episodes.iter().enumerate().map(of).collect()
-    }
+/// The prompts over and over, each as often as it is answered: in the order given at first, by hash
+/// in later rounds.
+fn asked<'a>(settings: &'a PpoSettings, ids: &'a [Id]) -> impl Iterator<Item = usize> + 'a {
+    let prompts = (0_u64..).flat_map(move |round| epoch_order(settings.optim.seed, round, ids));
+    prompts.flat_map(move |prompt| std::iter::repeat_n(prompt, settings.num_generations))
 }

@@ -1,5 +1,7 @@
 //! `train-sl`: fine-tuning on demonstrations, with the loss on the completions alone.
 
+use std::collections::BTreeMap;
+
 use tch::{Kind, Tensor, no_grad_guard};
 
 use super::learner::{Learner, Texts};
@@ -7,7 +9,8 @@ use super::log::Log;
 use super::loss::cross_entropy;
 use super::optimizer::{AdamW, Schedule};
 use super::order::{Steps, is_held_out};
-use super::rows::{MicroBatch, Row, micro_batches};
+use super::rows::{Layout, MicroBatch, Row, micro_batches};
+use super::state::{Position, State};
 use crate::model::torch::config::Head;
 use crate::model::train::{Example, SlSettings, TrainError, TrainJob, Trained};
 use crate::record::Id;
@@ -46,50 +49,63 @@ impl Outcome {
 pub(super) fn train(job: &TrainJob, settings: &SlSettings) -> Result<Trained, TrainError> {
     let mut trained = Trained { kind: "lm".to_owned(), ..Trained::default() };
     let texts = job.examples.iter().map(texts_of).collect::<Result<Vec<_>, _>>()?;
-    let model = Learner::begin(
-        &job.init,
-        Head::Lm,
-        settings.optim.seed,
-        &Texts(&texts.concat()),
-        &job.out,
-    )?;
+    let SlSettings { optim, compute, .. } = settings;
+    let texts = Texts(&texts.concat());
+    let model = Learner::begin(&job.init, Head::Lm, optim.seed, &texts, &job.out, compute)?;
+    let mut model = model.adapted(&job.init, optim)?;
     let (held_out, learnt) = read(&model, &job.examples, settings, &mut trained)?;
     let data = Demonstrations::of(learnt);
+    let layout = layout(&model, settings);
 
-    let optim = &settings.optim;
     let steps = Steps::new(optim.seed, &data.ids, settings.batch_size, settings.epochs);
     let schedule = Schedule::new(optim, steps.total())?;
     let mut adamw = AdamW::new(model.weights(), optim);
-    let mut log = Log::default();
-    let mut n_tokens = 0.0;
-    for (step, batch) in (0..).zip(steps.batches()) {
-        let outcome = accumulate(&model, &data, &batch);
-        let (rate, done) = (schedule.rate(step), step + 1);
-        if !outcome.loss.is_finite() {
-            return Err(TrainError::Diverged { step: done, loss: outcome.loss });
+    let state = State::of(job, compute);
+    let mut at = state.resume(job, &mut [("model", &mut adamw)], steps.total())?.0;
+    model.refresh()?;
+    for batch in steps.batches().skip(at.step as usize) {
+        let outcome = accumulate(&model, &data, &batch, &layout);
+        let rate = schedule.rate(at.step);
+        at.step += 1;
+        let grad_norm = model.step(&mut adamw, rate)?;
+        let loss = outcome.loss / outcome.n_predicted;
+        if !loss.is_finite() || !grad_norm.is_finite() {
+            return Err(TrainError::Diverged { step: at.step, loss, grad_norm });
         }
-        let grad_norm = adamw.step(rate);
-        n_tokens += outcome.n_tokens;
-        outcome.log(&mut log);
-        log.add("grad_norm", grad_norm, 1.0);
-        if done % optim.logging_steps.max(1) == 0 || done == steps.total() {
-            let epoch = steps.epoch_after(done);
-            let means = log.flush(done, epoch, "train");
-            log.push(done, epoch, "train", "learning_rate", rate);
-            log.push(done, epoch, "train", "num_tokens", n_tokens);
-            log.push(done, epoch, "train", "epoch", epoch);
-            let line = format!("step {done}/{} loss {:.3}", steps.total(), means["loss"]);
-            (job.progress)(&line, done, steps.total());
+        at.n_tokens += outcome.n_tokens;
+        outcome.log(&mut at.log);
+        at.log.add("grad_norm", grad_norm, 1.0);
+        if at.step % optim.logging_steps.max(1) == 0 || at.step == steps.total() {
+            report(&mut at, &steps, rate, job);
+        }
+        if state.is_due(at.step, steps.total()) {
+            state.write(&at, &[("model", &adamw)], &BTreeMap::new())?;
         }
     }
     if !held_out.is_empty() {
-        evaluate(&model, &Demonstrations::of(held_out)).log(&mut log);
-        log.flush(steps.total(), steps.epoch_after(steps.total()), "heldout");
+        evaluate(&model, &Demonstrations::of(held_out), &layout).log(&mut at.log);
+        at.log.flush(steps.total(), steps.epoch_after(steps.total()), "heldout");
     }
     trained.steps = steps.total();
-    trained.metrics = log.into_metrics();
+    trained.metrics = at.log.into_metrics();
     trained.weights = model.save(&job.out, "train-sl")?;
     Ok(trained)
+}
+
+fn layout(model: &Learner, settings: &SlSettings) -> Layout {
+    let parts = settings.compute.gradient_accumulation_steps;
+    let packed = settings.packing.then(|| settings.max_length.min(model.length_max()));
+    Layout { packed, ..Layout::of_parts(settings.batch_size, parts, model.device()) }
+}
+
+fn report(at: &mut Position, steps: &Steps<'_>, rate: f64, job: &TrainJob) {
+    let (done, epoch) = (at.step, steps.epoch_after(at.step));
+    let means = at.log.flush(done, epoch, "train");
+    at.log.push(done, epoch, "train", "learning_rate", rate);
+    at.log.push(done, epoch, "train", "num_tokens", at.n_tokens);
+    at.log.push(done, epoch, "train", "epoch", epoch);
+    let line = format!("step {done}/{} loss {:.3}", steps.total(), means["loss"]);
+    (job.progress)(&line, done, steps.total());
 }
 
 fn texts_of(example: &Example) -> Result<[&str; 2], TrainError> {
@@ -148,10 +164,15 @@ impl Demonstrations {
 }
 
 /// Adds the gradients of a batch's mean loss per token of the completions.
-pub(super) fn accumulate(model: &Learner, data: &Demonstrations, batch: &[usize]) -> Outcome {
+pub(super) fn accumulate(
+    model: &Learner,
+    data: &Demonstrations,
+    batch: &[usize],
+    layout: &Layout,
+) -> Outcome {
     let n_predicted: usize = batch.iter().map(|&row| data.rows[row].predicted().len()).sum();
     let mut outcome = Outcome::default();
-    for micro in micro_batches(&data.rows, batch, model.device()) {
+    for micro in micro_batches(&data.rows, batch, layout) {
         let loss = run(model, data, &micro, &mut outcome);
         (loss / n_predicted as f64).backward();
     }
@@ -159,11 +180,11 @@ pub(super) fn accumulate(model: &Learner, data: &Demonstrations, batch: &[usize]
 }
 
 /// The loss of rows, without learning from them.
-fn evaluate(model: &Learner, data: &Demonstrations) -> Outcome {
+fn evaluate(model: &Learner, data: &Demonstrations, layout: &Layout) -> Outcome {
     let _guard = no_grad_guard();
     let rows: Vec<usize> = (0..data.rows.len()).collect();
     let mut outcome = Outcome::default();
-    for micro in micro_batches(&data.rows, &rows, model.device()) {
+    for micro in micro_batches(&data.rows, &rows, layout) {
         let _ = run(model, data, &micro, &mut outcome);
     }
     outcome
@@ -175,8 +196,7 @@ fn run(
     micro: &MicroBatch,
     outcome: &mut Outcome,
 ) -> Tensor {
-    let hidden = micro.predicting(&model.hidden(&micro.ids)); // (N, d)
-    let logits = model.logits(&hidden); // (N, V)
+    let logits = model.logits(&model.states(micro)); // (N, V)
     let weights = micro.per_token(|row| data.weights[row]); // (N)
     let loss = cross_entropy(&logits, &micro.targets, &weights); // ()
     let correct = logits.detach().argmax(-1, false).eq_tensor(&micro.targets); // (N)

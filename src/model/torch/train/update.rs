@@ -1,12 +1,14 @@
 //! The update of PPO: what policy and critic learn from one batch of episodes.
 
-use super::experience::{Experience, Judge, logits, values_of};
+use tch::Kind;
+
+use super::experience::{Experience, Judge, layout, logits, values_of};
 use super::learner::Learner;
-use super::loss::{clipped_policy, clipped_value, log_probs};
+use super::loss::{clipped_policy, clipped_value, kl_to_reference, log_probs};
 use super::optimizer::{AdamW, Schedule};
 use super::order::epoch_order;
 use super::rows::{MicroBatch, micro_batches};
-use crate::model::train::{PpoSettings, TrainError};
+use crate::model::train::{Algorithm, PpoSettings, TrainError};
 use crate::record::{Id, KeyHasher};
 
 /// The largest difference between a token's log-probability before the update and in its first
@@ -14,17 +16,71 @@ use crate::record::{Id, KeyHasher};
 const FIRST_PASS_TOLERANCE: f64 = 1e-5;
 
 /// What is learnt, with its optimizers.
-pub(super) struct Students<'a> {
+pub(super) struct Students {
     /// The policy.
-    pub(super) policy: &'a Learner,
-    /// The critic.
-    pub(super) critic: &'a Judge,
+    pub(super) policy: Learner,
     /// The policy's optimizer.
     pub(super) policy_optimizer: AdamW,
-    /// The critic's optimizer.
-    pub(super) critic_optimizer: AdamW,
+    /// The critic, where there is one.
+    pub(super) critic: Option<Critic>,
     /// The learning rate of each optimizer step.
     pub(super) schedule: Schedule,
+}
+
+/// A critic with its optimizer.
+pub(super) struct Critic {
+    /// The critic.
+    pub(super) judge: Judge,
+    /// Its optimizer.
+    pub(super) optimizer: AdamW,
+}
+
+impl Students {
+    /// Policy and critic at the beginning.
+    pub(super) fn new(
+        policy: Learner,
+        critic: Option<Judge>,
+        schedule: Schedule,
+        settings: &PpoSettings,
+    ) -> Students {
+        let policy_optimizer = AdamW::new(policy.weights(), &settings.optim);
+        let critic = critic.map(|judge| Critic {
+            optimizer: AdamW::new(judge.model.weights(), &settings.optim),
+            judge,
+        });
+        Students { policy, policy_optimizer, critic, schedule }
+    }
+
+    /// One step of both optimizers; gives the norms of the gradients.
+    fn step(&mut self, rate: f64, pass: Pass) -> Result<(f64, f64), TrainError> {
+        let policy = match pass.is_warmup {
+            true => 0.0,
+            false => self.policy.step(&mut self.policy_optimizer, rate)?,
+        };
+        let critic = match &mut self.critic {
+            Some(Critic { judge, optimizer }) => judge.model.step(optimizer, rate)?,
+            None => 0.0,
+        };
+        Ok((policy, critic))
+    }
+
+    /// Takes in that weights changed.
+    pub(super) fn refresh(&mut self) -> Result<(), TrainError> {
+        self.policy.refresh()?;
+        self.critic.as_mut().map_or(Ok(()), |critic| critic.judge.model.refresh())
+    }
+
+    /// The optimizers by their names in the state.
+    pub(super) fn optimizers(&self) -> Vec<(&str, &AdamW)> {
+        let critic = self.critic.as_ref().map(|critic| ("critic", &critic.optimizer));
+        std::iter::once(("policy", &self.policy_optimizer)).chain(critic).collect()
+    }
+
+    /// The same, to be restored.
+    pub(super) fn optimizers_mut(&mut self) -> Vec<(&str, &mut AdamW)> {
+        let critic = self.critic.as_mut().map(|critic| ("critic", &mut critic.optimizer));
+        std::iter::once(("policy", &mut self.policy_optimizer)).chain(critic).collect()
+    }
 }
 
 /// Sums over the tokens of minibatches, and over minibatches.
@@ -52,6 +108,8 @@ pub(super) struct Sums {
     pub(super) n_minibatches: f64,
     /// The largest |lp − lp_old| of the first minibatch.
     pub(super) first_difference: f64,
+    /// The largest of all.
+    pub(super) difference: f64,
 }
 
 impl Sums {
@@ -73,6 +131,7 @@ impl Sums {
         self.norms.1 += other.norms.1;
         self.n_minibatches += other.n_minibatches;
         self.first_difference = self.first_difference.max(other.first_difference);
+        self.difference = self.difference.max(other.difference);
     }
 }
 
@@ -87,7 +146,7 @@ pub(super) struct Pass {
 
 /// Learns from a batch of episodes. `step` counts the batches from 0.
 pub(super) fn update(
-    students: &mut Students<'_>,
+    students: &mut Students,
     experience: &Experience,
     settings: &PpoSettings,
     step: u64,
@@ -106,15 +165,14 @@ pub(super) fn update(
             };
             let mut own = accumulate(students, experience, settings, minibatch, pass);
             let loss = own.policy / own.n + settings.vf_coef * own.value / own.n;
-            if !loss.is_finite() {
-                return Err(TrainError::Diverged { step: step + 1, loss });
-            }
             let done = (step * n_epochs + epoch) * n_minibatches as u64 + index as u64;
             let rate = students.schedule.rate(done);
-            if !pass.is_warmup {
-                own.norms.0 = students.policy_optimizer.step(rate);
+            own.norms = students.step(rate, pass)?;
+            let grad_norm = own.norms.0.max(own.norms.1);
+            let is_number = own.norms.0.is_finite() && own.norms.1.is_finite();
+            if !loss.is_finite() || !is_number {
+                return Err(TrainError::Diverged { step: step + 1, loss, grad_norm });
             }
-            own.norms.1 = students.critic_optimizer.step(rate);
             own.n_minibatches = 1.0;
             in_epoch.add(&own);
         }
@@ -127,7 +185,7 @@ pub(super) fn update(
 }
 
 /// The rows in an order that is a function of seed and pass alone.
-fn shuffled(seed: u64, pass: u64, n_rows: usize) -> Vec<usize> {
+pub(super) fn shuffled(seed: u64, pass: u64, n_rows: usize) -> Vec<usize> {
     let places: Vec<Id> =
         (0..n_rows as u64).map(|row| KeyHasher::new("amend/minibatch/1").u64(row).id()).collect();
     epoch_order(seed, pass + 1, &places)
@@ -135,7 +193,7 @@ fn shuffled(seed: u64, pass: u64, n_rows: usize) -> Vec<usize> {
 
 /// Adds the gradients of a minibatch; both losses are means over all its tokens.
 pub(super) fn accumulate(
-    students: &Students<'_>,
+    students: &Students,
     experience: &Experience,
     settings: &PpoSettings,
     minibatch: &[usize],
@@ -146,9 +204,12 @@ pub(super) fn accumulate(
     minibatch.sort_unstable();
     let n: usize = minibatch.iter().map(|&row| experience.old[row].len()).sum();
     let mut sums = Sums { n: n as f64, ..Sums::default() };
-    for micro in micro_batches(&experience.rows, &minibatch, students.policy.device()) {
-        learn_policy(students.policy, experience, settings, &micro, pass, &mut sums);
-        learn_values(students.critic, experience, settings, &micro, &mut sums);
+    let layout = layout(settings, students.policy.device());
+    for micro in micro_batches(&experience.rows, &minibatch, &layout) {
+        learn_policy(&students.policy, experience, settings, &micro, pass, &mut sums);
+        if let Some(critic) = &students.critic {
+            learn_values(&critic.judge, experience, settings, &micro, &mut sums);
+        }
     }
     sums
 }
@@ -164,24 +225,35 @@ fn learn_policy(
     let old = micro.gathered(&experience.old); // (N)
     let advantages = micro.gathered(&experience.advantages); // (N)
     let new = log_probs(&logits(policy, micro), &micro.targets, settings.temperature); // (N)
+    let difference = (new.detach() - &old).abs().max().double_value(&[]);
+    sums.difference = sums.difference.max(difference);
     if pass.is_first {
-        let difference = (new.detach() - &old).abs().max().double_value(&[]);
         assert!(
-            difference < FIRST_PASS_TOLERANCE || difference.is_nan(),
+            difference < FIRST_PASS_TOLERANCE
+                || difference.is_nan()
+                // In 16 bits another shape of a product is another rounding of its sums.
+                || policy.kind() != Kind::Float,
             "before the first step the policy is the one that was measured, yet a log-probability \
              differs by {difference:e}"
         );
         sums.first_difference = sums.first_difference.max(difference);
     }
     let loss = clipped_policy(&new, &old, &advantages, settings.cliprange);
+    let whole = match settings.algorithm {
+        Algorithm::Grpo => {
+            let reference = micro.gathered(&experience.reference); // (N)
+            &loss.sum + kl_to_reference(&new, &reference) * settings.kl_coef
+        }
+        Algorithm::Ppo | Algorithm::Rloo => loss.sum.shallow_clone(),
+    };
     if !pass.is_warmup {
-        (&loss.sum / sums.n).backward();
+        (whole / sums.n).backward();
     }
     sums.policy += loss.sum.double_value(&[]);
     sums.squares += loss.squares.double_value(&[]);
     sums.policy_clipped += loss.n_clipped.double_value(&[]);
-    sums.ratio += loss.ratio.sum(tch::Kind::Float).double_value(&[]);
-    sums.ratio_squared += loss.ratio.square().sum(tch::Kind::Float).double_value(&[]);
+    sums.ratio += loss.ratio.sum(Kind::Float).double_value(&[]);
+    sums.ratio_squared += loss.ratio.square().sum(Kind::Float).double_value(&[]);
 }
 
 fn learn_values(
