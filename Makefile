@@ -35,8 +35,8 @@ test: setup ## everything a commit must pass
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --no-default-features
 
 .PHONY: bench
-bench: setup ## the benchmarks
-	$(CARGO) bench
+bench: setup $(VENV)/ready ## the benchmarks, transformers beside amend
+	AMEND_BENCH_PYTHON=$(VENV)/bin/python $(CARGO) bench --benches
 
 .PHONY: schema
 schema: setup ## write schemas/ anew from the types

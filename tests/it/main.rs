@@ -14,12 +14,18 @@ mod lab;
 mod openai;
 mod oracle;
 mod schemas;
+#[cfg(feature = "torch")]
+mod serve;
 mod setup;
 mod tidy;
 #[cfg(feature = "torch")]
 mod torch_backend;
 #[cfg(feature = "torch")]
+mod torch_chat;
+#[cfg(feature = "torch")]
 mod torch_conformance;
+#[cfg(feature = "torch")]
+mod torch_damage;
 #[cfg(feature = "torch")]
 mod torch_invariance;
 #[cfg(feature = "torch")]

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use super::models::chat;
 use crate::engine::train::{Recipe, Trainings};
 use crate::model::{Example, Init, TrainJob, TrainSettings, Trained, Trainer};
 use crate::operators::ModelRef;
-use crate::operators::train::{Renderer, balance};
+use crate::operators::train::{Chat, Renderer, balance};
 use crate::record::{CallKey, Id, KeyHasher};
 use crate::store::Checkpoints;
 
@@ -46,7 +47,13 @@ impl Trainings for LocalTrainings {
 impl LocalTrainings {
     fn try_train(&self, recipe: Recipe) -> Result<Trained, String> {
         let setup = Arc::clone(&recipe.training.setup);
-        let (examples, rejected) = examples(&recipe)?;
+        let init = recipe.training.models.first().and_then(Option::as_ref);
+        let init = init.map(|model| self.dir(model)).transpose()?;
+        let chat = match (&setup.model, &init) {
+            (Some(entry), Some(dir)) => chat(entry, dir)?,
+            _ => None,
+        };
+        let (examples, rejected) = examples(&recipe, chat.as_deref())?;
         let stage = self
             .checkpoints
             .stage(&training_key(recipe.id), false)
@@ -54,10 +61,10 @@ impl LocalTrainings {
         let (progress, node) = (Arc::clone(&self.progress), Arc::clone(&recipe.training.node));
         let job = TrainJob {
             settings: self.settings(&setup.settings, &recipe.training.models)?,
-            init: match (&setup.scratch, recipe.training.models.first()) {
+            init: match (&setup.scratch, init) {
                 (Some(scratch), _) => Init::Scratch(scratch.clone()),
-                (None, Some(Some(model))) => Init::Checkpoint(self.dir(model)?),
-                (None, _) => unreachable!("a training begins with a model or from nothing"),
+                (None, Some(dir)) => Init::Checkpoint(dir),
+                (None, None) => unreachable!("a training begins with a model or from nothing"),
             },
             examples,
             out: stage.clone(),
@@ -120,9 +127,9 @@ fn files(dir: &Path) -> std::io::Result<Vec<(String, i64, String)>> {
 type Rejected = Vec<(Id, String, String)>;
 
 /// The examples of a recipe, in the order of training, and the rows that make none.
-fn examples(recipe: &Recipe) -> Result<(Vec<Example>, Rejected), String> {
+fn examples(recipe: &Recipe, chat: Option<&Chat>) -> Result<(Vec<Example>, Rejected), String> {
     let setup = &recipe.training.setup;
-    let renderer = Renderer::new(setup.model.as_ref(), None);
+    let renderer = Renderer::new(setup.model.as_ref(), chat);
     let seed = match &setup.settings {
         TrainSettings::TrainSl(settings) => settings.optim.seed,
         TrainSettings::TrainPm(settings) => settings.optim.seed,
