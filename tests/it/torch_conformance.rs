@@ -314,6 +314,26 @@ fn drawn_tokens_have_the_log_probabilities_of_a_whole_pass() {
     }
 }
 
+#[test]
+fn a_penalised_token_is_not_drawn_again_and_its_log_probability_is_the_models_own() {
+    let (mut llama, tokenizer, cases) = tiny();
+    llama.config.eos_token_ids.clear();
+    for case in &cases {
+        let plain = continued(&llama, &tokenizer, case.ids.clone(), 24);
+        let sampling = amend::model::Sampling { repetition_penalty: 1e6, ..greedy(24) };
+        let row = Continuation { prompt: case.ids.clone(), sampling };
+        let penalised = generate(&llama, &tokenizer, vec![row], 8).remove(0);
+        let mut seen: Vec<i64> = case.ids.clone();
+        for token in &penalised.tokens {
+            assert!(!seen.contains(token), "{token} after {seen:?}");
+            seen.push(*token);
+        }
+        if plain.tokens[0] == penalised.tokens[0] {
+            assert_eq!(plain.logprobs[0].to_bits(), penalised.logprobs[0].to_bits());
+        }
+    }
+}
+
 fn continued(
     llama: &Llama,
     tokenizer: &TextTokenizer,

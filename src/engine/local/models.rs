@@ -223,3 +223,37 @@ pub fn weights_id(dir: &Path) -> Result<Id, String> {
 pub fn weights_id(dir: &Path) -> Result<Id, String> {
     Err(format!("{} is a checkpoint, and this amend was built without `torch`", dir.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_is_another_where_the_model_is_run_otherwise_and_the_same_where_it_is_not() {
+        let weights = Id::from_bits(7);
+        let of = |change: &dyn Fn(&mut Model)| {
+            let mut entry = Model::from_scratch();
+            change(&mut entry);
+            identity(&entry, weights)
+        };
+        let arguments = |entry: &mut Model| {
+            entry.template_args.insert("enable_thinking".to_owned(), false.into());
+        };
+        let chat = |entry: &mut Model| entry.format = Format::Chat;
+        assert_eq!(of(&|_| ()), weights);
+        assert_eq!(of(&|entry| entry.device = crate::spec::model::Device::Cpu), weights);
+        assert_eq!(of(&arguments), weights, "a transcript has no template");
+        assert_eq!(of(&chat), weights, "the checkpoint's own template is in its weights id");
+        let others = [
+            of(&|entry| entry.dtype = Dtype::Bf16),
+            of(&|entry| entry.dtype = Dtype::F32),
+            of(&|entry| {
+                chat(entry);
+                arguments(entry);
+            }),
+        ];
+        for (at, id) in others.iter().enumerate() {
+            assert!(*id != weights && !others[..at].contains(id), "{at}");
+        }
+    }
+}
