@@ -36,8 +36,8 @@ test: setup ## everything a commit must pass
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --no-default-features
 
 .PHONY: bench
-bench: setup ## the benchmarks; the peers' task where their fake endpoint is
-	$(CARGO) bench
+bench: setup $(VENV)/ready ## the benchmarks: transformers beside amend, and the peers' task where their fake endpoint is
+	AMEND_BENCH_PYTHON=$(VENV)/bin/python $(CARGO) bench --benches
 	$(CARGO) build --release
 	if [ -e ../shared/peers/fake_openai.py ]; then python3 benches/peers.py "$(CACHE)/target/release/amend"; fi
 

@@ -1,9 +1,12 @@
 //! The command line as written: flags and subcommands.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+
+use crate::spec::model::{Device, Dtype};
 
 /// A declarative dataflow engine for Constitutional AI.
 ///
@@ -120,6 +123,10 @@ pub(super) enum Command {
     Schema(SchemaArgs),
     /// Reads a published constitution and writes it as ours
     Import(ImportArgs),
+    /// Talks with a local model, for a first look
+    Chat(ChatArgs),
+    /// Serves a local model to other tools, by the interface of OpenAI
+    Serve(ServeArgs),
 }
 
 /// A pipeline file.
@@ -277,6 +284,78 @@ pub(super) struct ImportArgs {
     /// Writes over a file that is there
     #[arg(long)]
     pub(super) force: bool,
+}
+
+/// Which local model, and how it runs.
+#[derive(Debug, Args)]
+pub(super) struct ModelArgs {
+    /// The model: a directory in Hugging Face layout, or a node that trained one
+    #[arg(value_name = "NODE|DIR")]
+    pub(super) model: String,
+    /// The snapshot of the node: its number, `latest`, or `latest~1`
+    #[arg(long, value_name = "N", default_value = "latest")]
+    pub(super) at: String,
+    /// Where it runs: auto, cpu, cuda or cuda:1
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub(super) device: Device,
+    /// Number format of weights and activations: auto, f32 or bf16
+    #[arg(long, value_name = "DTYPE", default_value = "auto", value_parser = dtype)]
+    pub(super) dtype: Dtype,
+    /// Threads inside one tensor operation on CPU
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(super) threads: Option<u32>,
+    /// Which pipeline.
+    #[command(flatten)]
+    pub(super) which: Which,
+}
+
+fn dtype(text: &str) -> Result<Dtype, String> {
+    match text {
+        "auto" => Ok(Dtype::Auto),
+        "f32" => Ok(Dtype::F32),
+        "bf16" => Ok(Dtype::Bf16),
+        _ => Err("it is auto, f32 or bf16".to_owned()),
+    }
+}
+
+/// Arguments of `chat`.
+#[derive(Debug, Args)]
+pub(super) struct ChatArgs {
+    /// The model.
+    #[command(flatten)]
+    pub(super) model: ModelArgs,
+    /// What the model is told first
+    #[arg(long, value_name = "TEXT")]
+    pub(super) system: Option<String>,
+    /// Temperature; 0 is greedy [default: as the checkpoint says, or 1]
+    #[arg(long, value_name = "T")]
+    pub(super) temperature: Option<f64>,
+    /// Tokens after which an answer is cut
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub(super) max_tokens: u32,
+    /// Seed of the first answer; each further one has the next
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(super) seed: u64,
+}
+
+/// Arguments of `serve`.
+#[derive(Debug, Args)]
+pub(super) struct ServeArgs {
+    /// The model.
+    #[command(flatten)]
+    pub(super) model: ModelArgs,
+    /// The address to listen at; other than this machine's own only with a token
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    pub(super) host: IpAddr,
+    /// The port; 0 takes a free one
+    #[arg(long, value_name = "PORT", default_value_t = 8000)]
+    pub(super) port: u16,
+    /// The token that clients must send
+    #[arg(long, value_name = "TOKEN", env = "AMEND_API_KEY", hide_env_values = true)]
+    pub(super) api_key: Option<String>,
+    /// What the model is called [default: the node's or the directory's name]
+    #[arg(long, value_name = "NAME")]
+    pub(super) name: Option<String>,
 }
 
 #[cfg(test)]

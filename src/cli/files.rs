@@ -22,18 +22,27 @@ pub(super) fn store_of(file: &Path, common: &Common) -> PathBuf {
     common.store.clone().unwrap_or_else(|| file.parent().unwrap_or(Path::new("")).join(STORE))
 }
 
-/// The pipeline of a store that a command reads.
-pub(super) fn reader(which: &Which, common: &Common) -> anyhow::Result<Reader> {
-    let named = which.pipeline.as_deref();
+/// The file that the pipeline is named by, if it is named by one.
+fn file_of(which: &Which) -> Option<&Path> {
     let is_file = |name: &&str| {
         name.contains(['/', '\\']) || [".yaml", ".yml"].iter().any(|end| name.ends_with(end))
     };
-    let file = named.filter(is_file).map(Path::new);
-    let dir = match (file, &common.store) {
-        (_, Some(store)) => store.clone(),
-        (Some(file), None) => store_of(file, common),
-        (None, None) => find_store()?,
-    };
+    which.pipeline.as_deref().filter(is_file).map(Path::new)
+}
+
+/// The store that a command reads.
+pub(super) fn store(which: &Which, common: &Common) -> anyhow::Result<PathBuf> {
+    match (file_of(which), &common.store) {
+        (_, Some(store)) => Ok(store.clone()),
+        (Some(file), None) => Ok(store_of(file, common)),
+        (None, None) => find_store(),
+    }
+}
+
+/// The pipeline of a store that a command reads.
+pub(super) fn reader(which: &Which, common: &Common) -> anyhow::Result<Reader> {
+    let (named, file) = (which.pipeline.as_deref(), file_of(which));
+    let dir = store(which, common)?;
     let pipelines = Pipelines::of(&Store::new(&dir))?;
     let name = match file {
         Some(file) => plan(file, common)?.pipeline().name.value.clone(),

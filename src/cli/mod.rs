@@ -20,6 +20,14 @@ mod query;
 mod run;
 mod schema;
 
+#[cfg(feature = "torch")]
+mod chat;
+#[cfg(feature = "torch")]
+mod serve;
+
+#[cfg(feature = "torch")]
+mod local;
+
 mod options;
 mod predicates;
 mod progress;
@@ -49,7 +57,7 @@ pub fn main() -> ExitCode {
         }
     };
     #[cfg(feature = "torch")]
-    if matches!(cli.command, Command::Run(_)) {
+    if matches!(cli.command, Command::Run(_) | Command::Chat(_) | Command::Serve(_)) {
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         // What it fails to cure costs time only.
         drop(crate::model::torch::quiet_openmp(threads));
@@ -85,5 +93,15 @@ fn dispatch(command: &Command, common: &Common, screen: Screen) -> anyhow::Resul
         Command::Log(args) => log::run(args, common, screen),
         Command::Diff(args) => diff::run(args, common, screen),
         Command::Explain(args) => explain::run(args, common, screen),
+        #[cfg(feature = "torch")]
+        Command::Chat(args) => chat::run(args, common, screen),
+        #[cfg(feature = "torch")]
+        Command::Serve(args) => serve::run(args, common, screen),
+        #[cfg(not(feature = "torch"))]
+        Command::Chat(_) | Command::Serve(_) => {
+            anyhow::bail!(
+                "this amend was built without local models: build it with `--features torch`"
+            )
+        }
     }
 }

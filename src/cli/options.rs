@@ -104,7 +104,7 @@ fn heed_ctrl_c(interrupt: &Arc<AtomicBool>, screen: Screen) -> anyhow::Result<()
 }
 
 /// The time. It is read here alone and passed down.
-fn now_ms() -> i64 {
+pub(super) fn now_ms() -> i64 {
     use std::time::{SystemTime, UNIX_EPOCH};
 
     #[expect(clippy::disallowed_methods, reason = "the clock is read once, where a run begins")]

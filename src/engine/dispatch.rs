@@ -14,7 +14,7 @@ use timely::scheduling::SyncActivator;
 
 use crate::model::{Answer, Backend, CallError, Request};
 use crate::operators::ModelRef;
-use crate::record::CallKey;
+use crate::record::{CallKey, Id};
 
 /// What a call came to.
 #[derive(Clone, Debug)]
@@ -65,6 +65,12 @@ pub trait Memory: Send + Sync {
 pub trait Models: Send + Sync {
     /// The backend; opened the first time that a call is really made.
     fn backend(&self, model: &ModelRef) -> Result<Arc<dyn Backend>, String>;
+
+    /// What the model's answers depend on besides the request: its fingerprint, and how it is run
+    /// where that is not as usual (number format, chat template and its arguments).
+    fn identity(&self, model: &ModelRef) -> Id {
+        model.fingerprint
+    }
 }
 
 /// Where an outcome is to be told: a ticket of the asking operator, which is woken.
@@ -235,7 +241,7 @@ impl Dispatcher {
         request: Request,
         waiter: impl FnOnce() -> Waiter,
     ) -> (CallKey, Option<Outcome>) {
-        let key = request.key(model.fingerprint);
+        let key = request.key(self.models.identity(model));
         let mut inner = self.lock();
         if let Some(asked) = inner.asked.get_mut(&key) {
             asked.node = asked.node.min(node);

@@ -49,12 +49,21 @@ pub struct Sampling {
     pub top_k: u32,
     /// The least share of the likeliest token's probability. 0 is none.
     pub min_p: f64,
+    /// What the logits of tokens that occurred, in the prompt too, are divided by where they are
+    /// positive, and multiplied by where they are negative. 1 is none.
+    #[serde(default = "none")]
+    pub repetition_penalty: f64,
     /// The most tokens to write.
     pub max_tokens: u32,
     /// Texts that end the answer and are not part of it.
     pub stop: Vec<String>,
     /// The seed; none for a greedy request, so that equal ones are one call.
     pub seed: Option<u64>,
+}
+
+/// The penalty that is none.
+fn none() -> f64 {
+    1.0
 }
 
 /// How the log-probabilities of choices are had.
@@ -136,6 +145,10 @@ impl Sampling {
         hasher.add_f64(self.top_p);
         hasher.add_u64(u64::from(self.top_k));
         hasher.add_f64(self.min_p);
+        if self.is_penalised() {
+            hasher.add_text("repetition_penalty");
+            hasher.add_f64(self.repetition_penalty);
+        }
         hasher.add_u64(u64::from(self.max_tokens));
         hasher.add_u64(self.stop.len() as u64);
         self.stop.iter().for_each(|stop| hasher.add_text(stop));
@@ -143,6 +156,11 @@ impl Sampling {
             Some(seed) => hasher.add_u64(seed),
             None => hasher.add_text("no seed"),
         }
+    }
+
+    /// Whether tokens that occurred are less likely.
+    pub fn is_penalised(&self) -> bool {
+        (self.repetition_penalty - 1.0).abs() > 0.0
     }
 
     /// Whether the answer is a function of the prompt alone.

@@ -221,8 +221,8 @@ pub enum Device {
     Auto,
     /// The CPU.
     Cpu,
-    /// The first GPU.
-    Cuda,
+    /// That GPU.
+    Cuda(u32),
 }
 
 /// Settings of `train-sl`.

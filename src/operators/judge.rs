@@ -64,6 +64,7 @@ impl PairwiseJudge {
                     top_p: 1.0,
                     top_k: 0,
                     min_p: 0.0,
+                    repetition_penalty: 1.0,
                     max_tokens: cot.max_tokens.value,
                     stop: Vec::new(),
                     seed: None,

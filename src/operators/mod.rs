@@ -239,6 +239,9 @@ fn hash_sampling(sampling: &Sampling, hasher: &mut KeyHasher) {
     hasher.add_f64(sampling.top_p);
     hasher.add_u64(u64::from(sampling.top_k));
     hasher.add_f64(sampling.min_p);
+    if sampling.is_penalised() {
+        hasher.add_f64(sampling.repetition_penalty);
+    }
     hasher.add_u64(u64::from(sampling.max_tokens));
     sampling.stop.iter().for_each(|stop| hasher.add_text(stop));
 }

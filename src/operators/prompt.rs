@@ -67,6 +67,7 @@ impl Style {
             top_p: node.top_p,
             top_k: node.top_k,
             min_p: node.min_p,
+            repetition_penalty: node.repetition_penalty,
             max_tokens: node.max_tokens,
             stop,
             seed: None,

@@ -256,7 +256,7 @@ fn device(written: model::Device) -> Device {
     match written {
         model::Device::Auto => Device::Auto,
         model::Device::Cpu => Device::Cpu,
-        model::Device::Cuda => Device::Cuda,
+        model::Device::Cuda(index) => Device::Cuda(index),
     }
 }
 

@@ -63,6 +63,9 @@ fn model(name: &Name, model: &Model, check: &mut Check<'_>) {
     if let Some(timeout_s) = &model.timeout_s {
         check.above("timeout_s", timeout_s, 0.0);
     }
+    if let Some(cache_mib) = &model.cache_mib {
+        check.count("cache_mib", cache_mib);
+    }
     if let Some(threads) = &model.threads {
         check.count("threads", threads);
     }

@@ -1,10 +1,13 @@
 //! `models`: what answers, either a checkpoint run in this process or an endpoint.
 
+use std::borrow::Cow;
 use std::fmt;
+use std::str::FromStr;
 
 use indexmap::IndexMap;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize, Serializer};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::place::{FilePath, Name, Spanned};
 
@@ -75,9 +78,12 @@ pub struct Model {
     /// Where a checkpoint runs.
     #[serde(default)]
     pub device: Device,
-    /// Threads inside one tensor operation of a checkpoint on CPU. Without it, all cores.
+    /// Threads inside one tensor operation of a checkpoint on CPU. Without it, 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<Spanned<u32>>,
+    /// Mebibytes that the keys and values of a checkpoint's rows and shared prefixes take, about. Without it, 2048.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_mib: Option<Spanned<u32>>,
 }
 
 fn label_tokens() -> [String; 2] {
@@ -133,6 +139,7 @@ impl Model {
             dtype: Dtype::default(),
             device: Device::default(),
             threads: None,
+            cache_mib: None,
         }
     }
 
@@ -249,15 +256,65 @@ pub enum Dtype {
     Bf16,
 }
 
-/// Where a checkpoint runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
+/// Where a checkpoint runs: `auto`, `cpu`, `cuda` or `cuda:1`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
     /// CUDA where there is one, else CPU.
     #[default]
     Auto,
     /// The processor.
     Cpu,
-    /// The first GPU.
-    Cuda,
+    /// That GPU; `cuda` is the first.
+    Cuda(u32),
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Device::Auto => f.write_str("auto"),
+            Device::Cpu => f.write_str("cpu"),
+            Device::Cuda(0) => f.write_str("cuda"),
+            Device::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Device, String> {
+        let cuda = |index: &str| index.parse().ok().map(Device::Cuda);
+        let device = match text {
+            "auto" => Some(Device::Auto),
+            "cpu" => Some(Device::Cpu),
+            "cuda" => Some(Device::Cuda(0)),
+            _ => text.strip_prefix("cuda:").and_then(cuda),
+        };
+        device.ok_or_else(|| format!("device {text:?} is none of `auto`, `cpu`, `cuda`, `cuda:1`"))
+    }
+}
+
+impl<'de> Deserialize<'de> for Device {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Device, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+impl Serialize for Device {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl JsonSchema for Device {
+    fn schema_name() -> Cow<'static, str> {
+        "Device".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        schemars::json_schema!({
+            "description": "Where a checkpoint runs: `auto` is CUDA where there is one, else CPU.",
+            "type": "string",
+            "pattern": "^(auto|cpu|cuda(:[0-9]+)?)$"
+        })
+    }
 }

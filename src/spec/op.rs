@@ -38,6 +38,7 @@ pub use data::{
     Columns, Dedupe, FileFormat, Filter, Flaw, KeepRow, Mix, OnDrop, Read, Readable, Split,
 };
 pub use evaluate::Evaluate;
+pub(in crate::spec) use feedback::SamplingWritten;
 pub use feedback::{
     Critic, Critique, Critiquing, FewShot, Repeat, Revise, Reviser, Sample, Sampling, Shots,
 };

@@ -16,13 +16,19 @@ mod oracle;
 mod overtaken;
 mod property;
 mod schemas;
+#[cfg(feature = "torch")]
+mod serve;
 mod setup;
 mod sketch;
 mod tidy;
 #[cfg(feature = "torch")]
 mod torch_backend;
 #[cfg(feature = "torch")]
+mod torch_chat;
+#[cfg(feature = "torch")]
 mod torch_conformance;
+#[cfg(feature = "torch")]
+mod torch_damage;
 #[cfg(feature = "torch")]
 mod torch_invariance;
 #[cfg(feature = "torch")]

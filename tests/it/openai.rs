@@ -34,6 +34,7 @@ fn sampled(prompt: Prompt) -> Request {
         top_p: 1.0,
         top_k: 0,
         min_p: 0.0,
+        repetition_penalty: 1.0,
         max_tokens: 64,
         stop: vec![],
         seed: Some(7),

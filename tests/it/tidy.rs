@@ -20,6 +20,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 /// The crates that only some folders name, so that one can be replaced by editing one folder.
 const OWNED: &[(&str, &[&str])] = &[
     ("anyhow", &["cli"]),
+    ("axum", &["cli"]),
     ("clap", &["cli"]),
     ("datafusion", &["query"]),
     ("differential_dataflow", &["engine"]),

@@ -15,30 +15,12 @@ use amend::model::{
 use amend::record::Message;
 use tch::{Device, Kind};
 
-use crate::torch_tiny::{fixture, greedy, sampled};
+use crate::torch_tiny::{ask, copied, fixture, greedy, sampled};
 
 const PROMPT: &str = "\n\nHuman: Which answer is better?\n\nAssistant:";
 
 fn open(dir: &str) -> TorchBackend {
     TorchBackend::open(&fixture(dir), TorchOptions::default()).unwrap()
-}
-
-/// The answers to some requests, in their order.
-fn ask(backend: &dyn Backend, requests: Vec<Request>) -> Vec<Result<Answer, CallError>> {
-    let (sender, answers) = mpsc::channel();
-    let count = requests.len();
-    for (index, request) in requests.into_iter().enumerate() {
-        let sender = sender.clone();
-        backend.submit(
-            Arc::new(request),
-            Box::new(move |answer| sender.send((index, answer)).unwrap()),
-        );
-    }
-    drop(sender);
-    let mut answers: Vec<_> = answers.iter().collect();
-    assert_eq!(answers.len(), count, "every request is answered once");
-    answers.sort_by_key(|(index, _)| *index);
-    answers.into_iter().map(|(_, answer)| answer).collect()
 }
 
 fn generate(prompt: &str, sampling: Sampling) -> Request {
@@ -226,16 +208,6 @@ fn a_language_model_becomes_a_preference_model_with_a_score_for_a_head() {
     let text = std::fs::read_to_string(dir.path().join("config.json")).unwrap();
     assert!(text.contains("LlamaForSequenceClassification") && text.contains("\"regression\""));
     assert!(Llama::new(&back.config, &back.weights, Kind::Float, Device::Cpu).is_ok());
-}
-
-/// A copy of a fixture, to be broken.
-fn copied(name: &str) -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(fixture(name)).unwrap() {
-        let path = entry.unwrap().path();
-        std::fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
-    }
-    dir
 }
 
 fn read_error(dir: &Path) -> String {

@@ -1,9 +1,13 @@
-//! The numbers of a Llama against transformers: the checkpoints of `../shared/conformance`, and a
-//! small one of our own.
+//! The numbers of local models against transformers: every checkpoint directory under the folders
+//! of `AMEND_CONFORMANCE` (by default the project's own and `../shared/conformance`), whatever its
+//! architecture, and a small Llama with its tokenizer.
+//!
+//! A directory has `expected.safetensors` beside its weights: see `make_conformance.py`.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
-#![allow(clippy::print_stderr, reason = "a test that is skipped says so")]
+#![allow(clippy::print_stderr, reason = "the differences are worth reading")]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use amend::model::Finish;
@@ -16,28 +20,43 @@ use tch::{Device, Kind, Tensor};
 
 use crate::torch_tiny::{fixture, greedy, sampled};
 
-/// The directory of the shared checkpoints; none, said on stderr, where it is not.
-fn shared() -> Option<PathBuf> {
-    let given = std::env::var_os("AMEND_CONFORMANCE").map(PathBuf::from);
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/conformance");
-    let dir = given.unwrap_or(beside);
-    if dir.is_dir() {
-        return Some(dir);
+/// How many tokens of `greedy_ids` are the prompt.
+const PROMPT_TOKENS: usize = 12;
+
+/// Every checkpoint with expected numbers.
+fn checkpoints() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folders: Vec<PathBuf> = match std::env::var_os("AMEND_CONFORMANCE") {
+        Some(given) => std::env::split_paths(&given).collect(),
+        None => vec![fixture("conformance"), root.join("../shared/conformance")],
+    };
+    let mut found = Vec::new();
+    for entry in folders.iter().flat_map(std::fs::read_dir).flatten() {
+        let dir = entry.unwrap().path();
+        if dir.join("expected.safetensors").is_file() {
+            found.push(dir);
+        }
     }
-    eprintln!("skipped: {} is not there (AMEND_CONFORMANCE names another)", dir.display());
-    None
+    assert!(!found.is_empty(), "there is no checkpoint in {folders:?}");
+    found.sort();
+    found
 }
 
-fn expected(dir: &Path, name: &str) -> Tensor {
-    let bytes = std::fs::read(dir.join("expected.safetensors")).unwrap();
+/// The tensors of a safetensors file.
+fn tensors(path: &Path) -> BTreeMap<String, Tensor> {
+    let bytes = std::fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
-    let view = file.tensor(name).unwrap();
-    let shape: Vec<i64> = view.shape().iter().map(|&size| size as i64).collect();
-    let kind = match view.dtype() {
-        safetensors::Dtype::I64 => Kind::Int64,
-        _ => Kind::Float,
+    let tensor = |(name, view): (&str, safetensors::tensor::TensorView<'_>)| {
+        let shape: Vec<i64> = view.shape().iter().map(|&size| size as i64).collect();
+        let kind = match view.dtype() {
+            safetensors::Dtype::I64 => Kind::Int64,
+            safetensors::Dtype::BF16 => Kind::BFloat16,
+            safetensors::Dtype::F16 => Kind::Half,
+            _ => Kind::Float,
+        };
+        (name.to_owned(), Tensor::from_data_size(view.data(), &shape, kind))
     };
-    Tensor::from_data_size(view.data(), &shape, kind)
+    file.iter().map(tensor).collect()
 }
 
 fn model(dir: &Path) -> (Checkpoint, Llama) {
@@ -47,56 +66,160 @@ fn model(dir: &Path) -> (Checkpoint, Llama) {
     (checkpoint, llama)
 }
 
-/// The largest difference from transformers at tokens that are not padding.
-fn difference(dir: &Path) -> f64 {
-    let _guard = tch::no_grad_guard();
-    tch::set_num_threads(1);
-    let (checkpoint, llama) = model(dir);
-    let attention_mask = expected(dir, "attention_mask");
-    let mask = llama.padding_mask(&attention_mask);
-    let (ids, positions) = (expected(dir, "input_ids"), expected(dir, "position_ids"));
-    let difference = |llama: &Llama| {
-        let hidden = llama.hidden_at(&ids, &positions, &mask);
-        match checkpoint.config.head {
-            Head::Lm => {
-                let error = (llama.logits(&hidden) - expected(dir, "logits")).abs();
-                (error * attention_mask.unsqueeze(-1)).max().double_value(&[])
-            }
+/// A checkpoint with what transformers makes of it.
+struct Case {
+    name: String,
+    checkpoint: Checkpoint,
+    expected: BTreeMap<String, Tensor>,
+}
+
+impl Case {
+    fn read(dir: &Path) -> Case {
+        tch::set_num_threads(1);
+        Case {
+            name: dir.file_name().unwrap().to_string_lossy().into_owned(),
+            checkpoint: Checkpoint::read(dir).unwrap_or_else(|error| panic!("{error}")),
+            expected: tensors(&dir.join("expected.safetensors")),
+        }
+    }
+
+    fn llama(&self, kind: Kind) -> Llama {
+        let Checkpoint { config, weights, .. } = &self.checkpoint;
+        Llama::new(config, weights, kind, Device::Cpu).unwrap()
+    }
+
+    /// Logits (B, T, V), or the score (B, 1) at the last token that is not padding.
+    fn numbers(&self, llama: &Llama) -> Tensor {
+        let (attention_mask, positions) =
+            (&self.expected["attention_mask"], &self.expected["position_ids"]);
+        let mask = llama.padding_mask(attention_mask, positions);
+        let hidden = llama.hidden_at(&self.expected["input_ids"], positions, &mask);
+        match llama.config.head {
+            Head::Lm => llama.logits(&hidden),
             Head::Score => {
-                let last = (attention_mask.cumsum(1, Kind::Int64).argmax(-1, false)).view([-1, 1]);
-                let scores = llama.scores(&hidden).gather(1, &last, false); // (B, 1)
-                (scores - expected(dir, "scores")).abs().max().double_value(&[])
+                let last = attention_mask.cumsum(1, Kind::Int64).argmax(-1, false).view([-1, 1]);
+                llama.scores(&hidden).gather(1, &last, false)
             }
         }
-    };
-    difference(&llama).max(difference(&llama.stacked()))
+    }
+
+    /// The largest difference from transformers, not counting padding.
+    fn difference(&self, numbers: &Tensor) -> f64 {
+        let error = match self.checkpoint.config.head {
+            Head::Lm => {
+                (numbers - &self.expected["logits"]).abs()
+                    * self.expected["attention_mask"].unsqueeze(-1)
+            }
+            Head::Score => (numbers - &self.expected["scores"]).abs(),
+        };
+        error.max().double_value(&[])
+    }
 }
 
 #[test]
-fn the_shared_llamas_give_the_numbers_of_transformers() {
-    let Some(dir) = shared() else { return };
-    for case in
-        ["llama_mha", "llama_gqa_tied_theta", "llama3_ropescale", "llama_bias", "llama_seqcls"]
-    {
-        let difference = difference(&dir.join(case));
-        eprintln!("{case}: largest difference {difference:.1e}");
-        assert!(difference < 1e-4, "{case}: {difference:e}");
+fn every_checkpoint_gives_the_numbers_of_transformers() {
+    let _guard = tch::no_grad_guard();
+    for dir in checkpoints() {
+        let case = Case::read(&dir);
+        let llama = case.llama(Kind::Float);
+        for llama in [&llama, &llama.stacked()] {
+            let difference = case.difference(&case.numbers(llama));
+            eprintln!("{}: largest difference {difference:.1e}", case.name);
+            assert!(difference < 1e-4, "{}: {difference:e}", case.name);
+        }
+        // The first row has no padding: training's kernel reads it.
+        let first = case.expected["input_ids"].narrow(0, 0, 1);
+        let hidden = llama.hidden_fused(&first);
+        let error = match llama.config.head {
+            Head::Lm => llama.logits(&hidden) - case.expected["logits"].narrow(0, 0, 1),
+            Head::Score => {
+                let last = hidden.narrow(1, hidden.size()[1] - 1, 1);
+                llama.scores(&last) - case.expected["scores"].narrow(0, 0, 1)
+            }
+        };
+        let difference = error.abs().max().double_value(&[]);
+        assert!(difference < 1e-4, "{} by the fused kernel: {difference:e}", case.name);
+    }
+}
+
+#[test]
+fn in_bf16_the_likeliest_token_is_the_same_where_the_next_is_a_tenth_behind() {
+    let _guard = tch::no_grad_guard();
+    for dir in checkpoints() {
+        let case = Case::read(&dir);
+        let numbers = case.numbers(&case.llama(Kind::BFloat16).stacked());
+        if case.checkpoint.config.head == Head::Score {
+            assert!(case.difference(&numbers) < 0.1, "{}", case.name);
+            continue;
+        }
+        let logits = &case.expected["logits"];
+        let (top, _) = logits.topk(2, -1, true, true);
+        let is_clear = (top.select(-1, 0) - top.select(-1, 1)).gt(0.1);
+        let is_clear = is_clear.logical_and(&case.expected["attention_mask"].ne(0));
+        let differs = numbers.argmax(-1, false).ne_tensor(&logits.argmax(-1, false));
+        let faults = differs.logical_and(&is_clear).sum(Kind::Int64).int64_value(&[]);
+        assert!(is_clear.any().int64_value(&[]) != 0, "{}: nothing was compared", case.name);
+        assert_eq!(faults, 0, "{}: largest difference {:e}", case.name, case.difference(&numbers));
     }
 }
 
 #[test]
 fn greedy_tokens_are_those_of_transformers() {
-    let Some(dir) = shared() else { return };
-    for case in ["llama_mha", "llama_gqa_tied_theta", "llama3_ropescale", "llama_bias"] {
-        let (checkpoint, mut llama) = model(&dir.join(case));
+    for dir in checkpoints() {
+        let case = Case::read(&dir);
+        let Some(expected) = case.expected.get("greedy_ids") else { continue };
+        let mut llama = case.llama(Kind::Float).stacked();
         // transformers was told to write on past the end token.
         llama.config.eos_token_ids.clear();
-        assert!(checkpoint.config.eos_token_ids == [2]);
-        let ids = Vec::<i64>::try_from(expected(&dir.join(case), "greedy_ids").view([-1])).unwrap();
-        let prompt = ids[..12].to_vec();
-        let written = continued(&llama, &numbered_words(512), prompt, 12);
-        assert_eq!(written.tokens, ids[12..], "{case}");
-        assert_eq!(written.finish, Finish::Length);
+        let tokenizer = numbered_words(llama.config.vocab_size as usize);
+        let expected = Vec::<Vec<i64>>::try_from(expected).unwrap();
+        let gaps =
+            case.expected.get("greedy_gaps").map(|gaps| Vec::<Vec<f32>>::try_from(gaps).unwrap());
+        let rows = expected.iter().map(|ids| Continuation {
+            prompt: ids[..PROMPT_TOKENS].to_vec(),
+            sampling: greedy((ids.len() - PROMPT_TOKENS) as u32),
+        });
+        let written = generate(&llama, &tokenizer, rows.collect(), 16);
+        for (row, (written, ids)) in written.iter().zip(&expected).enumerate() {
+            // From the first step at which two tokens are nearly as likely, either may be right.
+            let clear = gaps.as_ref().map_or(usize::MAX, |gaps| {
+                gaps[row].iter().position(|&gap| gap < 1e-4).unwrap_or(usize::MAX)
+            });
+            let count = clear.min(ids.len() - PROMPT_TOKENS);
+            let expected = &ids[PROMPT_TOKENS..PROMPT_TOKENS + count];
+            assert_eq!(written.tokens[..count], *expected, "{} row {row}", case.name);
+            assert_eq!(written.finish, Finish::Length);
+        }
+    }
+}
+
+#[test]
+fn a_checkpoint_is_written_as_it_was_read() {
+    for dir in checkpoints() {
+        let read = Checkpoint::read(&dir).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        read.write(out.path(), "").unwrap();
+        let config = |dir: &Path| -> serde_json::Value {
+            serde_json::from_slice(&std::fs::read(dir.join("config.json")).unwrap()).unwrap()
+        };
+        assert_eq!(config(&dir), config(out.path()));
+        let (mut stored, written) =
+            (BTreeMap::new(), tensors(&out.path().join("model.safetensors")));
+        for entry in std::fs::read_dir(&dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.file_name().unwrap().to_string_lossy().starts_with("model")
+                && path.extension().is_some_and(|extension| extension == "safetensors")
+            {
+                stored.extend(tensors(&path));
+            }
+        }
+        assert!(stored.keys().eq(written.keys()), "{dir:?}");
+        for (name, weight) in &stored {
+            assert!(
+                weight.kind() == written[name].kind() && weight.equal(&written[name]),
+                "{name}"
+            );
+        }
     }
 }
 
@@ -121,11 +244,12 @@ fn tiny() -> (Llama, TextTokenizer, Vec<Expected>) {
 fn the_tiny_llama_writes_what_transformers_writes() {
     let _guard = tch::no_grad_guard();
     let (llama, tokenizer, cases) = tiny();
+    let expected = tensors(&fixture("llama_tiny").join("expected.safetensors"));
     for (index, case) in cases.iter().enumerate() {
         let ids = tokenizer.encode(&case.prompt).unwrap();
         assert_eq!(ids, case.ids);
         let hidden = llama.hidden(&Tensor::from_slice(&ids).view([1, -1]));
-        let logits = expected(&fixture("llama_tiny"), &format!("logits_{index}"));
+        let logits = &expected[&format!("logits_{index}")];
         let error = (llama.logits(&hidden).squeeze_dim(0) - logits).abs().max();
         assert!(error.double_value(&[]) < 1e-4);
 
@@ -186,6 +310,26 @@ fn drawn_tokens_have_the_log_probabilities_of_a_whole_pass() {
             let place = (prompt.len() + at - 1) as i64;
             let whole = table.double_value(&[0, place, *token]);
             assert!((whole - f64::from(*logprob)).abs() < 1e-5, "{whole} {logprob}");
+        }
+    }
+}
+
+#[test]
+fn a_penalised_token_is_not_drawn_again_and_its_log_probability_is_the_models_own() {
+    let (mut llama, tokenizer, cases) = tiny();
+    llama.config.eos_token_ids.clear();
+    for case in &cases {
+        let plain = continued(&llama, &tokenizer, case.ids.clone(), 24);
+        let sampling = amend::model::Sampling { repetition_penalty: 1e6, ..greedy(24) };
+        let row = Continuation { prompt: case.ids.clone(), sampling };
+        let penalised = generate(&llama, &tokenizer, vec![row], 8).remove(0);
+        let mut seen: Vec<i64> = case.ids.clone();
+        for token in &penalised.tokens {
+            assert!(!seen.contains(token), "{token} after {seen:?}");
+            seen.push(*token);
+        }
+        if plain.tokens[0] == penalised.tokens[0] {
+            assert_eq!(plain.logprobs[0].to_bits(), penalised.logprobs[0].to_bits());
         }
     }
 }

@@ -3,10 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
 
-use amend::model::Sampling;
 use amend::model::torch::{Llama, LlamaConfig, Weights};
 use amend::model::train::Scratch;
+use amend::model::{Answer, Backend, CallError, Request, Sampling};
 use tch::{Device, Kind};
 
 /// A directory of `tests/fixtures`.
@@ -26,6 +27,7 @@ pub(crate) fn sampled(seed: u64, max_tokens: u32) -> Sampling {
         top_p: 1.0,
         top_k: 0,
         min_p: 0.0,
+        repetition_penalty: 1.0,
         max_tokens,
         stop: vec![],
         seed: Some(seed),
@@ -66,4 +68,32 @@ pub(crate) fn random_of(
     tch::set_num_threads(1);
     let weights = Weights::random(&config, 17);
     Llama::new(&config, &weights, kind, Device::Cpu).unwrap().stacked()
+}
+
+/// The answers to some requests, in their order.
+pub(crate) fn ask(backend: &dyn Backend, requests: Vec<Request>) -> Vec<Result<Answer, CallError>> {
+    let (sender, answers) = mpsc::channel();
+    let count = requests.len();
+    for (index, request) in requests.into_iter().enumerate() {
+        let sender = sender.clone();
+        backend.submit(
+            Arc::new(request),
+            Box::new(move |answer| sender.send((index, answer)).unwrap()),
+        );
+    }
+    drop(sender);
+    let mut answers: Vec<_> = answers.iter().collect();
+    assert_eq!(answers.len(), count, "every request is answered once");
+    answers.sort_by_key(|(index, _)| *index);
+    answers.into_iter().map(|(_, answer)| answer).collect()
+}
+
+/// A copy of a fixture, to be broken.
+pub(crate) fn copied(name: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(fixture(name)).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+    }
+    dir
 }

@@ -11,8 +11,10 @@ use crate::engine::dispatch::Models;
 use crate::model::Backend;
 use crate::model::openai::{OpenAi, OpenAiOptions, Secret};
 use crate::operators::ModelRef;
+use crate::operators::train::Chat;
 use crate::plan::{ModelEdge, Plan, Step};
 use crate::record::{Id, KeyHasher};
+use crate::spec::model::{Dtype, Format};
 use crate::spec::{Backend as Behind, Limits, Model, Name};
 
 /// The models of a plan, opened when they are first asked.
@@ -72,6 +74,14 @@ impl LocalModels {
 }
 
 impl Models for LocalModels {
+    fn identity(&self, model: &ModelRef) -> Id {
+        let name: &str = &model.name;
+        match self.entries.get(name) {
+            Some(entry) if !model.fingerprint.is_unknown() => identity(entry, model.fingerprint),
+            _ => model.fingerprint,
+        }
+    }
+
     fn backend(&self, model: &ModelRef) -> Result<Arc<dyn Backend>, String> {
         let key = (Arc::clone(&model.name), model.fingerprint);
         let mut open = self.open.lock().expect("no holder panics");
@@ -102,11 +112,28 @@ fn endpoint(
 
 #[cfg(feature = "torch")]
 fn checkpoint(name: &str, entry: &Model, dir: &Path) -> Result<Arc<dyn Backend>, String> {
-    use crate::model::torch::{TorchBackend, TorchOptions};
+    use crate::model::torch::{CACHE_BYTES, DeviceChoice, Precision, TorchBackend, TorchOptions};
+    use crate::spec::model::Device;
     let options = TorchOptions {
         name: name.to_owned(),
         threads: entry.threads.as_ref().map_or(1, |threads| threads.value as usize),
-        ..TorchOptions::default()
+        device: match entry.device {
+            Device::Auto => DeviceChoice::Auto,
+            Device::Cpu => DeviceChoice::Cpu,
+            Device::Cuda(index) => DeviceChoice::Cuda(index as usize),
+        },
+        dtype: match entry.dtype {
+            Dtype::Auto => None,
+            Dtype::F32 => Some(Precision::F32),
+            Dtype::Bf16 => Some(Precision::Bf16),
+        },
+        max_in_flight: match entry.max_in_flight {
+            written if written.place.is_somewhere() => written.value as usize,
+            _ => TorchOptions::default().max_in_flight,
+        },
+        cache_bytes: entry.cache_mib.as_ref().map_or(CACHE_BYTES, |mib| (mib.value as usize) << 20),
+        chat_template: entry.chat_template.as_ref().map(|template| template.value.clone()),
+        template_args: entry.template_args.clone().into_iter().collect(),
     };
     let open = TorchBackend::open(dir, options);
     open.map(|open| Arc::new(open) as Arc<dyn Backend>).map_err(|error| error.to_string())
@@ -115,6 +142,59 @@ fn checkpoint(name: &str, entry: &Model, dir: &Path) -> Result<Arc<dyn Backend>,
 #[cfg(not(feature = "torch"))]
 fn checkpoint(name: &str, _entry: &Model, _dir: &Path) -> Result<Arc<dyn Backend>, String> {
     Err(format!("model \"{name}\" is a checkpoint, and this amend was built without `torch`"))
+}
+
+/// What answers of an entry's weights depend on besides the request.
+fn identity(entry: &Model, weights: Id) -> Id {
+    let is_chat = entry.format == Format::Chat;
+    let is_rendered = is_chat && (entry.chat_template.is_some() || !entry.template_args.is_empty());
+    let is_endpoint = matches!(entry.backend(), Behind::Endpoint { .. });
+    if is_endpoint || (entry.dtype == Dtype::Auto && !is_rendered) {
+        return weights;
+    }
+    let mut hasher = KeyHasher::new("amend/model/1");
+    hasher.add_id(weights);
+    hasher.add_text(match entry.dtype {
+        Dtype::Auto => "auto",
+        Dtype::F32 => "f32",
+        Dtype::Bf16 => "bf16",
+    });
+    if is_rendered {
+        hasher.add_text(entry.chat_template.as_ref().map_or("", |template| &template.value));
+        for (name, argument) in &entry.template_args {
+            hasher.add_text(name);
+            hasher.add_text(&argument.to_string());
+        }
+    }
+    hasher.id()
+}
+
+/// Renders conversations as the model of a checkpoint's directory reads them, where the entry's
+/// format is a chat.
+#[cfg(feature = "torch")]
+pub(super) fn chat(entry: &Model, dir: &Path) -> Result<Option<Box<Chat>>, String> {
+    use crate::model::torch::{ChatTemplate, checkpoint::read_tokenizer_files};
+    if entry.format != Format::Chat {
+        return Ok(None);
+    }
+    let template = read_tokenizer_files(dir).and_then(|files| {
+        let given = entry.chat_template.as_ref().map(|template| template.value.as_str());
+        let arguments = entry.template_args.clone().into_iter().collect();
+        ChatTemplate::of(&files, given, &arguments)
+    });
+    let template = template.map_err(|error| error.to_string())?.ok_or_else(|| {
+        format!(
+            "{} has no chat template: set `format: transcript`, or give a `chat_template`",
+            dir.display()
+        )
+    })?;
+    Ok(Some(Box::new(move |messages, with_answer| template.render(messages, with_answer))))
+}
+
+/// Nothing is rendered where nothing is trained.
+#[cfg(not(feature = "torch"))]
+pub(super) fn chat(_entry: &Model, _dir: &Path) -> Result<Option<Box<Chat>>, String> {
+    Ok(None)
 }
 
 /// The fingerprint of an entry of `models`: of an endpoint its declared name and revision, of a
@@ -142,4 +222,38 @@ pub fn weights_id(dir: &Path) -> Result<Id, String> {
 #[cfg(not(feature = "torch"))]
 pub fn weights_id(dir: &Path) -> Result<Id, String> {
     Err(format!("{} is a checkpoint, and this amend was built without `torch`", dir.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_is_another_where_the_model_is_run_otherwise_and_the_same_where_it_is_not() {
+        let weights = Id::from_bits(7);
+        let of = |change: &dyn Fn(&mut Model)| {
+            let mut entry = Model::from_scratch();
+            change(&mut entry);
+            identity(&entry, weights)
+        };
+        let arguments = |entry: &mut Model| {
+            entry.template_args.insert("enable_thinking".to_owned(), false.into());
+        };
+        let chat = |entry: &mut Model| entry.format = Format::Chat;
+        assert_eq!(of(&|_| ()), weights);
+        assert_eq!(of(&|entry| entry.device = crate::spec::model::Device::Cpu), weights);
+        assert_eq!(of(&arguments), weights, "a transcript has no template");
+        assert_eq!(of(&chat), weights, "the checkpoint's own template is in its weights id");
+        let others = [
+            of(&|entry| entry.dtype = Dtype::Bf16),
+            of(&|entry| entry.dtype = Dtype::F32),
+            of(&|entry| {
+                chat(entry);
+                arguments(entry);
+            }),
+        ];
+        for (at, id) in others.iter().enumerate() {
+            assert!(*id != weights && !others[..at].contains(id), "{at}");
+        }
+    }
 }

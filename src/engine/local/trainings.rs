@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use super::models::chat;
 use crate::engine::local::external;
 use crate::engine::train::{Recipe, Setup, Trainings};
 use crate::model::train::STATE_FILE;
 use crate::model::{Example, Init, TrainJob, TrainSettings, Trained, Trainer};
 use crate::operators::ModelRef;
-use crate::operators::train::{Renderer, balance};
+use crate::operators::train::{Chat, Renderer, balance};
 use crate::record::{CallKey, Id, KeyHasher};
 use crate::store::{Checkpoints, StoreError};
 
@@ -101,13 +102,19 @@ impl LocalTrainings {
         progress: Box<dyn Fn(&str, u64, u64) + Send>,
     ) -> Result<Trained, String> {
         let setup = &recipe.training.setup;
-        let (examples, rejected) = examples(recipe)?;
+        let init = recipe.training.models.first().and_then(Option::as_ref);
+        let init = init.map(|model| self.dir(model)).transpose()?;
+        let chat = match (&setup.model, &init) {
+            (Some(entry), Some(dir)) => chat(entry, dir)?,
+            _ => None,
+        };
+        let (examples, rejected) = examples(recipe, chat.as_deref())?;
         let job = TrainJob {
             settings: self.settings(setup, &recipe.training.models)?,
-            init: match (&setup.scratch, recipe.training.models.first()) {
+            init: match (&setup.scratch, init) {
                 (Some(scratch), _) => Init::Scratch(scratch.clone()),
-                (None, Some(Some(model))) => Init::Checkpoint(self.dir(model)?),
-                (None, _) => unreachable!("a training begins with a model or from nothing"),
+                (None, Some(dir)) => Init::Checkpoint(dir),
+                (None, None) => unreachable!("a training begins with a model or from nothing"),
             },
             examples,
             out: out.to_owned(),
@@ -207,9 +214,9 @@ fn list(dir: &Path) -> std::io::Result<Vec<(String, i64, String)>> {
 type Rejected = Vec<(Id, String, String)>;
 
 /// The examples of a recipe, in the order of training, and the rows that make none.
-fn examples(recipe: &Recipe) -> Result<(Vec<Example>, Rejected), String> {
+fn examples(recipe: &Recipe, chat: Option<&Chat>) -> Result<(Vec<Example>, Rejected), String> {
     let setup = &recipe.training.setup;
-    let renderer = Renderer::new(setup.model.as_ref(), None);
+    let renderer = Renderer::new(setup.model.as_ref(), chat);
     let seed = setup.settings.optim().seed;
     let mut ordered: Vec<(Id, Id, Example)> = Vec::new();
     let mut rejected = Rejected::new();

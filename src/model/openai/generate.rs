@@ -26,6 +26,7 @@ pub(super) async fn generate(
         top_k => Some(i64::from(top_k)),
     };
     body.min_p = (explicit || sampling.min_p > 0.0).then_some(sampling.min_p);
+    body.repetition_penalty = sampling.is_penalised().then_some(sampling.repetition_penalty);
     body.stop = &sampling.stop;
     body.seed = sampling.seed.map(seed_sent);
     let mut heard = exchange.ask(route, body).await?;

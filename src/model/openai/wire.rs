@@ -29,6 +29,8 @@ pub(super) struct Body<'a> {
     pub(super) top_k: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) min_p: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) repetition_penalty: Option<f64>,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     pub(super) stop: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]

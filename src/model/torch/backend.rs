@@ -7,22 +7,25 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use serde_json::{Map, Value};
 use tch::{Device, Kind};
 
-use super::checkpoint::Checkpoint;
+use super::chat::ChatTemplate;
+use super::checkpoint::{Checkpoint, read_tokenizer_files};
 use super::config::{Head, LlamaConfig};
 use super::error::TorchError;
+use super::generate::CACHE_BYTES;
+use super::listen::{Listener, PromptDone, Told};
 use super::llama::Llama;
 use super::tokenizer::{TOKENIZER_FILE, TextTokenizer};
-use super::worker::{Job, Worker};
-use crate::model::{Backend, CallError, Done, Request};
+use super::worker::{Job, Reply, Worker};
+use crate::model::{Backend, CallError, Done, Estimator, Prompt, Request, Task};
 
 /// How long a worker that was idle waits for more requests to read with the first.
 const GATHER: Duration = Duration::from_millis(1);
@@ -36,10 +39,16 @@ pub struct TorchOptions {
     pub threads: usize,
     /// Where it runs.
     pub device: DeviceChoice,
-    /// The kind it computes in; by default the one it is stored in, f32 for f16 on a CPU.
-    pub dtype: Option<Kind>,
+    /// What it computes in; by default what it is stored in, on a CPU f32.
+    pub dtype: Option<Precision>,
     /// The most requests to have in flight, and rows in a step.
     pub max_in_flight: usize,
+    /// About how many bytes keys and values take: half for rows, half for shared prefixes.
+    pub cache_bytes: usize,
+    /// A chat template instead of the checkpoint's own.
+    pub chat_template: Option<String>,
+    /// Arguments of the chat template.
+    pub template_args: Map<String, Value>,
 }
 
 impl Default for TorchOptions {
@@ -50,11 +59,32 @@ impl Default for TorchOptions {
             device: DeviceChoice::Auto,
             dtype: None,
             max_in_flight: 128,
+            cache_bytes: CACHE_BYTES,
+            chat_template: None,
+            template_args: Map::new(),
         }
     }
 }
 
-/// Where a model runs, as it is written: `auto`, `cpu`, `cuda` or `cuda:1`.
+/// The number format of weights and activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// 32-bit floats.
+    F32,
+    /// 16-bit brain floats.
+    Bf16,
+}
+
+impl Precision {
+    fn kind(self) -> Kind {
+        match self {
+            Precision::F32 => Kind::Float,
+            Precision::Bf16 => Kind::BFloat16,
+        }
+    }
+}
+
+/// Where a model runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
     /// The first GPU that libtorch sees, else the CPU.
@@ -64,23 +94,6 @@ pub enum DeviceChoice {
     Cpu,
     /// That GPU.
     Cuda(usize),
-}
-
-impl FromStr for DeviceChoice {
-    type Err = TorchError;
-
-    fn from_str(text: &str) -> Result<DeviceChoice, TorchError> {
-        let cuda = |index: &str| index.parse().ok().map(DeviceChoice::Cuda);
-        let choice = match text {
-            "auto" => Some(DeviceChoice::Auto),
-            "cpu" => Some(DeviceChoice::Cpu),
-            "cuda" => Some(DeviceChoice::Cuda(0)),
-            _ => text.strip_prefix("cuda:").and_then(cuda),
-        };
-        choice.ok_or_else(|| {
-            TorchError::Options(format!("device {text:?} is not \"auto\", \"cpu\" or \"cuda:0\""))
-        })
-    }
 }
 
 impl DeviceChoice {
@@ -111,6 +124,7 @@ pub struct TorchBackend {
     thread: Option<JoinHandle<()>>,
     stopping: Arc<AtomicBool>,
     max_in_flight: usize,
+    has_chat_template: bool,
 }
 
 impl TorchBackend {
@@ -123,6 +137,9 @@ impl TorchBackend {
             let message = "is not there: a checkpoint needs its tokenizer beside its weights";
             return Err(TorchError::content(&tokenizer, message));
         }
+        let files = read_tokenizer_files(dir)?;
+        let given = options.chat_template.as_deref();
+        let has_chat_template = ChatTemplate::of(&files, given, &options.template_args)?.is_some();
         let (jobs, queue) = unbounded();
         let stopping = Arc::new(AtomicBool::new(false));
         let max_in_flight = options.max_in_flight.max(1);
@@ -131,18 +148,49 @@ impl TorchBackend {
             .name(format!("torch {}", options.name))
             .spawn(move || serve(&dir, &options, &queue, &is_stopping))
             .map_err(TorchError::file("a thread for the model"))?;
-        Ok(TorchBackend { jobs: Some(jobs), thread: Some(thread), stopping, max_in_flight })
+        Ok(TorchBackend {
+            jobs: Some(jobs),
+            thread: Some(thread),
+            stopping,
+            max_in_flight,
+            has_chat_template,
+        })
+    }
+}
+
+impl TorchBackend {
+    /// Begins a request whose answer is told as it is written, with so many of the likeliest tokens
+    /// at each step.
+    pub fn listen(&self, request: Arc<Request>, alternatives_max: usize, listener: Listener) {
+        self.send(Job::new(request, Reply::Listener(listener, alternatives_max, Told::default())));
+    }
+
+    /// Whether it answers conversations; else it reads texts only.
+    pub fn has_chat_template(&self) -> bool {
+        self.has_chat_template
+    }
+
+    /// Gives each token of a prompt with its log-probability, and so many of the likeliest in its
+    /// place.
+    pub fn read_prompt(&self, prompt: Prompt, alternatives_max: usize, done: PromptDone) {
+        let task = Task::Score { choices: Vec::new(), estimator: Estimator::Echo };
+        let request = Arc::new(Request { prompt, task });
+        self.send(Job::new(request, Reply::Prompt(done, alternatives_max)));
+    }
+
+    fn send(&self, job: Job) {
+        let jobs = self.jobs.as_ref().expect("the channel is open until the backend is dropped");
+        if let Err(refused) = jobs.send(job) {
+            refused
+                .into_inner()
+                .fail(CallError::Outage { message: "the model's thread is gone".to_owned() });
+        }
     }
 }
 
 impl Backend for TorchBackend {
     fn submit(&self, request: Arc<Request>, done: Done) {
-        let jobs = self.jobs.as_ref().expect("the channel is open until the backend is dropped");
-        if let Err(refused) = jobs.send(Job::new(request, done)) {
-            refused
-                .into_inner()
-                .fail(CallError::Outage { message: "the model's thread is gone".to_owned() });
-        }
+        self.send(Job::new(request, Reply::Done(done)));
     }
 
     fn max_in_flight(&self) -> usize {
@@ -167,22 +215,26 @@ impl Drop for TorchBackend {
 struct Loaded {
     llama: Llama,
     tokenizer: TextTokenizer,
+    chat: Option<ChatTemplate>,
 }
 
 impl Loaded {
     fn read(dir: &Path, options: &TorchOptions) -> Result<Loaded, TorchError> {
         let device = options.device.device()?;
         let checkpoint = Checkpoint::read(dir)?;
-        let kind = options.dtype.unwrap_or(match (checkpoint.config.dtype, device) {
-            (Kind::Half, Device::Cpu) => Kind::Float,
-            (stored, _) => stored,
-        });
+        let kind = match options.dtype {
+            Some(precision) => precision.kind(),
+            None if device == Device::Cpu => Kind::Float,
+            None => checkpoint.config.dtype,
+        };
         let llama = Llama::new(&checkpoint.config, &checkpoint.weights, kind, device)?.stacked();
         if checkpoint.config.head == Head::Lm && !llama.ignores_neighbours() {
             let model = &options.name;
             tracing::warn!(model, "on this machine an answer's last bits depend on its neighbours");
         }
-        Ok(Loaded { llama, tokenizer: checkpoint.tokenizer()? })
+        let given = options.chat_template.as_deref();
+        let chat = ChatTemplate::of(&checkpoint.tokenizer_files, given, &options.template_args)?;
+        Ok(Loaded { llama, tokenizer: checkpoint.tokenizer()?, chat })
     }
 }
 
@@ -198,7 +250,13 @@ fn serve(dir: &Path, options: &TorchOptions, queue: &Receiver<Job>, stopping: &A
     };
     let mut first = Some(first);
     loop {
-        let worker = Worker::new(&loaded.llama, &loaded.tokenizer, options.max_in_flight);
+        let worker = Worker::new(
+            &loaded.llama,
+            &loaded.tokenizer,
+            loaded.chat.as_ref(),
+            options.max_in_flight,
+            options.cache_bytes,
+        );
         match work(worker, &mut first, queue, stopping) {
             Ended::Closed => return,
             Ended::Broken => tracing::warn!(model = options.name, "the model begins afresh"),

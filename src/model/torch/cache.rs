@@ -5,18 +5,16 @@
 
 use tch::{Kind, Tensor};
 
-use super::block::{CacheView, View};
+use super::block::{CacheView, KEYS_STEP, KeysValues, View};
 use super::llama::Llama;
 use super::{int, round_up};
-
-/// Keys are looked at in multiples of so many, so that few shapes occur.
-const KEYS_STEP: usize = 16;
 
 /// Keys and values of every block.
 pub(super) struct Cache {
     blocks: Vec<(Tensor, Tensor)>, // (slots·KV, positions, D) each
     slots: usize,
     positions: usize,
+    positions_max: usize,
     key_heads: usize,
     dim: i64,
 }
@@ -30,6 +28,7 @@ impl Cache {
             blocks: llama.blocks.iter().map(|_| (empty(), empty())).collect(),
             slots: 0,
             positions: 0,
+            positions_max: 0,
             key_heads: llama.config.num_key_value_heads as usize,
             dim,
         }
@@ -39,14 +38,15 @@ impl Cache {
     pub(super) fn grow_positions(&mut self, positions: usize) {
         if positions > self.positions {
             let kept: Vec<usize> = (0..self.slots).collect();
-            self.rebuild(&kept, self.slots, positions.max(self.positions * 3 / 2));
+            let more = (self.positions * 3 / 2).min(self.positions_max);
+            self.rebuild(&kept, self.slots, positions.max(more));
         }
     }
 
     /// A cache of `slots` slots, the first of which are the old slots `kept`, in that order.
     pub(super) fn rebuild(&mut self, kept: &[usize], slots: usize, positions: usize) {
         assert!(kept.len() <= slots, "what is kept has a slot");
-        let positions = round_up(positions.max(self.positions).max(1), KEYS_STEP);
+        let positions = round_up(positions.max(self.positions).max(1), KEYS_STEP as usize);
         let (old, heads, dim) = (int(self.positions), int(self.key_heads), self.dim);
         let index: Vec<i64> = kept.iter().map(|&slot| int(slot)).collect();
         let rebuilt = |tensor: &Tensor| {
@@ -65,20 +65,57 @@ impl Cache {
         (self.slots, self.positions) = (slots, positions);
     }
 
-    /// Puts the keys and values of whole sequences, padded to one length, into slots.
-    pub(super) fn fill(&mut self, slots: &[usize], kept: &[(Tensor, Tensor)], rows: usize) {
-        let tokens = kept[0].0.size()[1];
-        self.grow_positions(tokens as usize);
+    /// Says that a row will have so many positions: room grows no further than the longest needs.
+    pub(super) fn expect_positions(&mut self, positions: usize) {
+        self.positions_max = self.positions_max.max(positions);
+    }
+
+    /// Puts keys and values into slots, from a position on: for each slot those of the row that
+    /// `rows` names, or the one that all share.
+    pub(super) fn fill(
+        &mut self,
+        slots: &[usize],
+        layers: &[KeysValues],
+        rows: &[usize],
+        first: usize,
+    ) {
+        self.fill_rest(slots, layers, rows, first, layers[0].0.size()[2] as usize);
+    }
+
+    /// The same of the first tokens only.
+    pub(super) fn fill_rest(
+        &mut self,
+        slots: &[usize],
+        layers: &[KeysValues],
+        rows: &[usize],
+        first: usize,
+        tokens: usize,
+    ) {
+        self.grow_positions(first + tokens);
+        let device = self.blocks[0].0.device();
+        let index = |values: &[usize]| {
+            let values: Vec<i64> = values.iter().map(|&value| int(value)).collect();
+            Tensor::from_slice(&values).to_device(device)
+        };
+        let (slots, rows) = (index(slots), index(rows));
         let (heads, dim) = (int(self.key_heads), self.dim);
-        let index: Vec<i64> = slots.iter().map(|&slot| int(slot)).collect();
-        for ((keys, values), (new_keys, new_values)) in self.blocks.iter().zip(kept) {
+        for ((keys, values), (new_keys, new_values)) in self.blocks.iter().zip(layers) {
             for (cache, new) in [(keys, new_keys), (values, new_values)] {
-                let index = Tensor::from_slice(&index).to_device(cache.device());
-                let new = new.view([int(rows), heads, tokens, dim]).narrow(0, 0, int(slots.len()));
+                let new = new.narrow(2, 0, int(tokens));
+                let new = match new.size()[0] {
+                    1 => new.expand([slots.size()[0], -1, -1, -1], false),
+                    _ => new.index_select(0, &rows),
+                };
                 let cache = cache.view([-1, heads, int(self.positions), dim]);
-                let _ = cache.narrow(2, 0, tokens).index_copy_(0, &index, &new);
+                let _ = cache.narrow(2, int(first), int(tokens)).index_copy_(0, &slots, &new);
             }
         }
+    }
+
+    /// How many bytes it holds.
+    pub(super) fn bytes(&self) -> usize {
+        let tensors = self.blocks.iter().flat_map(|(keys, values)| [keys, values]);
+        tensors.map(|tensor| tensor.numel() * tensor.kind().elt_size_in_bytes()).sum()
     }
 
     /// One token for every slot, at its position: what the head sees of each.
@@ -86,7 +123,7 @@ impl Cache {
         assert!(ids.len() == self.slots && positions.len() == self.slots, "a token for each slot");
         let last = positions.iter().copied().max().unwrap_or(0);
         self.grow_positions(last + 1);
-        let count = round_up(last + 1, KEYS_STEP).min(self.positions);
+        let count = round_up(last + 1, KEYS_STEP as usize).min(self.positions);
         let rows = int(self.slots);
 
         let heads = self.key_heads;
@@ -102,24 +139,16 @@ impl Cache {
         let places = Tensor::from_slice(&places).to_device(llama.device);
         let positions: Vec<i64> = positions.iter().map(|&position| int(position)).collect();
         let positions = Tensor::from_slice(&positions).to_device(llama.device).view([rows, 1]);
-        let mask = mask(&positions, int(count), llama.kind);
+        let keys = Tensor::arange(int(count), (Kind::Int64, llama.device)).unsqueeze(0); // (1, S)
+        let visible = keys.unsqueeze(1).le_tensor(&positions.unsqueeze(2)); // (B, 1, S)
+        let mask = llama.mask(&visible, &positions, &keys);
 
         let ids = Tensor::from_slice(ids).to_device(llama.device).view([rows, 1]);
-        let rotation = llama.rope.at(&positions);
-        let mut x = llama.embed(&ids); // (B, 1, C)
-        for (block, (keys, values)) in llama.blocks.iter().zip(&mut self.blocks) {
-            let cache = CacheView { keys, values, places: &places, count: int(count), mask: &mask };
-            x = block.forward(&x, &rotation, View::Cache(cache));
-        }
-        llama.finish(&x).select(1, 0) // (B, C)
+        let positions = llama.positions_at(&positions, last + 1);
+        let views = self.blocks.iter_mut().map(|(keys, values)| {
+            let (places, count, mask) = (&places, int(count), &mask);
+            View::Cache(CacheView { keys, values, places, count, mask })
+        });
+        llama.run_cached(&ids, &positions, views) // (B, C)
     }
-}
-
-/// -∞ where a key lies after a row's position.
-fn mask(positions: &Tensor, count: i64, kind: Kind) -> Tensor {
-    let device = positions.device();
-    let keys = Tensor::arange(count, (Kind::Int64, device)); // (S)
-    Tensor::zeros([positions.size()[0], count], (kind, device))
-        .masked_fill(&keys.gt_tensor(positions), f64::NEG_INFINITY)
-        .view([-1, 1, 1, count]) // (B, 1, 1, S)
 }

@@ -5,18 +5,21 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
 use super::config::{CONFIG_FILE, Head, LlamaConfig};
 use super::error::TorchError;
+use super::generation_config::GENERATION_FILE;
 use super::tokenizer::{TOKENIZER_FILE, TextTokenizer};
-use super::weights::{INDEX_FILE, WEIGHTS_FILE, Weights, random_tensor, shards};
+use super::weights::{INDEX_FILE, Weights, random_tensor, weight_files, write_synced};
 use crate::record::{Id, KeyHasher};
 
-const GENERATION_FILE: &str = "generation_config.json";
+/// More weights are written as several files, as transformers does.
+const FILE_BYTES_MAX: usize = 5_000_000_000;
+
 const CARD_FILE: &str = "README.md";
 
 /// Files that say how text becomes tokens and how it is sampled, copied from checkpoint to
@@ -67,7 +70,7 @@ impl Checkpoint {
             let hidden = self.config.hidden_size;
             let std = 1.0 / ((hidden + 1) as f64).sqrt();
             let score = random_tensor("score.weight", &[1, hidden], std, seed);
-            self.weights.0.remove("lm_head.weight");
+            self.weights.0.remove(&self.config.head_name());
             self.weights.0.insert("score.weight".to_owned(), score);
         }
         self.config = self.config.with_head(Head::Score, pad_token_id);
@@ -79,18 +82,18 @@ impl Checkpoint {
     ///
     /// `card` is the text of the model card.
     pub fn write(&self, dir: &Path, card: &str) -> Result<(), TorchError> {
-        write_file(&dir.join(CONFIG_FILE), self.config.json().as_bytes())?;
+        write_synced(&dir.join(CONFIG_FILE), self.config.json().as_bytes())?;
         let writes = self.config.head == Head::Lm;
         if writes && !self.tokenizer_files.contains_key(GENERATION_FILE) {
-            write_file(&dir.join(GENERATION_FILE), self.generation_config().as_bytes())?;
+            write_synced(&dir.join(GENERATION_FILE), self.generation_config().as_bytes())?;
         }
         for (name, bytes) in &self.tokenizer_files {
             if writes || name != GENERATION_FILE {
-                write_file(&dir.join(name), bytes)?;
+                write_synced(&dir.join(name), bytes)?;
             }
         }
-        write_file(&dir.join(CARD_FILE), card.as_bytes())?;
-        write_file(&dir.join(WEIGHTS_FILE), &self.weights.to_safetensors()?)?;
+        write_synced(&dir.join(CARD_FILE), card.as_bytes())?;
+        self.weights.write(dir, FILE_BYTES_MAX)?;
         File::open(dir).and_then(|dir| dir.sync_all()).map_err(TorchError::file(dir))
     }
 
@@ -130,7 +133,7 @@ pub fn read_tokenizer_files(dir: &Path) -> Result<BTreeMap<String, Vec<u8>>, Tor
 /// That is config (and with it the dtype), weights, tokenizer, chat template and end tokens. The
 /// model card is not in it, nor is the name of the directory.
 pub fn weights_id(dir: &Path) -> Result<Id, TorchError> {
-    let mut paths: Vec<PathBuf> = shards(dir)?;
+    let mut paths: Vec<PathBuf> = weight_files(dir)?;
     paths.push(dir.join(CONFIG_FILE));
     let optional = [INDEX_FILE].iter().chain(TOKENIZER_FILES);
     paths.extend(optional.map(|name| dir.join(name)).filter(|path| path.exists()));
@@ -156,13 +159,4 @@ fn hash_file(path: &Path) -> std::io::Result<blake3::Hash> {
             }
         }
     }
-}
-
-fn write_file(path: &Path, bytes: &[u8]) -> Result<(), TorchError> {
-    let write = || {
-        let mut file = File::create(path)?;
-        file.write_all(bytes)?;
-        file.sync_all()
-    };
-    write().map_err(TorchError::file(path))
 }

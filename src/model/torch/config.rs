@@ -1,16 +1,23 @@
-//! `config.json` of a Llama: what is read of it, and all of it, to be written again.
+//! `config.json`: what is read of it, and all of it, to be written again.
 //!
 //! Both dialects are read: transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) and 5
 //! (`rope_parameters`, `dtype`). A config is written as it was read but for what changed.
 
-use std::collections::BTreeMap;
+mod family;
+mod parameters;
+mod written;
+
 use std::path::Path;
 
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tch::Kind;
 
+pub(super) use family::{Family, Joined};
+pub(super) use written::TokenIds;
+use written::Written;
+
 use super::error::TorchError;
+use super::generation_config::GenerationConfig;
 use crate::model::train::Scratch;
 
 /// The file in a checkpoint's directory.
@@ -19,26 +26,69 @@ pub const CONFIG_FILE: &str = "config.json";
 /// What stands on the backbone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Head {
-    /// Logits over the vocabulary: `LlamaForCausalLM`.
+    /// Logits over the vocabulary: `LlamaForCausalLM` and its like.
     Lm,
-    /// One number a position: `LlamaForSequenceClassification` with one label.
+    /// One number a position: `LlamaForSequenceClassification` and its like, with one label.
     Score,
 }
 
-/// How the frequencies of the rotary embedding are stretched, as Llama 3.1 does.
+/// Rotary position embeddings.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RopeScaling {
-    /// How much longer the context became.
-    pub factor: f64,
-    /// Wavelengths above the old context divided by this are stretched whole.
-    pub low_freq_factor: f64,
-    /// Wavelengths below the old context divided by this are left.
-    pub high_freq_factor: f64,
-    /// The old context.
-    pub original_max_position_embeddings: f64,
+pub struct RopeConfig {
+    /// The base of the wavelengths.
+    pub theta: f64,
+    /// How many dimensions of a head are rotated, from the first.
+    pub dim: i64,
+    /// How the frequencies are stretched.
+    pub scaling: RopeScaling,
 }
 
-/// The shape of a Llama. Field names are those of `config.json`.
+/// How the frequencies of a rotary embedding are stretched for a longer context.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all.
+    None,
+    /// All by one factor.
+    Linear {
+        /// How much longer the context became.
+        factor: f64,
+    },
+    /// Long waves and not short ones, as Llama 3.1 does.
+    Llama3 {
+        /// How much longer the context became.
+        factor: f64,
+        /// Wavelengths above the old context divided by this are stretched whole.
+        low_freq_factor: f64,
+        /// Wavelengths below the old context divided by this are left.
+        high_freq_factor: f64,
+        /// The old context.
+        original_max_position_embeddings: f64,
+    },
+}
+
+/// What the feed-forward layer applies to its inner values, or to the gate of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// x · σ(x).
+    Silu,
+    /// By the error function.
+    Gelu,
+    /// By the hyperbolic tangent.
+    GeluTanh,
+    /// max(x, 0).
+    Relu,
+}
+
+/// How one layer differs from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layer {
+    /// Whether queries and keys are rotated.
+    pub is_rotated: bool,
+    /// Whether a token sees only `sliding_window` tokens, itself among them.
+    pub is_windowed: bool,
+}
+
+/// The shape of a model. Most field names are those of a Llama's `config.json`.
 #[derive(Clone, Debug)]
 #[allow(missing_docs, reason = "the fields are those of a Hugging Face config.json")]
 pub struct LlamaConfig {
@@ -46,16 +96,18 @@ pub struct LlamaConfig {
     pub vocab_size: i64,
     pub hidden_size: i64,
     pub intermediate_size: i64,
-    pub num_hidden_layers: i64,
     pub num_attention_heads: i64,
     pub num_key_value_heads: i64,
     pub head_dim: i64,
     pub max_position_embeddings: usize,
-    pub rms_norm_eps: f64,
-    pub rope_theta: f64,
-    pub rope_scaling: Option<RopeScaling>,
-    pub attention_bias: bool,
-    pub mlp_bias: bool,
+    pub norm_eps: f64,
+    /// None where positions are learned.
+    pub rope: Option<RopeConfig>,
+    pub layers: Vec<Layer>,
+    pub sliding_window: Option<i64>,
+    pub activation: Activation,
+    /// Attention and feed-forward layer read the same input, and both are added.
+    pub has_parallel_residual: bool,
     pub tie_word_embeddings: bool,
     pub bos_token_id: Option<i64>,
     /// The tokens that end a text; `generation_config.json` may name others.
@@ -63,70 +115,18 @@ pub struct LlamaConfig {
     pub pad_token_id: Option<i64>,
     /// The kind of the weights as stored.
     pub dtype: Kind,
+    pub(super) family: &'static Family,
+    pub(super) has_biases: HasBiases,
     /// The whole file.
     raw: Map<String, Value>,
 }
 
-/// The fields as they are written, before they are checked.
-#[derive(Deserialize)]
-struct Written {
-    #[serde(default)]
-    architectures: Vec<String>,
-    model_type: String,
-    vocab_size: i64,
-    hidden_size: i64,
-    intermediate_size: i64,
-    num_hidden_layers: i64,
-    num_attention_heads: i64,
-    num_key_value_heads: Option<i64>,
-    head_dim: Option<i64>,
-    #[serde(default = "two_thousand")]
-    max_position_embeddings: usize,
-    #[serde(default = "one_millionth")]
-    rms_norm_eps: f64,
-    rope_theta: Option<f64>,
-    rope_scaling: Option<WrittenRope>,
-    rope_parameters: Option<WrittenRope>,
-    hidden_act: Option<String>,
-    #[serde(default)]
-    attention_bias: bool,
-    #[serde(default)]
-    mlp_bias: bool,
-    #[serde(default)]
-    tie_word_embeddings: bool,
-    bos_token_id: Option<i64>,
-    eos_token_id: Option<TokenIds>,
-    pad_token_id: Option<i64>,
-    dtype: Option<String>,
-    torch_dtype: Option<String>,
-    num_labels: Option<usize>,
-    id2label: Option<Map<String, Value>>,
-}
-
-#[derive(Deserialize)]
-struct WrittenRope {
-    #[serde(alias = "type")]
-    rope_type: Option<String>,
-    rope_theta: Option<f64>,
-    factor: Option<f64>,
-    low_freq_factor: Option<f64>,
-    high_freq_factor: Option<f64>,
-    original_max_position_embeddings: Option<f64>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum TokenIds {
-    One(i64),
-    Many(Vec<i64>),
-}
-
-fn two_thousand() -> usize {
-    2048
-}
-
-fn one_millionth() -> f64 {
-    1e-6
+/// Which linears have a bias.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HasBiases {
+    pub(super) query_key_value: bool,
+    pub(super) output: bool,
+    pub(super) mlp: bool,
 }
 
 impl LlamaConfig {
@@ -138,7 +138,7 @@ impl LlamaConfig {
         let raw: Map<String, Value> =
             serde_json::from_str(&text).map_err(|error| TorchError::content(&path, error))?;
         let mut config = LlamaConfig::from_json(raw, &path)?;
-        if let Some(eos) = read_generation_eos(dir)? {
+        if let Some(eos) = GenerationConfig::read(dir)?.eos_token_ids() {
             config.eos_token_ids = eos;
         }
         Ok(config)
@@ -148,38 +148,47 @@ impl LlamaConfig {
     pub fn from_json(raw: Map<String, Value>, path: &Path) -> Result<LlamaConfig, TorchError> {
         let written: Written = serde_json::from_value(Value::Object(raw.clone()))
             .map_err(|error| TorchError::content(path, error))?;
-        let fault = |message: String| TorchError::content(path, message);
-        let head = written.head().map_err(&fault)?;
-        let (rope_theta, rope_scaling) = written.rope().map_err(&fault)?;
-        let dtype = written.dtype().map_err(&fault)?;
-        if written.num_attention_heads < 1 || written.hidden_size < 1 {
-            return Err(fault("\"num_attention_heads\" and \"hidden_size\" are positive".into()));
-        }
+        let config = LlamaConfig::from_written(written, raw);
+        let config = config.and_then(|config| config.check().map(|()| config));
+        config.map_err(|message| TorchError::content(path, message))
+    }
+
+    fn from_written(written: Written, raw: Map<String, Value>) -> Result<LlamaConfig, String> {
+        let family = Family::of(&written.model_type)?;
+        written.check_sizes()?;
         let heads = written.num_attention_heads;
-        let config = LlamaConfig {
-            head,
+        let head_dim = written.head_dim.unwrap_or(written.hidden_size / heads);
+        let (attention, mlp) = (written.attention_bias, written.mlp_bias);
+        Ok(LlamaConfig {
+            head: written.head(family)?,
             vocab_size: written.vocab_size,
             hidden_size: written.hidden_size,
-            intermediate_size: written.intermediate_size,
-            num_hidden_layers: written.num_hidden_layers,
+            intermediate_size: written.intermediate_size.unwrap_or(4 * written.hidden_size),
             num_attention_heads: heads,
             num_key_value_heads: written.num_key_value_heads.unwrap_or(heads),
-            head_dim: written.head_dim.unwrap_or(written.hidden_size / heads),
-            max_position_embeddings: written.max_position_embeddings,
-            rms_norm_eps: written.rms_norm_eps,
-            rope_theta,
-            rope_scaling,
-            attention_bias: written.attention_bias,
-            mlp_bias: written.mlp_bias,
-            tie_word_embeddings: written.tie_word_embeddings,
+            head_dim,
+            max_position_embeddings: written.positions(family),
+            norm_eps: written.norm_eps.unwrap_or(family.defaults.norm_eps),
+            rope: written.rope(family, head_dim)?,
+            layers: written.layers(family)?,
+            sliding_window: written.sliding_window,
+            activation: written.activation(family)?,
+            has_parallel_residual: written.has_parallel_residual(family),
+            tie_word_embeddings: written
+                .tie_word_embeddings
+                .unwrap_or(family.defaults.tie_word_embeddings),
+            has_biases: HasBiases {
+                query_key_value: family.biases.query_key_value.is_there(attention, mlp),
+                output: family.biases.output.is_there(attention, mlp),
+                mlp: family.biases.mlp.is_there(attention, mlp),
+            },
             bos_token_id: written.bos_token_id,
-            eos_token_ids: written.eos_token_id.map_or_else(Vec::new, TokenIds::into_vec),
+            dtype: written.dtype()?,
             pad_token_id: written.pad_token_id,
-            dtype,
+            eos_token_ids: written.eos_token_id.map_or_else(Vec::new, TokenIds::into_vec),
+            family,
             raw,
-        };
-        config.check().map_err(fault)?;
-        Ok(config)
+        })
     }
 
     /// The config of a model that begins at random weights, with one end and one padding token.
@@ -226,7 +235,7 @@ impl LlamaConfig {
     /// a row's last token by it.
     #[must_use]
     pub fn with_head(mut self, head: Head, pad_token_id: i64) -> LlamaConfig {
-        self.set("architectures", json!([architecture(head)]));
+        self.set("architectures", json!([self.architecture(head)]));
         match head {
             Head::Lm => {
                 for key in ["problem_type", "num_labels", "id2label", "label2id"] {
@@ -246,6 +255,13 @@ impl LlamaConfig {
         self
     }
 
+    fn architecture(&self, head: Head) -> &'static str {
+        match head {
+            Head::Lm => self.family.language_model,
+            Head::Score => self.family.preference_model,
+        }
+    }
+
     /// Sets a key of the file that says nothing of the shape, such as `mean`.
     pub fn set(&mut self, key: &str, value: Value) {
         self.raw.insert(key.to_owned(), value);
@@ -262,47 +278,6 @@ impl LlamaConfig {
         text + "\n"
     }
 
-    /// Every parameter with its shape, by name.
-    pub fn parameters(&self) -> BTreeMap<String, Vec<i64>> {
-        let (hidden, inner) = (self.hidden_size, self.intermediate_size);
-        let query = self.num_attention_heads * self.head_dim;
-        let key = self.num_key_value_heads * self.head_dim;
-        let mut shapes = BTreeMap::from([
-            ("model.embed_tokens.weight".to_owned(), vec![self.vocab_size, hidden]),
-            ("model.norm.weight".to_owned(), vec![hidden]),
-        ]);
-        match self.head {
-            Head::Lm if self.tie_word_embeddings => {}
-            Head::Lm => {
-                shapes.insert("lm_head.weight".to_owned(), vec![self.vocab_size, hidden]);
-            }
-            Head::Score => {
-                shapes.insert("score.weight".to_owned(), vec![1, hidden]);
-            }
-        }
-        let linears = [
-            ("self_attn.q_proj", query, hidden, self.attention_bias),
-            ("self_attn.k_proj", key, hidden, self.attention_bias),
-            ("self_attn.v_proj", key, hidden, self.attention_bias),
-            ("self_attn.o_proj", hidden, query, self.attention_bias),
-            ("mlp.gate_proj", inner, hidden, self.mlp_bias),
-            ("mlp.up_proj", inner, hidden, self.mlp_bias),
-            ("mlp.down_proj", hidden, inner, self.mlp_bias),
-        ];
-        for layer in 0..self.num_hidden_layers {
-            for norm in ["input_layernorm", "post_attention_layernorm"] {
-                shapes.insert(format!("model.layers.{layer}.{norm}.weight"), vec![hidden]);
-            }
-            for (name, rows, columns, bias) in linears {
-                shapes.insert(format!("model.layers.{layer}.{name}.weight"), vec![rows, columns]);
-                if bias {
-                    shapes.insert(format!("model.layers.{layer}.{name}.bias"), vec![rows]);
-                }
-            }
-        }
-        shapes
-    }
-
     fn check(&self) -> Result<(), String> {
         if self.num_key_value_heads < 1 || self.num_attention_heads % self.num_key_value_heads != 0
         {
@@ -311,120 +286,25 @@ impl LlamaConfig {
                 self.num_attention_heads, self.num_key_value_heads
             ));
         }
-        if self.head_dim < 2 || self.head_dim % 2 != 0 {
+        if self.family.query_key_value != Joined::Apart
+            && (self.num_key_value_heads != self.num_attention_heads
+                || self.num_attention_heads * self.head_dim != self.hidden_size)
+        {
+            return Err("\"num_attention_heads\" does not divide the width".to_owned());
+        }
+        if let Some(rope) = self.rope
+            && (rope.dim < 2 || rope.dim % 2 != 0 || rope.dim > self.head_dim)
+        {
             return Err(format!(
-                "\"head_dim\" is {}; rotary embeddings need an even one",
-                self.head_dim
+                "{} of the {} dimensions of a head are rotated; it must be an even number",
+                rope.dim, self.head_dim
             ));
         }
-        let sizes = [self.vocab_size, self.intermediate_size, self.num_hidden_layers];
-        if sizes.iter().any(|&size| size < 1) || self.max_position_embeddings < 1 {
+        if self.head_dim < 1 || self.sliding_window.is_some_and(|window| window < 1) {
             return Err("sizes are positive".to_owned());
         }
         Ok(())
     }
-}
-
-impl Written {
-    fn head(&self) -> Result<Head, String> {
-        let architecture = self.architectures.first().map_or("LlamaForCausalLM", String::as_str);
-        let labels = self.num_labels.or(self.id2label.as_ref().map(Map::len));
-        match architecture {
-            _ if self.model_type != "llama" => Err(format!(
-                "model type {:?} does not run in this process yet (\"llama\" does): serve it and \
-                 name it by `endpoint:`, or convert it",
-                self.model_type
-            )),
-            "LlamaForCausalLM" => Ok(Head::Lm),
-            "LlamaForSequenceClassification" if labels == Some(1) => Ok(Head::Score),
-            "LlamaForSequenceClassification" => Err(format!(
-                "a preference model has \"num_labels\": 1, not {}",
-                labels.map_or("none (which is 2)".to_owned(), |count| count.to_string())
-            )),
-            other => Err(format!(
-                "architecture {other:?} does not run in this process (LlamaForCausalLM and \
-                 LlamaForSequenceClassification do): serve it and name it by `endpoint:`"
-            )),
-        }
-        .and_then(|head| match self.hidden_act.as_deref() {
-            None | Some("silu") => Ok(head),
-            Some(other) => Err(format!("\"hidden_act\" is {other:?}; only \"silu\" runs here")),
-        })
-    }
-
-    fn rope(&self) -> Result<(f64, Option<RopeScaling>), String> {
-        let rope = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
-        let theta = rope.and_then(|rope| rope.rope_theta).or(self.rope_theta).unwrap_or(10_000.0);
-        let Some(rope) = rope else { return Ok((theta, None)) };
-        match rope.rope_type.as_deref() {
-            None | Some("default") => Ok((theta, None)),
-            Some("llama3") => {
-                let need = |name: &str, value: Option<f64>| {
-                    value.ok_or_else(|| format!("rope type \"llama3\" needs {name:?}"))
-                };
-                let original = rope.original_max_position_embeddings;
-                let scaling = RopeScaling {
-                    factor: need("factor", rope.factor)?,
-                    low_freq_factor: need("low_freq_factor", rope.low_freq_factor)?,
-                    high_freq_factor: need("high_freq_factor", rope.high_freq_factor)?,
-                    original_max_position_embeddings: need(
-                        "original_max_position_embeddings",
-                        original,
-                    )?,
-                };
-                Ok((theta, Some(scaling)))
-            }
-            Some(other) => Err(format!(
-                "rope type {other:?} does not run in this process (\"default\" and \"llama3\" do): \
-                 serve the model and name it by `endpoint:`"
-            )),
-        }
-    }
-
-    fn dtype(&self) -> Result<Kind, String> {
-        match self.dtype.as_deref().or(self.torch_dtype.as_deref()) {
-            None | Some("float32") => Ok(Kind::Float),
-            Some("bfloat16") => Ok(Kind::BFloat16),
-            Some("float16") => Ok(Kind::Half),
-            Some(other) => {
-                Err(format!("\"dtype\" is {other:?}, not \"float32\", \"bfloat16\" or \"float16\""))
-            }
-        }
-    }
-}
-
-impl TokenIds {
-    fn into_vec(self) -> Vec<i64> {
-        match self {
-            TokenIds::One(id) => vec![id],
-            TokenIds::Many(ids) => ids,
-        }
-    }
-}
-
-fn architecture(head: Head) -> &'static str {
-    match head {
-        Head::Lm => "LlamaForCausalLM",
-        Head::Score => "LlamaForSequenceClassification",
-    }
-}
-
-/// The end tokens of `generation_config.json`: a chat model often has several, and its
-/// `config.json` names one.
-fn read_generation_eos(dir: &Path) -> Result<Option<Vec<i64>>, TorchError> {
-    #[derive(Deserialize)]
-    struct Generation {
-        eos_token_id: Option<TokenIds>,
-    }
-    let path = dir.join("generation_config.json");
-    let text = match std::fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(TorchError::file(path)(error)),
-    };
-    let generation: Generation =
-        serde_json::from_str(&text).map_err(|error| TorchError::content(&path, error))?;
-    Ok(generation.eos_token_id.map(TokenIds::into_vec))
 }
 
 #[cfg(test)]
@@ -453,20 +333,68 @@ mod tests {
             ("dtype", json!("bfloat16")),
         ])
         .unwrap();
-        assert_eq!((four.rope_theta, four.dtype), (five.rope_theta, five.dtype));
+        assert_eq!((four.rope, four.dtype), (five.rope, five.dtype));
+        assert_eq!(four.rope.map(|rope| rope.theta), Some(5e5));
         assert_eq!(config(&[("eos_token_id", json!([2, 3]))]).unwrap().eos_token_ids, [2, 3]);
     }
 
     #[test]
     fn what_does_not_run_here_is_said_with_the_file_and_a_way_out() {
-        let message = config(&[("model_type", json!("qwen2"))]).unwrap_err();
-        assert!(message.starts_with("c.json: model type \"qwen2\""), "{message}");
+        let message = config(&[("model_type", json!("mamba"))]).unwrap_err();
+        assert!(message.starts_with("c.json: model type \"mamba\""), "{message}");
         assert!(message.contains("endpoint"), "{message}");
         let message = config(&[("rope_scaling", json!({ "type": "yarn" }))]).unwrap_err();
         assert!(message.contains("\"yarn\""), "{message}");
         let scorer = ("architectures", json!(["LlamaForSequenceClassification"]));
         let message = config(&[scorer]).unwrap_err();
         assert!(message.contains("num_labels"), "{message}");
+    }
+
+    #[test]
+    fn sizes_that_no_model_has_are_refused_before_anything_is_made_of_them() {
+        for (key, size) in [
+            ("num_hidden_layers", 1i64 << 60),
+            ("vocab_size", 0),
+            ("max_position_embeddings", i64::MAX),
+            ("head_dim", -2),
+        ] {
+            let message = config(&[(key, json!(size))]).unwrap_err();
+            assert!(message.contains(key), "{message}");
+        }
+        let message = config(&[("num_key_value_heads", json!(3))]).unwrap_err();
+        assert!(message.contains("evenly"), "{message}");
+    }
+
+    #[test]
+    fn layers_without_rotation_and_with_a_window_are_those_that_transformers_takes() {
+        let layers = |changes: &[(&str, Value)]| -> (Vec<bool>, Vec<bool>) {
+            let layers = [&[("num_hidden_layers", json!(4))], changes].concat();
+            let config = config(&layers).unwrap();
+            config.layers.iter().map(|layer| (layer.is_rotated, layer.is_windowed)).unzip()
+        };
+        let smollm3 = |more: &[(&str, Value)]| {
+            let family = [
+                ("model_type", json!("smollm3")),
+                ("architectures", json!(["SmolLM3ForCausalLM"])),
+                ("sliding_window", json!(8)),
+            ];
+            layers(&[&family, more].concat())
+        };
+        assert_eq!(smollm3(&[]), (vec![true, true, true, false], vec![false; 4]));
+        let windowed = smollm3(&[("use_sliding_window", json!(true))]);
+        assert_eq!(windowed.1, [false, false, false, true]);
+        let written = smollm3(&[("no_rope_layers", json!([0, 1, 1, 0]))]);
+        assert_eq!(written.0, [false, true, true, false]);
+
+        let qwen2 = [
+            ("model_type", json!("qwen2")),
+            ("architectures", json!(["Qwen2ForCausalLM"])),
+            ("sliding_window", json!(8)),
+            ("max_window_layers", json!(2)),
+        ];
+        assert_eq!(layers(&qwen2).1, [false; 4], "a window that is not used");
+        let used = ("use_sliding_window", json!(true));
+        assert_eq!(layers(&[&qwen2[..], &[used]].concat()).1, [false, false, true, true]);
     }
 
     #[test]

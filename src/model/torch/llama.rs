@@ -1,16 +1,16 @@
-//! A Llama: embeddings, blocks, a norm and a head.
+//! A model: embeddings, blocks, a norm and a head.
 
 use tch::{Device, Kind, Tensor};
 
-use super::block::{Block, HeadShape, Linear, Linears, Norm, View};
-use super::config::{Head, LlamaConfig};
+use super::block::{Block, BlockShape, KeysValues, Linear, Linears, Mask, Norm, View};
+use super::config::{Head, Joined, LlamaConfig};
 use super::error::TorchError;
-use super::rope::Rope;
+use super::rope::{Rope, Rotation};
 use super::weights::Weights;
 
 /// A model whose parameters are the tensors it was made of: gradients flow into them.
 ///
-/// Shapes: B rows, T tokens, C hidden, V vocabulary.
+/// Shapes: B rows, T tokens, S keys, C hidden, V vocabulary.
 pub struct Llama {
     /// Its shape.
     pub config: LlamaConfig,
@@ -19,11 +19,86 @@ pub struct Llama {
     /// Where it computes.
     pub device: Device,
     pub(super) blocks: Vec<Block>,
-    pub(super) rope: Rope,
+    rope: Option<Rope>,
     embeddings: Tensor, // (V, C)
+    /// Learned positions.
+    positions: Option<Tensor>, // (P, C)
     norm: Norm,
-    /// `lm_head.weight`, which may be the embeddings, or `score.weight`.
+    /// The head's weight, which may be the embeddings.
     head: Tensor, // (V or 1, C)
+}
+
+/// What the model makes of positions.
+pub(super) struct Positions {
+    /// Added to the embeddings.
+    added: Option<Tensor>, // (T, C) or (B, T, C)
+    rotation: Option<Rotation>,
+}
+
+/// An additive mask of attention, for [`Llama::hidden_at`].
+pub struct AttentionMask(pub(super) Mask);
+
+/// Takes the weights of a model by name.
+struct Parts<'a> {
+    config: &'a LlamaConfig,
+    weights: &'a Weights,
+    kind: Kind,
+    device: Device,
+}
+
+impl Parts<'_> {
+    fn weight(&self, name: &str) -> Result<Tensor, TorchError> {
+        let weight = self.weights.get(name)?;
+        Ok(weight.f_to_device(self.device)?.f_to_kind(self.kind)?)
+    }
+
+    fn norm(&self, name: &str) -> Result<Norm, TorchError> {
+        let bias = self.config.family.has_layer_norms;
+        let bias = bias.then(|| self.weight(&format!("{name}.bias"))).transpose()?;
+        Ok(Norm {
+            weight: self.weight(&format!("{name}.weight"))?,
+            bias,
+            eps: self.config.norm_eps,
+        })
+    }
+
+    fn linear(&self, name: &str, bias: bool) -> Result<Linear, TorchError> {
+        let bias = bias.then(|| self.weight(&format!("{name}.bias"))).transpose()?;
+        let weight = self.weight(&format!("{name}.weight"))?;
+        let weight = if self.config.family.is_transposed { weight.tr() } else { weight };
+        Ok(Linear { weight, bias })
+    }
+
+    fn block(&self, layer: usize) -> Result<Block, TorchError> {
+        let (config, family) = (self.config, self.config.family);
+        let (names, biases) = (family.names, config.has_biases);
+        let norm = |part: &str| self.norm(&config.layer_name(layer, part));
+        let linear = |part: &str, bias| self.linear(&config.layer_name(layer, part), bias);
+        let apart = |parts: &[&str], bias| {
+            let linears = parts.iter().map(|part| linear(part, bias));
+            Ok::<_, TorchError>(Linears::Apart(linears.collect::<Result<_, _>>()?))
+        };
+        let joined = || linear(names.query_key_value[0], biases.query_key_value);
+        let has_norms = family.has_query_key_norms;
+        Ok(Block {
+            input_norm: norm(names.input_norm)?,
+            query_key_value: match family.query_key_value {
+                Joined::Apart => apart(names.query_key_value, biases.query_key_value)?,
+                Joined::Stacked => Linears::Stacked(joined()?, vec![config.hidden_size; 3]),
+                Joined::ByHead => {
+                    Linears::ByHead(joined()?, config.num_attention_heads, config.head_dim)
+                }
+            },
+            query_key_norms: has_norms
+                .then(|| Ok::<_, TorchError>((norm(names.query_norm)?, norm(names.key_norm)?)))
+                .transpose()?,
+            output: linear(names.output, biases.output)?,
+            post_attention_norm: norm(names.post_attention_norm)?,
+            up: apart(names.up, biases.mlp)?,
+            down: linear(names.down, biases.mlp)?,
+            shape: BlockShape::of(config, layer),
+        })
+    }
 }
 
 impl Llama {
@@ -35,45 +110,22 @@ impl Llama {
         kind: Kind,
         device: Device,
     ) -> Result<Llama, TorchError> {
-        let get = |name: &str| -> Result<Tensor, TorchError> {
-            let weight = weights.get(name)?;
-            Ok(weight.f_to_device(device)?.f_to_kind(kind)?)
-        };
-        let norm = |name: String| -> Result<Norm, TorchError> {
-            Ok(Norm { weight: get(&format!("{name}.weight"))?, eps: config.rms_norm_eps })
-        };
-        let linear = |name: String, bias: bool| -> Result<Linear, TorchError> {
-            let bias = if bias { Some(get(&format!("{name}.bias"))?) } else { None };
-            Ok(Linear { weight: get(&format!("{name}.weight"))?, bias })
-        };
-        let linears = |layer: &str, names: &[&str], bias: bool| -> Result<Linears, TorchError> {
-            let apart = names.iter().map(|name| linear(format!("{layer}.{name}"), bias));
-            Ok(Linears::Apart(apart.collect::<Result<_, _>>()?))
-        };
-        let block = |index: i64| -> Result<Block, TorchError> {
-            let layer = format!("model.layers.{index}");
-            let attention = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
-            Ok(Block {
-                input_norm: norm(format!("{layer}.input_layernorm"))?,
-                query_key_value: linears(&layer, &attention, config.attention_bias)?,
-                output: linear(format!("{layer}.self_attn.o_proj"), config.attention_bias)?,
-                post_attention_norm: norm(format!("{layer}.post_attention_layernorm"))?,
-                gate_up: linears(&layer, &["mlp.gate_proj", "mlp.up_proj"], config.mlp_bias)?,
-                down: linear(format!("{layer}.mlp.down_proj"), config.mlp_bias)?,
-                shape: HeadShape::of(config),
-            })
-        };
-        let embeddings = get("model.embed_tokens.weight")?;
+        let parts = Parts { config, weights, kind, device };
+        let embeddings = parts.weight(&config.embeddings_name())?;
+        let positions = config.family.has_learned_positions;
+        let positions = positions.then(|| parts.weight(&config.positions_name())).transpose()?;
         let head = match config.head {
             Head::Lm if config.tie_word_embeddings => embeddings.shallow_clone(),
-            Head::Lm => get("lm_head.weight")?,
-            Head::Score => get("score.weight")?,
+            Head::Lm | Head::Score => parts.weight(&config.head_name())?,
         };
         Ok(Llama {
-            blocks: (0..config.num_hidden_layers).map(block).collect::<Result<_, _>>()?,
-            rope: Rope::new(config, kind, device),
+            blocks: (0..config.layers.len())
+                .map(|layer| parts.block(layer))
+                .collect::<Result<_, _>>()?,
+            rope: config.rope.as_ref().map(|rope| Rope::new(rope, kind, device)),
             embeddings,
-            norm: norm("model.norm".to_owned())?,
+            positions,
+            norm: parts.norm(&config.norm_name())?,
             head,
             kind,
             device,
@@ -86,20 +138,13 @@ impl Llama {
     /// The stacked ones are copies: after a training step, stack again.
     #[must_use]
     pub fn stacked(&self) -> Llama {
-        let block = |block: &Block| Block {
-            input_norm: block.input_norm.shallow_clone(),
-            query_key_value: block.query_key_value.stack(),
-            output: block.output.shallow_clone(),
-            post_attention_norm: block.post_attention_norm.shallow_clone(),
-            gate_up: block.gate_up.stack(),
-            down: block.down.shallow_clone(),
-            shape: block.shape,
-        };
         let _guard = tch::no_grad_guard();
+        let rope = self.config.rope.as_ref();
         Llama {
-            blocks: self.blocks.iter().map(block).collect(),
-            rope: Rope::new(&self.config, self.kind, self.device),
+            blocks: self.blocks.iter().map(Block::stacked).collect(),
+            rope: rope.map(|rope| Rope::new(rope, self.kind, self.device)),
             embeddings: self.embeddings.shallow_clone(),
+            positions: self.positions.as_ref().map(Tensor::shallow_clone),
             norm: self.norm.shallow_clone(),
             head: self.head.shallow_clone(),
             kind: self.kind,
@@ -113,32 +158,38 @@ impl Llama {
     /// What stands at padding is of no meaning, and reaches no token before it.
     pub fn hidden(&self, ids: &Tensor) -> Tensor {
         let tokens = ids.size()[1];
-        let mask = self.causal_mask(tokens);
-        self.run(self.embed(ids), &self.rope.first(tokens), &mask, None) // (B, T, C)
+        self.run(ids, &self.positions_from(0, tokens), &self.mask_after(0, tokens), None, None) // (B, T, C)
     }
 
     /// The same by the fused kernel of attention, for training: faster, and its memory grows with
     /// T and not with T²; but a row's last bits depend on its neighbours.
     pub fn hidden_fused(&self, ids: &Tensor) -> Tensor {
-        let rotation = self.rope.first(ids.size()[1]);
-        let run =
-            |x: Tensor, block: &Block| block.forward(&x, &rotation, View::Fused { mask: None });
-        self.finish(&self.blocks.iter().fold(self.embed(ids), run)) // (B, T, C)
+        let tokens = ids.size()[1];
+        let positions = self.positions_from(0, tokens);
+        let is_seen_whole = self.config.sliding_window.is_none_or(|window| tokens <= window);
+        let mask = (self.has_windows() && !is_seen_whole).then(|| self.mask_after(0, tokens));
+        self.run_fused(ids, &positions, mask.as_ref()) // (B, T, C)
     }
 
     /// The same for sequences that several rows share: with each token's position in its row (B, T)
     /// and a mask (B, 1, T, T) that is true where a token sees another.
     pub fn hidden_shared(&self, ids: &Tensor, positions: &Tensor, mask: &Tensor) -> Tensor {
-        let rotation = self.rope.at(positions);
-        let run = |x: Tensor, block: &Block| {
-            block.forward(&x, &rotation, View::Fused { mask: Some(mask) })
-        };
-        self.finish(&self.blocks.iter().fold(self.embed(ids), run)) // (B, T, C)
+        let end = positions.max().int64_value(&[]) as usize + 1;
+        let mask = self.mask(&mask.squeeze_dim(1), positions, positions);
+        self.run_fused(ids, &self.positions_at(positions, end), Some(&mask)) // (B, T, C)
     }
 
-    /// What the head sees, with positions (B, T) and an additive mask (B or 1, 1, T, T).
-    pub fn hidden_at(&self, ids: &Tensor, positions: &Tensor, mask: &Tensor) -> Tensor {
-        self.run(self.embed(ids), &self.rope.at(positions), mask, None) // (B, T, C)
+    fn run_fused(&self, ids: &Tensor, positions: &Positions, mask: Option<&Mask>) -> Tensor {
+        let run = |x: Tensor, block: &Block| {
+            block.forward(&x, positions.rotation.as_ref(), View::Fused { mask })
+        };
+        self.finish(&self.blocks.iter().fold(self.embed(ids, positions), run)) // (B, T, C)
+    }
+
+    /// What the head sees, with positions (B, T) and a mask.
+    pub fn hidden_at(&self, ids: &Tensor, positions: &Tensor, mask: &AttentionMask) -> Tensor {
+        let end = positions.max().int64_value(&[]) as usize + 1;
+        self.run(ids, &self.positions_at(positions, end), &mask.0, None, None) // (B, T, C)
     }
 
     /// Logits in f32 over the vocabulary, of hidden states (…, C).
@@ -156,22 +207,17 @@ impl Llama {
         (hidden.to_kind(Kind::Float) * weight).sum_dim_intlist(-1, false, Kind::Float) // (…)
     }
 
-    /// An additive mask in which a token sees itself and those before it.
-    pub fn causal_mask(&self, tokens: i64) -> Tensor {
-        Tensor::full([tokens, tokens], f64::NEG_INFINITY, (self.kind, self.device))
-            .triu(1)
-            .view([1, 1, tokens, tokens])
-    }
-
-    /// An additive causal mask for rows padded anywhere, from a mask (B, T) that is 0 at padding.
-    pub fn padding_mask(&self, attention_mask: &Tensor) -> Tensor {
+    /// A causal mask for rows padded anywhere, from a mask (B, T) that is 0 at padding and the
+    /// positions (B, T).
+    pub fn padding_mask(&self, attention_mask: &Tensor, positions: &Tensor) -> AttentionMask {
         let (_, tokens) = attention_mask.size2().expect("a mask has rows and tokens");
-        let real = attention_mask.to_device(self.device).ne(0).view([-1, 1, 1, tokens]);
+        let real = attention_mask.to_device(self.device).ne(0).unsqueeze(1); // (B, 1, T)
         // Padding sees itself, so that no softmax is over nothing.
-        let itself = Tensor::eye(tokens, (Kind::Bool, self.device)).view([1, 1, tokens, tokens]);
-        let visible = real.logical_or(&itself);
-        self.causal_mask(tokens)
-            .where_self(&visible, &Tensor::full([], f64::NEG_INFINITY, (self.kind, self.device))) // (B, 1, T, T)
+        let options = (Kind::Bool, self.device);
+        let itself = Tensor::eye(tokens, options).unsqueeze(0);
+        let causal = Tensor::ones([1, tokens, tokens], options).tril(0);
+        let visible = causal.logical_and(&real).logical_or(&itself); // (B, T, T)
+        AttentionMask(self.mask(&visible, positions, positions))
     }
 
     /// Whether products of this model's shapes give a row the same bits among 8 rows and among 64.
@@ -188,7 +234,7 @@ impl Llama {
         let of_block = |block: &Block| {
             let cat = |linears: &Linears, x: &Tensor| Tensor::cat(&linears.forward(x), -1);
             same(config.hidden_size, &|x| cat(&block.query_key_value, x))
-                && same(config.hidden_size, &|x| cat(&block.gate_up, x))
+                && same(config.hidden_size, &|x| cat(&block.up, x))
                 && same(config.num_attention_heads * config.head_dim, &|x| block.output.forward(x))
                 && same(config.intermediate_size, &|x| block.down.forward(x))
         };
@@ -196,26 +242,94 @@ impl Llama {
             && same(config.hidden_size, &|x| x.linear(&self.head, None::<&Tensor>))
     }
 
-    pub(super) fn embed(&self, ids: &Tensor) -> Tensor {
-        Tensor::embedding(&self.embeddings, ids, -1, false, false) // (B, T, C)
+    /// So many positions from a first one on, the same for every row.
+    pub(super) fn positions_from(&self, first: i64, count: i64) -> Positions {
+        let rows = |table: &Tensor| {
+            // Padding may reach past the last position.
+            let index = Tensor::arange_start(first, first + count, (Kind::Int64, self.device));
+            table.index_select(0, &index.clamp_max(table.size()[0] - 1))
+        };
+        Positions {
+            added: self.positions.as_ref().map(rows),
+            rotation: self.rope.as_ref().map(|rope| rope.range(first, count)),
+        }
     }
 
-    pub(super) fn finish(&self, x: &Tensor) -> Tensor {
+    /// Positions (B, T) row by row, all below `end`.
+    pub(super) fn positions_at(&self, positions: &Tensor, end: usize) -> Positions {
+        let rows = |table: &Tensor| Tensor::embedding(table, positions, -1, false, false);
+        Positions {
+            added: self.positions.as_ref().map(rows),
+            rotation: self.rope.as_ref().map(|rope| rope.at(positions, end)),
+        }
+    }
+
+    /// The mask of tokens that see themselves, those before them, and a past.
+    pub(super) fn mask_after(&self, past: i64, tokens: i64) -> Mask {
+        let options = (Kind::Int64, self.device);
+        let keys = Tensor::arange(past + tokens, options).unsqueeze(0); // (1, S)
+        let queries = keys.narrow(1, past, tokens); // (1, T)
+        self.mask(&keys.unsqueeze(1).le_tensor(&queries.unsqueeze(2)), &queries, &keys)
+    }
+
+    /// The mask of what is visible (B or 1, T, S), given the positions of queries (B or 1, T) and
+    /// keys (B or 1, S).
+    pub(super) fn mask(&self, visible: &Tensor, queries: &Tensor, keys: &Tensor) -> Mask {
+        let additive = |visible: &Tensor| {
+            let mask = Tensor::zeros(visible.size(), (self.kind, self.device));
+            mask.masked_fill(&visible.logical_not(), f64::NEG_INFINITY).unsqueeze(1) // (B, 1, T, S)
+        };
+        let within = |window: i64| {
+            let distance = queries.unsqueeze(2) - keys.unsqueeze(1); // (B, T, S)
+            additive(&visible.logical_and(&distance.lt(window)))
+        };
+        let window = self.config.sliding_window.filter(|_| self.has_windows());
+        Mask { full: additive(visible), windowed: window.map(within) }
+    }
+
+    fn has_windows(&self) -> bool {
+        self.config.layers.iter().any(|layer| layer.is_windowed)
+    }
+
+    fn embed(&self, ids: &Tensor, positions: &Positions) -> Tensor {
+        let x = Tensor::embedding(&self.embeddings, ids, -1, false, false); // (B, T, C)
+        positions.added.as_ref().map_or_else(|| x.shallow_clone(), |added| &x + added)
+    }
+
+    fn finish(&self, x: &Tensor) -> Tensor {
         self.norm.forward(x)
     }
 
-    /// The blocks over whole sequences; `keep` takes the keys and values of each.
+    /// What the head sees of tokens (B, T) that may come after a past, one entry for each block;
+    /// `keep` takes the new keys and values of each.
     pub(super) fn run(
         &self,
-        mut x: Tensor,
-        rotation: &super::rope::Rotation,
-        mask: &Tensor,
-        mut keep: Option<&mut Vec<(Tensor, Tensor)>>,
+        ids: &Tensor,
+        positions: &Positions,
+        mask: &Mask,
+        past: Option<&[KeysValues]>,
+        mut keep: Option<&mut Vec<KeysValues>>,
     ) -> Tensor {
-        for block in &self.blocks {
-            let view = View::Sequence { mask, keep: keep.as_deref_mut() };
-            x = block.forward(&x, rotation, view);
+        let mut x = self.embed(ids, positions);
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let past = past.map(|past| &past[layer]);
+            let view = View::Sequence { mask, past, keep: keep.as_deref_mut() };
+            x = block.forward(&x, positions.rotation.as_ref(), view);
         }
         self.finish(&x) // (B, T, C)
+    }
+
+    /// What the head sees of one token for each row of a cache; `view` gives each block's.
+    pub(super) fn run_cached<'a>(
+        &self,
+        ids: &Tensor,
+        positions: &Positions,
+        views: impl Iterator<Item = View<'a>>,
+    ) -> Tensor {
+        let mut x = self.embed(ids, positions); // (B, 1, C)
+        for (block, view) in self.blocks.iter().zip(views) {
+            x = block.forward(&x, positions.rotation.as_ref(), view);
+        }
+        self.finish(&x).select(1, 0) // (B, C)
     }
 }

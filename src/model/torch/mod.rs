@@ -8,9 +8,12 @@
 //! softmax, and a row's draws are a function of its seed. Measured and tested with one thread.
 
 pub mod backend;
+pub mod chat;
 pub mod checkpoint;
 pub mod config;
 pub mod generate;
+pub mod generation_config;
+pub mod listen;
 pub mod llama;
 pub mod score;
 pub mod tokenizer;
@@ -19,18 +22,25 @@ pub mod weights;
 
 mod block;
 mod cache;
+mod draw;
 mod error;
 mod openmp;
+mod prefix;
+mod reader;
 mod rope;
+mod row;
 mod sampling;
 mod worker;
 
-pub use backend::{DeviceChoice, TorchBackend, TorchOptions, is_preference_model};
+pub use backend::{DeviceChoice, Precision, TorchBackend, TorchOptions, is_preference_model};
+pub use chat::ChatTemplate;
 pub use checkpoint::{Checkpoint, weights_id};
 pub use config::{Head, LlamaConfig};
 pub use error::TorchError;
-pub use generate::{Continuation, Generated, Generator, generate};
-pub use llama::Llama;
+pub use generate::{CACHE_BYTES, Continuation, Generated, Generator, generate};
+pub use generation_config::GenerationConfig;
+pub use listen::{Event, Listener, Piece, PromptDone, Token};
+pub use llama::{AttentionMask, Llama};
 pub use openmp::quiet_openmp;
 pub use score::{rewards, score};
 pub use tokenizer::{Continued, TextTokenizer};

@@ -1,28 +1,80 @@
 //! Rotary position embeddings (Su et al. 2021), with the stretched frequencies of Llama 3.1.
 
+use std::cell::RefCell;
+
 use tch::{Device, Kind, Tensor};
 
-use super::config::{LlamaConfig, RopeScaling};
+use super::config::{RopeConfig, RopeScaling};
 use super::int;
 
-/// Cosines and sines of every position.
+/// The fewest positions of a table.
+const POSITIONS_MIN: usize = 256;
+
+/// Cosines and sines of positions, made as they are asked for: a context may be of millions.
 pub(super) struct Rope {
-    cos: Tensor, // (P, D)
+    frequencies: Vec<f32>,
+    kind: Kind,
+    device: Device,
+    tables: RefCell<Tables>,
+}
+
+struct Tables {
+    positions: usize,
+    cos: Tensor, // (P, R)
     /// The sine, negated in the first half, so that a rotation is two products and a roll.
-    sin: Tensor, // (P, D)
+    sin: Tensor, // (P, R)
 }
 
 /// The rows of some positions, ready to be multiplied with queries and keys.
 pub(super) struct Rotation {
-    cos: Tensor, // (…, 1, D)
-    sin: Tensor, // (…, 1, D)
-    half: i64,
+    cos: Tensor, // (…, 1, R)
+    sin: Tensor, // (…, 1, R)
+    /// How many dimensions are rotated.
+    dim: i64,
 }
 
 impl Rope {
-    pub(super) fn new(config: &LlamaConfig, kind: Kind, device: Device) -> Rope {
+    pub(super) fn new(config: &RopeConfig, kind: Kind, device: Device) -> Rope {
         let frequencies = frequencies(config);
-        let (positions, half) = (config.max_position_embeddings, frequencies.len());
+        let tables = RefCell::new(Tables::new(&frequencies, POSITIONS_MIN, kind, device));
+        Rope { frequencies, kind, device, tables }
+    }
+
+    /// So many positions from a first one on.
+    pub(super) fn range(&self, first: i64, count: i64) -> Rotation {
+        self.grow((first + count) as usize);
+        let tables = self.tables.borrow();
+        let rows = |table: &Tensor| table.narrow(0, first, count).unsqueeze(1);
+        Rotation { cos: rows(&tables.cos), sin: rows(&tables.sin), dim: self.dim() } // (T, 1, R)
+    }
+
+    /// Positions given row by row, all below `end`.
+    pub(super) fn at(&self, positions: &Tensor, end: usize) -> Rotation {
+        self.grow(end);
+        let tables = self.tables.borrow();
+        let mut shape = positions.size(); // (B, T)
+        shape.extend([1, self.dim()]);
+        let flat = positions.reshape([-1]);
+        let rows = |table: &Tensor| table.index_select(0, &flat).view(shape.as_slice());
+        Rotation { cos: rows(&tables.cos), sin: rows(&tables.sin), dim: self.dim() }
+    }
+
+    fn dim(&self) -> i64 {
+        int(self.frequencies.len() * 2)
+    }
+
+    fn grow(&self, positions: usize) {
+        if self.tables.borrow().positions < positions {
+            let positions = positions.next_power_of_two();
+            let tables = Tables::new(&self.frequencies, positions, self.kind, self.device);
+            self.tables.replace(tables);
+        }
+    }
+}
+
+impl Tables {
+    fn new(frequencies: &[f32], positions: usize, kind: Kind, device: Device) -> Tables {
+        let half = frequencies.len();
         let mut cos = Vec::with_capacity(positions * half * 2);
         let mut sin = Vec::with_capacity(positions * half * 2);
         for position in 0..positions {
@@ -35,58 +87,56 @@ impl Rope {
         let table = |values: Vec<f32>| {
             Tensor::from_slice(&values).view(shape).to_device(device).to_kind(kind)
         };
-        Rope { cos: table(cos), sin: table(sin) }
-    }
-
-    /// The first positions, for rows that all begin at 0.
-    pub(super) fn first(&self, count: i64) -> Rotation {
-        let rows = |table: &Tensor| table.narrow(0, 0, count).unsqueeze(1);
-        Rotation { cos: rows(&self.cos), sin: rows(&self.sin), half: self.half() } // (T, 1, D)
-    }
-
-    /// Positions given row by row.
-    pub(super) fn at(&self, positions: &Tensor) -> Rotation {
-        let mut shape = positions.size(); // (B, T)
-        shape.extend([1, self.half() * 2]);
-        let flat = positions.reshape([-1]);
-        let rows = |table: &Tensor| table.index_select(0, &flat).view(shape.as_slice());
-        Rotation { cos: rows(&self.cos), sin: rows(&self.sin), half: self.half() }
-    }
-
-    fn half(&self) -> i64 {
-        self.cos.size()[1] / 2
+        Tables { positions, cos: table(cos), sin: table(sin) }
     }
 }
 
 impl Rotation {
     pub(super) fn apply(&self, x: &Tensor) -> Tensor {
-        x * &self.cos + x.roll([self.half], [-1]) * &self.sin // (B, T, H, D)
+        let dim = x.size().last().copied().unwrap_or(0);
+        if dim == self.dim {
+            return self.rotate(x);
+        }
+        let rotated = self.rotate(&x.narrow(-1, 0, self.dim));
+        Tensor::cat(&[rotated, x.narrow(-1, self.dim, dim - self.dim)], -1) // (B, T, H, D)
+    }
+
+    fn rotate(&self, x: &Tensor) -> Tensor {
+        x * &self.cos + x.roll([self.dim / 2], [-1]) * &self.sin // (B, T, H, R)
     }
 }
 
 /// One frequency for each pair of dimensions, in f32 as transformers computes them.
-fn frequencies(config: &LlamaConfig) -> Vec<f32> {
-    let dim = config.head_dim as f32;
-    let plain = (0..config.head_dim / 2)
-        .map(|pair| 1.0 / libm::powf(config.rope_theta as f32, (pair * 2) as f32 / dim));
-    match config.rope_scaling {
-        None => plain.collect(),
-        Some(scaling) => plain.map(|frequency| stretched(frequency, scaling)).collect(),
-    }
+fn frequencies(config: &RopeConfig) -> Vec<f32> {
+    let dim = config.dim as f32;
+    (0..config.dim / 2)
+        .map(|pair| 1.0 / libm::powf(config.theta as f32, (pair * 2) as f32 / dim))
+        .map(|frequency| stretched(frequency, config.scaling))
+        .collect()
 }
 
-/// Long waves are stretched by the factor, short ones left, those between interpolated.
+/// By Llama 3.1, long waves are stretched by the factor, short ones left, those between
+/// interpolated.
 fn stretched(frequency: f32, scaling: RopeScaling) -> f32 {
-    let wavelength = std::f64::consts::TAU / f64::from(frequency);
-    let turns = scaling.original_max_position_embeddings / wavelength;
-    if turns < scaling.low_freq_factor {
-        return (f64::from(frequency) / scaling.factor) as f32;
+    let plain = f64::from(frequency);
+    match scaling {
+        RopeScaling::None => frequency,
+        RopeScaling::Linear { factor } => (plain / factor) as f32,
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } => {
+            let turns = original_max_position_embeddings / (std::f64::consts::TAU / plain);
+            if turns < low_freq_factor {
+                return (plain / factor) as f32;
+            }
+            if turns > high_freq_factor {
+                return frequency;
+            }
+            let smooth = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
+            ((1.0 - smooth) * plain / factor + smooth * plain) as f32
+        }
     }
-    if turns > scaling.high_freq_factor {
-        return frequency;
-    }
-    let smooth =
-        (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor);
-    let frequency = f64::from(frequency);
-    ((1.0 - smooth) * frequency / scaling.factor + smooth * frequency) as f32
 }

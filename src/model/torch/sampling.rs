@@ -16,6 +16,7 @@ pub(super) struct Draws {
     top_k: usize,
     top_p: f64,
     min_p: f64,
+    pub(super) repetition_penalty: f64,
 }
 
 impl Draws {
@@ -26,7 +27,12 @@ impl Draws {
             top_k: sampling.top_k as usize,
             top_p: sampling.top_p,
             min_p: sampling.min_p,
+            repetition_penalty: sampling.repetition_penalty,
         }
+    }
+
+    pub(super) fn is_penalised(&self) -> bool {
+        (self.repetition_penalty - 1.0).abs() > 0.0
     }
 
     pub(super) fn is_greedy(&self) -> bool {
@@ -98,6 +104,7 @@ mod tests {
             top_p: 1.0,
             top_k: 0,
             min_p: 0.0,
+            repetition_penalty: 1.0,
             max_tokens: 8,
             stop: vec![],
             seed: Some(17),

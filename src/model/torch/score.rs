@@ -1,6 +1,7 @@
 //! Scoring: the log-probability of given continuations, and the score a preference model gives.
 //!
-//! All choices of a prompt are read in one row. The prompt comes first, then each choice without
+//! All choices of a prompt are read in one row, the beginning of which is shared with other rows
+//! ([`reader`](super::reader)). The prompt comes first, then each choice without
 //! what all share; a mask keeps choices from seeing each other, and each counts its positions
 //! from the prompt's end:
 //!
@@ -10,23 +11,14 @@
 //! sees        ·──── prompt ────· own │   own │      (the last token of a choice is not read)
 //! ```
 
-use std::collections::BTreeMap;
-
 use tch::{Kind, Tensor};
 
-use super::generate::select_rows;
+use super::draw::select_rows;
+use super::generate::CACHE_BYTES;
+use super::int;
 use super::llama::Llama;
+use super::reader::{Branches, ReadRow, Reader};
 use super::tokenizer::Continued;
-use super::{int, round_up};
-
-/// Rows are padded to multiples of so many tokens.
-const ROW_STEP: usize = 16;
-
-/// The most tokens read by one forward pass, unless one row is longer.
-const TOKENS_MAX: usize = 1024;
-
-/// The most attention weights of one block in one forward pass, unless one row needs more.
-const WEIGHTS_MAX: usize = 1 << 26;
 
 /// The most rows of logits at once.
 const LOGITS_MAX: usize = 256;
@@ -48,27 +40,34 @@ struct Packed {
 /// When a prefix is empty: there is nothing that would predict the first token.
 pub fn score(llama: &Llama, rows: &[Continued]) -> Vec<Vec<f64>> {
     let _guard = tch::no_grad_guard();
+    score_with(&mut Reader::new(llama, CACHE_BYTES / 2), rows)
+}
+
+/// The same, with the prefixes that a reader keeps.
+pub(super) fn score_with(reader: &mut Reader<'_>, rows: &[Continued]) -> Vec<Vec<f64>> {
+    let llama = reader.llama;
     let packed: Vec<Packed> = rows.iter().map(pack).collect();
     let mut scores: Vec<Vec<f64>> = rows.iter().map(|row| vec![0.0; row.tails.len()]).collect();
-    for batch in batches(llama, packed.iter().map(|row| row.ids.len())) {
-        let rows: Vec<&Packed> = batch.rows.iter().map(|&row| &packed[row]).collect();
-        let hidden = read(llama, &rows, batch.padded); // (B, T, C)
-        let wanted = rows.iter().enumerate().flat_map(|(at, row)| {
-            let (row_index, first) = (batch.rows[at], at * batch.padded);
-            row.targets.iter().enumerate().flat_map(move |(choice, targets)| {
-                targets.iter().map(move |&(place, token)| (row_index, choice, first + place, token))
+    let read: Vec<ReadRow<'_>> =
+        rows.iter().zip(&packed).map(|(row, packed)| packed.row(row)).collect();
+    reader.read(&read, |group| {
+        let tokens = group.hidden.size()[1] as usize;
+        let wanted = group.rows.iter().enumerate().flat_map(|(at, &row)| {
+            packed[row].targets.iter().enumerate().flat_map(move |(choice, targets)| {
+                let place = move |place: usize| at * tokens + place - group.start;
+                targets.iter().map(move |&(at, token)| (row, choice, place(at), token))
             })
         });
         let wanted: Vec<(usize, usize, usize, i64)> = wanted.collect();
         for wanted in wanted.chunks(LOGITS_MAX) {
             let places: Vec<usize> = wanted.iter().map(|&(_, _, place, _)| place).collect();
             let tokens: Vec<i64> = wanted.iter().map(|&(_, _, _, token)| token).collect();
-            let logprobs = logprobs_at(llama, &hidden, &places, tokens);
+            let logprobs = logprobs_at(llama, &group.hidden, &places, tokens);
             for (&(row, choice, _, _), logprob) in wanted.iter().zip(logprobs) {
                 scores[row][choice] += f64::from(logprob);
             }
         }
-    }
+    });
     scores
 }
 
@@ -78,40 +77,58 @@ pub fn score(llama: &Llama, rows: &[Continued]) -> Vec<Vec<f64>> {
 /// When a row is empty.
 pub fn rewards(llama: &Llama, rows: &[Vec<i64>]) -> Vec<f32> {
     let _guard = tch::no_grad_guard();
+    rewards_with(&mut Reader::new(llama, CACHE_BYTES / 2), rows)
+}
+
+/// The same, with the prefixes that a reader keeps.
+pub(super) fn rewards_with(reader: &mut Reader<'_>, rows: &[Vec<i64>]) -> Vec<f32> {
+    assert!(rows.iter().all(|row| !row.is_empty()), "a score is that of a token");
+    let llama = reader.llama;
     let mut scores = vec![0.0; rows.len()];
-    for batch in batches(llama, rows.iter().map(Vec::len)) {
-        let texts: Vec<&[i64]> = batch.rows.iter().map(|&row| rows[row].as_slice()).collect();
-        let ids = padded(&texts, batch.padded, 0).to_device(llama.device);
-        let last = texts.iter().enumerate().map(|(at, row)| at * batch.padded + row.len() - 1);
-        let hidden = select_rows(&llama.hidden(&ids), &last.collect::<Vec<_>>());
+    let read = rows.iter().map(|ids| ReadRow { ids, plain: ids.len(), branches: None });
+    reader.read(&read.collect::<Vec<_>>(), |group| {
+        let tokens = group.hidden.size()[1] as usize;
+        let last = group.rows.iter().enumerate();
+        let last = last.map(|(at, &row)| at * tokens + rows[row].len() - group.start - 1);
+        let hidden = select_rows(&group.hidden, &last.collect::<Vec<_>>());
         let found = Vec::<f32>::try_from(llama.scores(&hidden)).expect("scores are f32");
-        for (&row, score) in batch.rows.iter().zip(found) {
+        for (&row, score) in group.rows.iter().zip(found) {
             scores[row] = score;
+        }
+    });
+    scores
+}
+
+/// The log-probability of each token of a text under those before it, and so many of the likeliest
+/// in its place. Nothing predicts the first.
+pub(super) fn score_prompt(
+    llama: &Llama,
+    ids: &[i64],
+    alternatives_max: usize,
+) -> Vec<(Option<f32>, Vec<(i64, f32)>)> {
+    let hidden = llama.hidden(&Tensor::from_slice(ids).to_device(llama.device).view([1, -1]));
+    let mut scores = vec![(None, Vec::new())];
+    let places: Vec<usize> = (0..ids.len() - 1).collect();
+    for places in places.chunks(LOGITS_MAX) {
+        let table = llama.logits(&select_rows(&hidden, places)).log_softmax(-1, Kind::Float);
+        let most = int(alternatives_max).min(table.size()[1]);
+        let (top, tokens) = table.topk(most, -1, true, true);
+        let top = Vec::<Vec<f32>>::try_from(top).expect("log-probabilities are f32");
+        let tokens = Vec::<Vec<i64>>::try_from(tokens).expect("tokens are integers");
+        for (at, &place) in places.iter().enumerate() {
+            let logprob = table.double_value(&[int(at), ids[place + 1]]) as f32;
+            let likeliest = tokens[at].iter().copied().zip(top[at].iter().copied()).collect();
+            scores.push((Some(logprob), likeliest));
         }
     }
     scores
 }
 
-/// Rows that are read together, padded to one length.
-struct Batch {
-    padded: usize,
-    rows: Vec<usize>,
-}
-
-/// Groups rows by a length that is a function of their own.
-fn batches(llama: &Llama, lengths: impl Iterator<Item = usize>) -> Vec<Batch> {
-    let mut by_length: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-    for (row, length) in lengths.enumerate() {
-        by_length.entry(round_up(length, ROW_STEP)).or_default().push(row);
+impl Packed {
+    fn row(&self, of: &Continued) -> ReadRow<'_> {
+        let branches = Branches { positions: &self.positions, segments: &self.segments };
+        ReadRow { ids: &self.ids, plain: of.prefix.len(), branches: Some(branches) }
     }
-    let heads = llama.config.num_attention_heads as usize;
-    let chunks = |(padded, rows): (usize, Vec<usize>)| {
-        let rows_max = (TOKENS_MAX / padded).min(WEIGHTS_MAX / (heads * padded * padded)).max(1);
-        let chunks: Vec<Batch> =
-            rows.chunks(rows_max).map(|rows| Batch { padded, rows: rows.to_vec() }).collect();
-        chunks
-    };
-    by_length.into_iter().flat_map(chunks).collect()
 }
 
 fn pack(row: &Continued) -> Packed {
@@ -150,22 +167,6 @@ fn shared_prefix(tails: &[Vec<i64>]) -> usize {
     others.iter().map(common).min().unwrap_or(first.len())
 }
 
-/// What the head sees of packed rows.
-fn read(llama: &Llama, rows: &[&Packed], length: usize) -> Tensor {
-    let tensor = |column: fn(&Packed) -> &[i64], padding: i64| {
-        let columns: Vec<&[i64]> = rows.iter().map(|row| column(row)).collect();
-        padded(&columns, length, padding).to_device(llama.device)
-    };
-    let ids = tensor(|row| &row.ids, 0); // (B, T)
-    let positions = tensor(|row| &row.positions, 0); // (B, T)
-    let segments = tensor(|row| &row.segments, -1); // (B, T)
-    let of_key = segments.unsqueeze(1); // (B, 1, T)
-    let visible = of_key.eq(0).logical_or(&of_key.eq_tensor(&segments.unsqueeze(2))); // (B, T, T)
-    let hidden = Tensor::full([], f64::NEG_INFINITY, (llama.kind, llama.device));
-    let mask = llama.causal_mask(int(length)).where_self(&visible.unsqueeze(1), &hidden);
-    llama.hidden_at(&ids, &positions, &mask) // (B, T, C)
-}
-
 /// The log-probability of a token at each of some places of (B, T, C).
 fn logprobs_at(llama: &Llama, hidden: &Tensor, places: &[usize], mut tokens: Vec<i64>) -> Vec<f32> {
     let hidden = select_rows(hidden, places); // (N, C)
@@ -174,15 +175,6 @@ fn logprobs_at(llama: &Llama, hidden: &Tensor, places: &[usize], mut tokens: Vec
     let tokens = Tensor::from_slice(&tokens).to_device(llama.device).view([count, 1]);
     let logprobs = llama.logits(&hidden).log_softmax(-1, Kind::Float).gather(1, &tokens, false);
     Vec::<f32>::try_from(logprobs.view([-1])).expect("log-probabilities are f32")
-}
-
-/// Rows of numbers as one tensor (B, length), filled up on the right.
-fn padded(rows: &[&[i64]], length: usize, padding: i64) -> Tensor {
-    let mut values = vec![padding; rows.len() * length];
-    for (row, values) in rows.iter().zip(values.chunks_mut(length)) {
-        values[..row.len()].copy_from_slice(row);
-    }
-    Tensor::from_slice(&values).view([int(rows.len()), int(length)])
 }
 
 #[cfg(test)]

@@ -35,9 +35,15 @@ impl TextTokenizer {
 
     /// Takes the content of a `tokenizer.json`; `path` is for messages.
     pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<TextTokenizer, TorchError> {
-        let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(|error| {
-            TorchError::content(path, format!("is not a tokenizer of Hugging Face: {error}"))
-        })?;
+        // Some damaged files are a panic of the crate that reads them.
+        let read = std::panic::catch_unwind(|| Tokenizer::from_bytes(bytes));
+        let read = read.map_err(|_| "it is damaged".to_owned());
+        let mut tokenizer =
+            read.and_then(|read| read.map_err(|e| e.to_string())).map_err(|error| {
+                let message =
+                    format!("is not a tokenizer of Hugging Face ({error}): fetch it again");
+                TorchError::content(path, message)
+            })?;
         // A checkpoint may ask for padding and truncation; rows here are whole, and of their length.
         tokenizer.with_padding(None);
         tokenizer
@@ -71,10 +77,30 @@ impl TextTokenizer {
         prompt: &str,
         continuations: &[&str],
     ) -> Result<Continued, String> {
-        let prompt_ids = self.encode(prompt)?;
+        self.encode_continued_with(prompt, continuations, true)
+    }
+
+    /// The same of a prompt that brings its own special tokens.
+    pub fn encode_rendered_continued(
+        &self,
+        prompt: &str,
+        continuations: &[&str],
+    ) -> Result<Continued, String> {
+        self.encode_continued_with(prompt, continuations, false)
+    }
+
+    fn encode_continued_with(
+        &self,
+        prompt: &str,
+        continuations: &[&str],
+        add_special_tokens: bool,
+    ) -> Result<Continued, String> {
+        let prompt_ids = self.encode_with(prompt, add_special_tokens)?;
         let wholes: Vec<Vec<i64>> = continuations
             .iter()
-            .map(|continuation| self.encode(&format!("{prompt}{continuation}")))
+            .map(|continuation| {
+                self.encode_with(&format!("{prompt}{continuation}"), add_special_tokens)
+            })
             .collect::<Result<_, _>>()?;
         let kept = wholes.iter().map(|whole| common_prefix(&prompt_ids, whole)).min();
         let kept = kept.unwrap_or(prompt_ids.len());

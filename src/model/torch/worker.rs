@@ -6,47 +6,67 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use tch::Device;
 
+use super::chat::ChatTemplate;
 use super::config::Head;
 use super::generate::{Continuation, Generated, Generator};
+use super::listen::{Event, Listener, PromptDone, Token, Tokens, Told};
 use super::llama::Llama;
-use super::score::{rewards, score};
+use super::score::{rewards_with, score_prompt, score_with};
 use super::tokenizer::{Continued, TextTokenizer};
 use crate::model::{Answer, CallError, Done, Prompt, Request, Sampling, Task};
+use crate::record::Message;
 
 /// A request with the one who waits for it.
 pub(super) struct Job {
     request: Arc<Request>,
-    done: Done,
+    reply: Reply,
     started: Instant,
     started_at_us: i64,
+}
+
+/// Who waits for an answer.
+pub(super) enum Reply {
+    /// One who wants it when it is whole.
+    Done(Done),
+    /// One who watches it being written, with so many of the likeliest tokens at each step.
+    Listener(Listener, usize, Told),
+    /// One who wants the log-probability of each token of the prompt, with as many.
+    Prompt(PromptDone, usize),
 }
 
 /// The requests that a model is working on.
 pub(super) struct Worker<'m> {
     llama: &'m Llama,
     tokenizer: &'m TextTokenizer,
+    chat: Option<&'m ChatTemplate>,
     generator: Generator<'m>,
     rows_max: usize,
     /// Those being continued, with their number of prompt tokens.
     continued: BTreeMap<u64, (Job, usize)>,
     /// Those to be scored.
     to_score: Vec<(Job, Continued)>,
+    /// Those of which the prompt's tokens are wanted.
+    prompts: Vec<Job>,
     tags: u64,
 }
 
 impl Job {
-    pub(super) fn new(request: Arc<Request>, done: Done) -> Job {
+    pub(super) fn new(request: Arc<Request>, reply: Reply) -> Job {
         #[expect(
             clippy::disallowed_methods,
             reason = "when a call was made is told by the clock; no table but `calls` has it"
         )]
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let started_at_us = i64::try_from(now.as_micros()).unwrap_or(i64::MAX);
-        Job { request, done, started: Instant::now(), started_at_us }
+        Job { request, reply, started: Instant::now(), started_at_us }
     }
 
     pub(super) fn fail(self, error: CallError) {
-        (self.done)(Err(error));
+        match self.reply {
+            Reply::Done(done) => done(Err(error)),
+            Reply::Listener(mut listener, ..) => drop(listener(Event::End(Err(error)))),
+            Reply::Prompt(done, _) => done(Err(error)),
+        }
     }
 
     /// Answers, with what every answer says of how it came.
@@ -58,7 +78,11 @@ impl Job {
             device: Some(device_name(device)),
             ..answer
         };
-        (self.done)(Ok(answer));
+        match self.reply {
+            Reply::Done(done) => done(Ok(answer)),
+            Reply::Listener(mut listener, ..) => drop(listener(Event::End(Ok(answer)))),
+            Reply::Prompt(..) => unreachable!("a prompt's tokens are no answer"),
+        }
     }
 }
 
@@ -66,21 +90,25 @@ impl<'m> Worker<'m> {
     pub(super) fn new(
         llama: &'m Llama,
         tokenizer: &'m TextTokenizer,
+        chat: Option<&'m ChatTemplate>,
         rows_max: usize,
+        cache_bytes: usize,
     ) -> Worker<'m> {
         Worker {
             llama,
             tokenizer,
-            generator: Generator::new(llama, tokenizer, rows_max),
+            chat,
+            generator: Generator::new(llama, tokenizer, rows_max, cache_bytes),
             rows_max,
             continued: BTreeMap::new(),
             to_score: Vec::new(),
+            prompts: Vec::new(),
             tags: 0,
         }
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.continued.is_empty() && self.to_score.is_empty()
+        self.continued.is_empty() && self.to_score.is_empty() && self.prompts.is_empty()
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -89,12 +117,20 @@ impl<'m> Worker<'m> {
 
     /// Takes a request, or refuses it for good.
     pub(super) fn accept(&mut self, job: Job) {
+        if matches!(job.reply, Reply::Prompt(..)) {
+            self.prompts.push(job);
+            return;
+        }
+        let alternatives_max = match &job.reply {
+            Reply::Listener(_, alternatives_max, _) => *alternatives_max,
+            _ => 0,
+        };
         let request = Arc::clone(&job.request);
         let accepted = match &request.task {
             Task::Generate(sampling) => self.continuation(&request.prompt, sampling).map(|row| {
                 let prompt_tokens = row.prompt.len();
                 self.tags += 1;
-                self.generator.push(self.tags, row);
+                self.generator.push_with(self.tags, row, alternatives_max);
                 (Some(prompt_tokens), None)
             }),
             Task::Score { choices, .. } => {
@@ -114,24 +150,77 @@ impl<'m> Worker<'m> {
     /// Scores what is to be scored, and draws a token for each row that is being continued.
     pub(super) fn step(&mut self) {
         self.score();
+        self.read_prompts();
         for (tag, generated) in self.generator.step() {
-            let (job, prompt_tokens) = self.continued.remove(&tag).expect("a tag names a request");
-            job.answer(self.llama.device, written(generated, prompt_tokens));
+            let (mut job, prompt) = self.continued.remove(&tag).expect("a tag names a request");
+            if let Reply::Listener(listener, _, told) = &mut job.reply {
+                let tokens = Tokens {
+                    before: &[],
+                    ids: &generated.tokens,
+                    logprobs: &generated.logprobs,
+                    alternatives: &generated.alternatives,
+                };
+                let piece = told.rest(&generated.text, tokens, self.tokenizer);
+                listener(Event::Piece(piece));
+            }
+            job.answer(self.llama.device, written(generated, prompt));
         }
+        self.tell();
+    }
+
+    /// Tells those who watch what was written.
+    fn tell(&mut self) {
+        let mut left = Vec::new();
+        for (tag, (job, _)) in &mut self.continued {
+            let Reply::Listener(listener, _, told) = &mut job.reply else { continue };
+            let Some(row) = self.generator.written(*tag) else { continue };
+            let Some(piece) = told.more(row, self.tokenizer) else { continue };
+            if !listener(Event::Piece(piece)) {
+                left.push(*tag);
+            }
+        }
+        for tag in left {
+            self.continued.remove(&tag);
+            self.generator.cancel(tag);
+        }
+    }
+
+    /// Tells the tokens of prompts with their log-probabilities.
+    fn read_prompts(&mut self) {
+        while let Some(Job { request, reply, .. }) = self.prompts.pop() {
+            let Reply::Prompt(done, alternatives_max) = reply else { continue };
+            done(self.prompt_tokens(&request.prompt, alternatives_max));
+        }
+    }
+
+    fn prompt_tokens(&self, prompt: &Prompt, most: usize) -> Result<Vec<Token>, CallError> {
+        if self.llama.config.head == Head::Score {
+            return Err(permanent("a preference model predicts no tokens".to_owned()));
+        }
+        let ids = self.encode(prompt)?;
+        self.check_length(&ids, 0)?;
+        let predicted = score_prompt(self.llama, &ids, most);
+        let token = |(at, (logprob, alternatives)): (usize, (Option<f32>, Vec<(i64, f32)>))| {
+            let text = |id: i64| self.tokenizer.decode_after(&ids[..at], &[id]);
+            let alternatives = alternatives.into_iter().map(|(id, p)| (text(id), p)).collect();
+            Token { text: text(ids[at]), logprob, alternatives }
+        };
+        Ok(predicted.into_iter().enumerate().map(token).collect())
     }
 
     /// Answers everything with an error.
     pub(super) fn fail_all(&mut self, error: &CallError) {
         let continued = std::mem::take(&mut self.continued).into_values().map(|(job, _)| job);
         let to_score = std::mem::take(&mut self.to_score).into_iter().map(|(job, _)| job);
-        continued.chain(to_score).for_each(|job| job.fail(error.clone()));
+        let prompts = std::mem::take(&mut self.prompts).into_iter();
+        continued.chain(to_score).chain(prompts).for_each(|job| job.fail(error.clone()));
     }
 
     fn score(&mut self) {
         // The rows stay where a failure finds them until their answers are there.
         let rows: Vec<Continued> = self.to_score.iter().map(|(_, row)| row.clone()).collect();
         let scores = match self.llama.config.head {
-            Head::Lm => score(self.llama, &rows),
+            Head::Lm => score_with(self.generator.reader(), &rows),
             Head::Score => self.rewards(&rows),
         };
         for ((job, row), scores) in self.to_score.drain(..).zip(scores) {
@@ -147,14 +236,16 @@ impl<'m> Worker<'m> {
 
     /// What a preference model thinks of the prompt with each choice, read to the end token that
     /// it was trained to judge at.
-    fn rewards(&self, rows: &[Continued]) -> Vec<Vec<f64>> {
+    fn rewards(&mut self, rows: &[Continued]) -> Vec<Vec<f64>> {
         let end = self.llama.config.eos_token_ids.first();
         let texts = rows.iter().flat_map(|row| {
             let text =
                 |tail: &Vec<i64>| row.prefix.iter().chain(tail).chain(end).copied().collect();
             row.tails.iter().map(text).collect::<Vec<Vec<i64>>>()
         });
-        let mut scores = rewards(self.llama, &texts.collect::<Vec<_>>()).into_iter().map(f64::from);
+        let texts: Vec<Vec<i64>> = texts.collect();
+        let scores = rewards_with(self.generator.reader(), &texts);
+        let mut scores = scores.into_iter().map(f64::from);
         rows.iter().map(|row| scores.by_ref().take(row.tails.len()).collect()).collect()
     }
 
@@ -166,14 +257,20 @@ impl<'m> Worker<'m> {
         if self.llama.config.head == Head::Score {
             return Err(permanent("a preference model scores, it does not write".to_owned()));
         }
-        let prompt = self.tokenizer.encode(text_of(prompt)?).map_err(permanent)?;
+        let prompt = self.encode(prompt)?;
         self.check_length(&prompt, 1)?;
         Ok(Continuation { prompt, sampling: sampling.clone() })
     }
 
     fn choices(&self, prompt: &Prompt, choices: &[String]) -> Result<Continued, CallError> {
         let choices: Vec<&str> = choices.iter().map(String::as_str).collect();
-        let row = self.tokenizer.encode_continued(text_of(prompt)?, &choices).map_err(permanent)?;
+        let row = match prompt {
+            Prompt::Text(text) => self.tokenizer.encode_continued(text, &choices),
+            Prompt::Messages(messages) => {
+                self.tokenizer.encode_rendered_continued(&self.rendered(messages)?, &choices)
+            }
+        };
+        let row = row.map_err(permanent)?;
         let longest = row.tails.iter().map(Vec::len).max().unwrap_or(0);
         // A preference model also reads the end token.
         self.check_length(
@@ -181,6 +278,28 @@ impl<'m> Worker<'m> {
             longest + usize::from(self.llama.config.head == Head::Score),
         )?;
         Ok(row)
+    }
+
+    /// The tokens of a prompt.
+    fn encode(&self, prompt: &Prompt) -> Result<Vec<i64>, CallError> {
+        let ids = match prompt {
+            Prompt::Text(text) => self.tokenizer.encode(text),
+            Prompt::Messages(messages) => self.tokenizer.encode_rendered(&self.rendered(messages)?),
+        };
+        ids.map_err(permanent)
+    }
+
+    /// A conversation as the checkpoint's template writes it.
+    fn rendered(&self, messages: &[Message]) -> Result<String, CallError> {
+        let chat = self.chat.ok_or_else(|| {
+            permanent(
+                "the checkpoint has no chat template, and a conversation was asked: set \
+                 `format: transcript`, or give a `chat_template`"
+                    .to_owned(),
+            )
+        })?;
+        let failed = |error| permanent(format!("the chat template fails: {error}"));
+        chat.prompt(messages).map_err(failed)
     }
 
     /// Refuses a prompt that is empty, or that leaves no room.
@@ -212,16 +331,6 @@ fn written(generated: Generated, prompt_tokens: usize) -> Answer {
         token_logprobs: Some(generated.logprobs),
         prompt_tokens: tokens(prompt_tokens),
         ..Answer::default()
-    }
-}
-
-fn text_of(prompt: &Prompt) -> Result<&str, CallError> {
-    match prompt {
-        Prompt::Text(text) => Ok(text),
-        Prompt::Messages(_) => Err(permanent(
-            "this model reads text, and a conversation was asked: set `format: transcript`"
-                .to_owned(),
-        )),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Checks of the nodes, verb by verb.
 
 use super::Check;
+use crate::spec::op::SamplingWritten;
 use crate::spec::op::{
     Algorithm, Cot, Critiquing, Evaluate, External, FewShot, FileFormat, Filter, Init, Keep, Lora,
     Mix, Op, PairwiseJudge, PpoUpdate, Read, Readable, Repeat, Rounds, Scratch, Source, Split,
@@ -15,16 +16,16 @@ pub(super) fn op(place: Place, op: &Op, check: &mut Check<'_>) {
         Op::Split(op) => split(place, op, check),
         Op::Sample(op) => {
             check.count("n", &op.n);
-            sampling(&op.temperature, &op.top_p, &op.min_p, &op.max_tokens, check);
+            sampling(&op.sampling_written(), check);
         }
         Op::Critique(op) => {
             check.count("draws", &op.draws);
             few_shot(op.few_shot.as_ref(), check);
-            sampling(&op.temperature, &op.top_p, &op.min_p, &op.max_tokens, check);
+            sampling(&op.sampling_written(), check);
         }
         Op::Revise(op) => {
             few_shot(op.few_shot.as_ref(), check);
-            sampling(&op.temperature, &op.top_p, &op.min_p, &op.max_tokens, check);
+            sampling(&op.sampling_written(), check);
         }
         Op::Repeat(op) => repeat(op, check),
         Op::PairwiseJudge(op) => judge(op, check),
@@ -70,17 +71,12 @@ fn split(place: Place, op: &Split, check: &mut Check<'_>) {
     }
 }
 
-fn sampling(
-    temperature: &Spanned<f64>,
-    top_p: &Spanned<f64>,
-    min_p: &Spanned<f64>,
-    max_tokens: &Spanned<u32>,
-    check: &mut Check<'_>,
-) {
-    check.least("temperature", temperature, 0.0);
-    check.share("top_p", top_p);
-    check.within("min_p", min_p, 0.0, 1.0);
-    check.count("max_tokens", max_tokens);
+fn sampling(written: &SamplingWritten, check: &mut Check<'_>) {
+    check.least("temperature", &written.temperature, 0.0);
+    check.share("top_p", &written.top_p);
+    check.within("min_p", &written.min_p, 0.0, 1.0);
+    check.above("repetition_penalty", &written.repetition_penalty, 0.0);
+    check.count("max_tokens", &written.max_tokens);
 }
 
 fn few_shot(few_shot: Option<&FewShot>, check: &mut Check<'_>) {
@@ -94,16 +90,10 @@ fn repeat(op: &Repeat, check: &mut Check<'_>) {
     if let Critiquing::Asked(critic) = &op.critique {
         check.count("critique.draws", &critic.draws);
         few_shot(critic.few_shot.as_ref(), check);
-        sampling(&critic.temperature, &critic.top_p, &critic.min_p, &critic.max_tokens, check);
+        sampling(&critic.sampling_written(), check);
     }
     few_shot(op.revise.few_shot.as_ref(), check);
-    sampling(
-        &op.revise.temperature,
-        &op.revise.top_p,
-        &op.revise.min_p,
-        &op.revise.max_tokens,
-        check,
-    );
+    sampling(&op.revise.sampling_written(), check);
     if let Some(pattern) = &op.skip_if {
         check.pattern("skip_if", pattern);
         if op.critique == Critiquing::None {

@@ -19,12 +19,23 @@ pub struct Sampling {
     pub top_k: u32,
     /// Least probability of a token, as a share of the likeliest one's.
     pub min_p: f64,
+    /// How much less likely tokens are that occurred; 1 is not at all.
+    pub repetition_penalty: f64,
     /// Tokens after which an answer is cut.
     pub max_tokens: u32,
     /// Texts that end an answer.
     pub stop: Vec<String>,
     /// The node's seed, if it states one.
     pub seed: Option<u64>,
+}
+
+/// The numbers of a sampling, each with its place.
+pub(in crate::spec) struct SamplingWritten {
+    pub(in crate::spec) temperature: Spanned<f64>,
+    pub(in crate::spec) top_p: Spanned<f64>,
+    pub(in crate::spec) min_p: Spanned<f64>,
+    pub(in crate::spec) repetition_penalty: Spanned<f64>,
+    pub(in crate::spec) max_tokens: Spanned<u32>,
 }
 
 /// Declares a struct with the fields written, then those of [`Sampling`], which serde cannot share without
@@ -48,6 +59,9 @@ macro_rules! sampled {
             /// Least probability of a token, as a share of the likeliest one's, in [0, 1]; 0 is off.
             #[serde(default)]
             pub min_p: Spanned<f64>,
+            /// What the logits of tokens that occurred are divided by (or multiplied, where negative); 1 is off.
+            #[serde(default = "one")]
+            pub repetition_penalty: Spanned<f64>,
             /// Tokens after which an answer is cut.
             #[serde(default = "max_tokens")]
             pub max_tokens: Spanned<u32>,
@@ -60,6 +74,17 @@ macro_rules! sampled {
         }
 
         impl $name {
+            /// The numbers of the sampling, each with its place.
+            pub(in crate::spec) fn sampling_written(&self) -> SamplingWritten {
+                SamplingWritten {
+                    temperature: self.temperature,
+                    top_p: self.top_p,
+                    min_p: self.min_p,
+                    repetition_penalty: self.repetition_penalty,
+                    max_tokens: self.max_tokens,
+                }
+            }
+
             /// How text is sampled.
             pub fn sampling(&self) -> Sampling {
                 Sampling {
@@ -67,6 +92,7 @@ macro_rules! sampled {
                     top_p: self.top_p.value,
                     top_k: self.top_k,
                     min_p: self.min_p.value,
+                    repetition_penalty: self.repetition_penalty.value,
                     max_tokens: self.max_tokens.value,
                     stop: self.stop.clone(),
                     seed: self.seed,

@@ -99,8 +99,9 @@ fn the_side_and_the_amount_of_padding_change_no_log_probability() {
             let real = positions.ge(0).to_kind(Kind::Int64).unsqueeze(0);
             let column = Tensor::arange(width, (Kind::Int64, Device::Cpu)).unsqueeze(0);
             let real = real * column.ge(left).to_kind(Kind::Int64); // (1, T)
-            let mask = model.llama().padding_mask(&real);
-            let hidden = model.llama().hidden_at(&ids(left), &positions.unsqueeze(0), &mask);
+            let positions = positions.unsqueeze(0); // (1, T)
+            let mask = model.llama().padding_mask(&real, &positions);
+            let hidden = model.llama().hidden_at(&ids(left), &positions, &mask);
             check("left", &of(&hidden, left), &expected, 1e-5);
         }
     }

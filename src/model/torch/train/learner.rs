@@ -279,7 +279,7 @@ fn place(compute: &Compute, stored: Kind) -> Result<(Kind, Device), TrainError> 
     let choice = match compute.device {
         train::Device::Auto => DeviceChoice::Auto,
         train::Device::Cpu => DeviceChoice::Cpu,
-        train::Device::Cuda => DeviceChoice::Cuda(0),
+        train::Device::Cuda(index) => DeviceChoice::Cuda(index as usize),
     };
     let device = choice.device().map_err(refused)?;
     let kind = match compute.dtype {

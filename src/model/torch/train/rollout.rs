@@ -67,6 +67,7 @@ pub(super) fn sample(
             top_p: 1.0,
             top_k: 0,
             min_p: 0.0,
+            repetition_penalty: 1.0,
             max_tokens: settings.response_length as u32,
             stop: settings.stop.clone(),
             seed: Some(seed.id().low()),

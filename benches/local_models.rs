@@ -1,0 +1,234 @@
+//! Local models against transformers: decode, prefill, the judge's workload and sampling, in one run
+//! on one machine, with the same libtorch, threads, weights and prompts.
+//!
+//! `AMEND_BENCH_PYTHON` names a Python with torch and transformers (`make bench` sets it); without it
+//! amend is measured alone. `AMEND_BENCH_SMALL=1` takes an eighth of the judge's and the sampling
+//! workload, `AMEND_BENCH_DTYPE=bf16` and `AMEND_BENCH_THREADS=2` change what they say.
+
+#![allow(clippy::print_stdout, reason = "a benchmark prints its table")]
+#![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on says where")]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use amend::model::Sampling;
+use amend::model::torch::{
+    Checkpoint, Continuation, Continued, Llama, LlamaConfig, TextTokenizer, Weights, generate,
+    score,
+};
+use amend::model::train::Scratch;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+use serde_json::{Value, json};
+use tch::{Device, Kind};
+
+const VOCAB: usize = 8192;
+const DECODE_TOKENS: u32 = 48;
+const DECODE_ROWS: [usize; 3] = [1, 8, 32];
+const TIMES: usize = 2;
+
+/// What is measured.
+struct Workloads {
+    decode_prompts: Vec<Vec<i64>>,
+    prefill_prompts: Vec<Vec<i64>>,
+    judge_prefix: Vec<i64>,
+    judge_tails: Vec<Vec<i64>>,
+    sample_prompts: Vec<Vec<i64>>,
+    sample_tokens: Vec<u32>,
+}
+
+fn main() {
+    let variable = |name: &str| std::env::var(name).ok();
+    let threads = variable("AMEND_BENCH_THREADS").map_or(1, |threads| threads.parse().unwrap());
+    let is_bf16 = variable("AMEND_BENCH_DTYPE").as_deref() == Some("bf16");
+    let share = if variable("AMEND_BENCH_SMALL").is_some() { 8 } else { 1 };
+    tch::set_num_threads(threads);
+
+    let (config, weights) = model();
+    let kind = if is_bf16 { Kind::BFloat16 } else { Kind::Float };
+    let mut llama = Llama::new(&config, &weights, kind, Device::Cpu).unwrap().stacked();
+    // Rows are as long as they are told to be.
+    llama.config.eos_token_ids.clear();
+    let workloads = Workloads::new(share);
+    let amend = measure(&llama, &workloads);
+
+    let dir = tempfile::tempdir().unwrap();
+    Checkpoint { config, weights, tokenizer_files: BTreeMap::new() }.write(dir.path(), "").unwrap();
+    let dtype = if is_bf16 { "bf16" } else { "f32" };
+    let transformers = variable("AMEND_BENCH_PYTHON")
+        .map(|python| workloads.by_transformers(&python, dir.path(), threads, dtype));
+    println!("{dtype}, {threads} threads, 30 M parameters, {VOCAB} words");
+    print_table(&workloads, &amend, transformers.as_ref());
+}
+
+/// A Llama of 30 million random parameters.
+fn model() -> (LlamaConfig, Weights) {
+    let shape = Scratch {
+        vocab_size: VOCAB,
+        hidden_size: 512,
+        intermediate_size: 1408,
+        num_hidden_layers: 8,
+        num_attention_heads: 8,
+        num_key_value_heads: 8,
+        max_position_embeddings: 2048,
+        rope_theta: 10_000.0,
+        tie_word_embeddings: true,
+        initializer_range: 0.02,
+    };
+    let config = LlamaConfig::scratch(&shape, VOCAB, Some(1), 2, 0);
+    let weights = Weights::random(&config, 17);
+    (config, weights)
+}
+
+impl Workloads {
+    fn new(share: usize) -> Workloads {
+        let mut random = ChaCha8Rng::seed_from_u64(5);
+        let mut below = |n: usize| (random.next_u64() % n as u64) as usize;
+        let mut text = |length: usize| -> Vec<i64> {
+            (0..length).map(|_| 3 + below(VOCAB - 3) as i64).collect()
+        };
+        let decode_prompts = (0..32).map(|_| text(64)).collect();
+        let prefill_prompts = (0..8).map(|_| text(256)).collect();
+        let judge_prefix = text(1200);
+        let judge_tails = (0..256 / share).map(|row| text(60 + row % 60)).collect();
+        // Four samples of each prompt.
+        let prompts: Vec<Vec<i64>> =
+            (0..200 / share).map(|row| text(16 + row * 37 % 240)).collect();
+        let sample_prompts = prompts.iter().flat_map(|prompt| vec![prompt.clone(); 4]).collect();
+        let sample_tokens = (0..prompts.len() * 4).map(|row| 8 + (row * 53 % 120) as u32).collect();
+        Workloads {
+            decode_prompts,
+            prefill_prompts,
+            judge_prefix,
+            judge_tails,
+            sample_prompts,
+            sample_tokens,
+        }
+    }
+
+    /// Seconds by workload, measured by the script beside this file.
+    fn by_transformers(
+        &self,
+        python: &str,
+        dir: &Path,
+        threads: i32,
+        dtype: &str,
+    ) -> BTreeMap<String, f64> {
+        let bench = json!({
+            "threads": threads, "dtype": dtype, "times": TIMES,
+            "decode_rows": DECODE_ROWS, "decode_tokens": DECODE_TOKENS,
+            "decode_prompts": self.decode_prompts, "prefill_prompts": self.prefill_prompts,
+            "judge_prefix": self.judge_prefix, "judge_tails": self.judge_tails,
+            "sample_prompts": self.sample_prompts, "sample_tokens": self.sample_tokens,
+        });
+        std::fs::write(dir.join("bench.json"), bench.to_string()).unwrap();
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/local_models.py");
+        let output = Command::new(python).arg(script).arg(dir).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let found: Value = serde_json::from_str(told.lines().last().unwrap()).unwrap();
+        serde_json::from_value(found).unwrap()
+    }
+
+    /// What each workload is counted in, and how many.
+    fn counts(&self) -> Vec<(String, &'static str, f64)> {
+        let mut counts: Vec<(String, &'static str, f64)> = DECODE_ROWS
+            .iter()
+            .map(|&rows| {
+                (format!("decode_{rows}"), "tokens/s", f64::from(rows as u32 * DECODE_TOKENS))
+            })
+            .collect();
+        let tokens: usize = self.prefill_prompts.iter().map(Vec::len).sum();
+        counts.push(("prefill".to_owned(), "tokens/s", tokens as f64));
+        counts.push(("judge".to_owned(), "pairs/s", self.judge_tails.len() as f64));
+        let tokens: u32 = self.sample_tokens.iter().sum();
+        counts.push(("sample".to_owned(), "tokens/s", f64::from(tokens)));
+        counts
+    }
+}
+
+/// Seconds by workload.
+fn measure(llama: &Llama, workloads: &Workloads) -> BTreeMap<String, f64> {
+    let tokenizer = numbered_words();
+    let mut found = BTreeMap::new();
+    for rows in DECODE_ROWS {
+        let run = |tokens: u32| {
+            let rows = workloads.decode_prompts[..rows].iter();
+            let rows = rows.map(|prompt| continuation(prompt, tokens, None)).collect();
+            seconds(|| drop(generate(llama, &tokenizer, rows, 32)))
+        };
+        let best = |tokens: u32| (0..TIMES).map(|_| run(tokens)).fold(f64::INFINITY, f64::min);
+        found.insert(format!("decode_{rows}"), best(DECODE_TOKENS + 1) - best(1));
+    }
+    let prefill = || {
+        let rows = workloads.prefill_prompts.iter();
+        let rows = rows.map(|prompt| continuation(prompt, 1, None)).collect();
+        seconds(|| drop(generate(llama, &tokenizer, rows, 32)))
+    };
+    let best = (0..TIMES).map(|_| prefill()).fold(f64::INFINITY, f64::min);
+    found.insert("prefill".to_owned(), best);
+
+    let pair = |tail: &Vec<i64>| Continued {
+        prefix: [workloads.judge_prefix.as_slice(), tail].concat(),
+        tails: vec![vec![5], vec![6]],
+    };
+    let pairs: Vec<Continued> = workloads.judge_tails.iter().map(pair).collect();
+    found.insert("judge".to_owned(), seconds(|| drop(score(llama, &pairs))));
+
+    let rows = workloads.sample_prompts.iter().zip(&workloads.sample_tokens).enumerate();
+    let rows = rows
+        .map(|(row, (prompt, &tokens))| continuation(prompt, tokens, Some(row as u64)))
+        .collect();
+    found.insert("sample".to_owned(), seconds(|| drop(generate(llama, &tokenizer, rows, 32))));
+    found
+}
+
+fn continuation(prompt: &[i64], max_tokens: u32, seed: Option<u64>) -> Continuation {
+    let sampling = Sampling {
+        temperature: if seed.is_some() { 1.0 } else { 0.0 },
+        top_p: 1.0,
+        top_k: 0,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        max_tokens,
+        stop: vec![],
+        seed,
+    };
+    Continuation { prompt: prompt.to_vec(), sampling }
+}
+
+fn seconds(work: impl FnOnce()) -> f64 {
+    let begun = Instant::now();
+    work();
+    begun.elapsed().as_secs_f64()
+}
+
+fn print_table(
+    workloads: &Workloads,
+    amend: &BTreeMap<String, f64>,
+    transformers: Option<&BTreeMap<String, f64>>,
+) {
+    println!("| workload | unit | amend | transformers | ratio |\n|---|---|--:|--:|--:|");
+    for (name, unit, count) in workloads.counts() {
+        let ours = count / amend[&name];
+        match transformers.map(|found| count / found[&name]) {
+            Some(theirs) => {
+                println!("| {name} | {unit} | {ours:.1} | {theirs:.1} | {:.2} |", ours / theirs);
+            }
+            None => println!("| {name} | {unit} | {ours:.1} | | |"),
+        }
+    }
+}
+
+/// A tokenizer of as many words as the model has.
+fn numbered_words() -> TextTokenizer {
+    let vocab: serde_json::Map<String, Value> =
+        (0..VOCAB).map(|id| (format!("w{id}"), id.into())).collect();
+    let text = json!({
+        "version": "1.0", "added_tokens": [], "pre_tokenizer": { "type": "WhitespaceSplit" },
+        "model": { "type": "WordLevel", "vocab": vocab, "unk_token": "w0" },
+    });
+    TextTokenizer::from_bytes(text.to_string().as_bytes(), Path::new("words")).unwrap()
+}
