@@ -18,6 +18,10 @@ use amend::engine::session::Settled;
 use amend::model::{Answer, CallError, Request};
 use amend::operators::ModelRef;
 
+/// The allocator of the binary.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Nanoseconds in the fake model.
 static IN_CALLS: AtomicU64 = AtomicU64::new(0);
 

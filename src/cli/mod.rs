@@ -35,6 +35,7 @@ mod shares;
 mod shorten;
 mod table;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -46,15 +47,9 @@ use screen::Screen;
 
 /// Runs the command that the process was given, and says how it ended.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match parse(std::env::args_os()) {
         Ok(cli) => cli,
-        Err(error) => {
-            // Help and version are no failures; what cannot be printed has no reader.
-            let is_help =
-                matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
-            drop(error.print());
-            return if is_help { Status::Done } else { Status::Usage }.into();
-        }
+        Err(status) => return status.into(),
     };
     #[cfg(feature = "torch")]
     if matches!(cli.command, Command::Run(_) | Command::Chat(_) | Command::Serve(_)) {
@@ -69,6 +64,45 @@ pub fn main() -> ExitCode {
         Err(error) => failure::show(&error, screen),
     };
     status.into()
+}
+
+/// Answers a command that asks no model, before libtorch starts up: its exit code, or nothing where
+/// [`main`] is to be called. The process has no runtime of Rust's yet, and must not ask for its
+/// arguments.
+#[cfg(all(target_os = "linux", feature = "torch"))]
+pub fn early() -> Option<u8> {
+    use std::os::unix::ffi::OsStringExt as _;
+
+    let line = std::fs::read("/proc/self/cmdline").ok()?;
+    let arguments = line.strip_suffix(&[0])?.split(|byte| *byte == 0);
+    let arguments = arguments.map(|argument| OsString::from_vec(argument.to_vec()));
+    let cli = match parse(arguments) {
+        Ok(cli) => cli,
+        Err(status) => return Some(status.code()),
+    };
+    let screen = Screen::new(&cli.common);
+    let status = match &cli.command {
+        Command::Run(args) => run::unchanged(args, &cli.common, screen)?,
+        Command::Plan(_) | Command::Chat(_) | Command::Serve(_) => return None,
+        command => {
+            logging::begin(&cli.common, screen);
+            match dispatch(command, &cli.common, screen) {
+                Ok(status) => status,
+                Err(error) => failure::show(&error, screen),
+            }
+        }
+    };
+    Some(status.code())
+}
+
+/// The command; or, where help was asked for and printed, or a mistake was, how that ends.
+fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Cli, Status> {
+    Cli::try_parse_from(arguments).map_err(|error| {
+        // Help and version are no failures; what cannot be printed has no reader.
+        let is_help = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+        drop(error.print());
+        if is_help { Status::Done } else { Status::Usage }
+    })
 }
 
 fn dispatch(command: &Command, common: &Common, screen: Screen) -> anyhow::Result<Status> {

@@ -27,7 +27,7 @@ pub(super) struct Setup<'a> {
 }
 
 impl Setup<'_> {
-    /// The engine's options. Ctrl-C sets their `interrupt` from now on.
+    /// The engine's options.
     pub(super) fn options(
         &self,
         plan: &Plan,
@@ -44,7 +44,6 @@ impl Setup<'_> {
             }
         }
         let interrupt = Arc::new(AtomicBool::new(false));
-        heed_ctrl_c(&interrupt, screen)?;
         Ok(Options {
             store: files::store_of(self.file, common),
             workers: common.workers,
@@ -85,8 +84,8 @@ fn check_node(plan: &Plan, name: &str) -> Result<(), Usage> {
     })
 }
 
-/// The first Ctrl-C asks the run to stop, the second ends the process.
-fn heed_ctrl_c(interrupt: &Arc<AtomicBool>, screen: Screen) -> anyhow::Result<()> {
+/// From now on the first Ctrl-C asks the run to stop, and the second ends the process.
+pub(super) fn heed_ctrl_c(interrupt: &Arc<AtomicBool>, screen: Screen) -> anyhow::Result<()> {
     let interrupt = Arc::clone(interrupt);
     let heed = move || {
         if interrupt.swap(true, Ordering::SeqCst) {

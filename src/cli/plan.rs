@@ -17,6 +17,7 @@ pub(super) fn run(args: &PlanArgs, common: &Common, screen: Screen) -> anyhow::R
     let setup =
         Setup { file: &args.file.file, limits: &args.limits, max_calls: None, max_cost: None };
     let options = setup.options(&plan, common, screen)?;
+    options::heed_ctrl_c(&options.interrupt, screen)?;
     let forecast = foretell(&plan, &options);
     super::progress::end();
     let forecast = forecast.map_err(|error| options::error(&plan, error))?;

@@ -9,7 +9,8 @@ use super::screen::Screen;
 use super::shares;
 use super::table::{TextTable, count, counted, duration, some};
 use super::{files, progress};
-use crate::engine::run::{Report, run as run_plan};
+use crate::engine::run::{Options, Report, run as run_plan, run_unchanged};
+use crate::plan::Plan;
 use crate::query::Reader;
 use crate::store::Store;
 
@@ -19,13 +20,29 @@ pub(super) fn run(args: &RunArgs, common: &Common, screen: Screen) -> anyhow::Re
     let (file, limits) = (args.file.file.as_path(), &args.limits);
     let setup = Setup { file, limits, max_calls: args.max_calls, max_cost: args.max_cost };
     let options = setup.options(&plan, common, screen)?;
+    options::heed_ctrl_c(&options.interrupt, screen)?;
     let report = run_plan(&plan, &options);
     progress::end();
     let report = report.map_err(|error| options::error(&plan, error))?;
+    show(&plan, &options, &report, screen)
+}
+
+/// How a run with nothing to do ended; nothing where there is something to do, or to complain of.
+#[cfg(all(target_os = "linux", feature = "torch"))]
+pub(super) fn unchanged(args: &RunArgs, common: &Common, screen: Screen) -> Option<Status> {
+    let plan = files::plan(&args.file.file, common).ok()?;
+    let (file, limits) = (args.file.file.as_path(), &args.limits);
+    let setup = Setup { file, limits, max_calls: args.max_calls, max_cost: args.max_cost };
+    let options = setup.options(&plan, common, screen).ok()?;
+    let report = run_unchanged(&plan, &options).ok()??;
+    show(&plan, &options, &report, screen).ok()
+}
+
+fn show(plan: &Plan, options: &Options, report: &Report, screen: Screen) -> anyhow::Result<Status> {
     if screen.json {
-        screen.json(&report)?;
+        screen.json(report)?;
     } else if !screen.quiet {
-        screen.text(&text(&report, screen))?;
+        screen.text(&text(report, screen))?;
         if report.snapshot > 0 {
             let reader = Reader::new(&Store::new(&options.store), &plan.pipeline().name);
             for shares in shares::of(&reader.snapshot(&report.snapshot.to_string())?)? {

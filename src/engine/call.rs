@@ -15,7 +15,6 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use differential_dataflow::{AsCollection, consolidation};
-use indexmap::IndexMap;
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::channels::pact::Exchange;
 use timely::dataflow::operators::Capability;
@@ -29,7 +28,7 @@ use super::shared::Shared;
 use super::time::{self, Time};
 use crate::model::Request;
 use crate::operators::{Step, made_id};
-use crate::record::{BatchBuilder, Id, KeyHasher, Relation};
+use crate::record::{BatchBuilder, Id, IdMap, KeyHasher, Relation};
 use row::{Pending, Place, RowSink, Slots, Stepped, Task};
 
 /// What a call operator is, but for its input.
@@ -39,6 +38,8 @@ pub(super) struct Spec {
     pub(super) node: usize,
     /// Its name.
     pub(super) name: String,
+    /// The table that its rows are published in.
+    pub(super) table: String,
     /// Which stage of the context it runs; a local step runs the stage of its input.
     pub(super) stage: Option<usize>,
     /// Whether records must settle first.
@@ -95,8 +96,8 @@ struct Caller {
     stashed: BTreeMap<Time, Vec<(Ask, isize)>>,
     /// A capability a time, with the number of rows that wait at it.
     times: BTreeMap<Time, (Capability<Time>, usize)>,
-    tasks: IndexMap<Ask, Task>,
-    tickets: IndexMap<u64, (Ask, usize)>,
+    tasks: IdMap<Ask, Task>,
+    tickets: IdMap<u64, (Ask, usize)>,
     next_ticket: u64,
     rows: Option<BatchBuilder>,
     rejects: BatchBuilder,
@@ -118,8 +119,8 @@ impl Caller {
             receiver,
             stashed: BTreeMap::new(),
             times: BTreeMap::new(),
-            tasks: IndexMap::new(),
-            tickets: IndexMap::new(),
+            tasks: IdMap::default(),
+            tickets: IdMap::default(),
             next_ticket: 0,
             rows: None,
             rejects: BatchBuilder::new(Relation::Rejects),

@@ -49,8 +49,8 @@ pub fn compile(plan: &Plan, world: &dyn World, held: &[String]) -> Result<Desire
     let compiler = Compiler { plan, world, held };
     for (at, node) in plan.nodes.iter().enumerate() {
         let kind = compiler.node(at, node, &mut desired)?;
-        let (name, relation) = (node.name.clone(), node.relation);
-        desired.shape.nodes.push(Node { name, relation, kind });
+        let (name, table, relation) = (node.name.clone(), node.table.clone(), node.relation);
+        desired.shape.nodes.push(Node { name, table, relation, kind });
     }
     Ok(desired)
 }

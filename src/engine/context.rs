@@ -4,12 +4,10 @@
 
 use std::sync::{Arc, RwLock};
 
-use indexmap::IndexMap;
-
 use super::draw::Candidate;
 use super::train::Training;
 use crate::operators::{Drawn, ModelRef, Operator};
-use crate::record::{Id, KeyHasher};
+use crate::record::{Id, IdMap, KeyHasher};
 
 /// One stage of a chain, ready to run but for the row.
 #[derive(Clone)]
@@ -79,7 +77,7 @@ impl Context {
     }
 }
 
-type Table<V> = RwLock<IndexMap<Id, V>>;
+type Table<V> = RwLock<IdMap<Id, V>>;
 
 /// What the ids of stages, candidates, texts and contexts stand for. Shared by all workers.
 #[derive(Default)]

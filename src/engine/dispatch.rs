@@ -14,7 +14,7 @@ use timely::scheduling::SyncActivator;
 
 use crate::model::{Answer, Backend, CallError, Request};
 use crate::operators::ModelRef;
-use crate::record::{CallKey, Id};
+use crate::record::{CallKey, Id, IdMap};
 
 /// What a call came to.
 #[derive(Clone, Debug)]
@@ -185,11 +185,11 @@ enum State {
 
 #[derive(Default)]
 struct Inner {
-    pending: IndexMap<CallKey, Pending>,
+    pending: IdMap<CallKey, Pending>,
     queues: IndexMap<(Arc<str>, u128), Queue>,
-    asked: IndexMap<CallKey, Asked>,
+    asked: IdMap<CallKey, Asked>,
     up_to: BTreeMap<usize, u64>,
-    failed: IndexMap<CallKey, String>,
+    failed: IdMap<CallKey, String>,
     arrivals: u64,
     started: u64,
     recalled: u64,

@@ -9,7 +9,7 @@ use super::ask::Coll;
 use super::rows::{Lineage, Rec};
 use super::shape::Pairs;
 use super::shared::Shared;
-use crate::operators::{Reason, made_id};
+use crate::operators::{Reason, made_id, reject_id};
 use crate::record::{BatchBuilder, Cell, Id, KeyHasher, Origin, Relation};
 
 /// A pair as a row: its id, and the two contents kept as one.
@@ -97,7 +97,7 @@ fn reject(
     (reason, detail): (Reason, &str),
 ) -> Rec {
     let root_id = shared.rows.lineage(row).root;
-    let row_id = made_id("reject", &[row, KeyHasher::new(node).id()], number);
+    let row_id = reject_id(row, node, number);
     let origin = Origin { row_id, root_id, parents: vec![row], call_keys: Vec::new() };
     let cells = [
         ("node", Cell::text(node.to_owned())),

@@ -23,4 +23,4 @@ pub mod train;
 mod trained;
 mod worker;
 
-pub use shared::TrainingState;
+pub use shared::{Span, TrainingState};

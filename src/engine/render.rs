@@ -367,7 +367,8 @@ impl<'s> Renderer<'s, '_> {
         settle: bool,
         pairs: bool,
     ) -> Rendered<'s> {
-        let spec = Spec { node: at, name: node.name.clone(), stage, settle, pairs };
+        let (name, table) = (node.name.clone(), node.table.clone());
+        let spec = Spec { node: at, name, table, stage, settle, pairs };
         let made = call(asks, spec, self.shared);
         let rows = made.clone().flat_map(|made| match made {
             Made::Row(rec, _) => Some(rec),

@@ -7,10 +7,9 @@
 
 use std::sync::{Arc, RwLock};
 
-use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
-use crate::record::{Batch, Id, Row};
+use crate::record::{Batch, Id, IdMap, Row};
 
 /// A row as it travels: its id, what consumers that spend read, all that it says.
 #[derive(
@@ -63,14 +62,14 @@ impl Slot {
 const SHARDS: usize = 64;
 
 /// A map that many workers read and write.
-struct Sharded<V>(Vec<RwLock<IndexMap<Id, V>>>);
+struct Sharded<V>(Vec<RwLock<IdMap<Id, V>>>);
 
 impl<V: Clone> Sharded<V> {
     fn new() -> Sharded<V> {
         Sharded((0..SHARDS).map(|_| RwLock::default()).collect())
     }
 
-    fn shard(&self, id: Id) -> &RwLock<IndexMap<Id, V>> {
+    fn shard(&self, id: Id) -> &RwLock<IdMap<Id, V>> {
         &self.0[id.low() as usize % SHARDS]
     }
 

@@ -17,7 +17,7 @@ use super::draw::Candidate;
 use super::once::Once;
 use super::rows::{Rec, Rows};
 use super::shape::{Kind, NodeIdx, Shape};
-use super::shared::{Shared, Stream, TrainingState};
+use super::shared::{Shared, Span, Stream, TrainingState};
 use super::train::{Training, Trainings};
 use super::worker::{Changes, Command, Report, work};
 use crate::operators::Drawn;
@@ -85,6 +85,8 @@ pub struct Settled {
     pub calls: Vec<Calls>,
     /// For each node, how many records it acted on in this epoch.
     pub records: Vec<u64>,
+    /// For each node, when it was at work in this epoch, if it was.
+    pub spans: Vec<Option<Span>>,
     /// For each training node, what it came to.
     pub trainings: BTreeMap<NodeIdx, TrainingState>,
 }
@@ -178,6 +180,7 @@ impl Session {
         Ok(Settled {
             calls: self.dispatcher.take_calls(nodes),
             records: running.shared.take_records(),
+            spans: running.shared.take_spans(),
             trainings: running.shared.trainings_seen(),
         })
     }

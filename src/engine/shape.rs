@@ -22,6 +22,8 @@ pub struct Shape {
 pub struct Node {
     /// The name, as in the plan: `revisions[1].critique`.
     pub name: String,
+    /// The table that its rows are published in, which is what its rejects name.
+    pub table: String,
     /// What its rows are.
     pub relation: Relation,
     /// What it does.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use super::context::Contexts;
 use super::dispatch::Dispatcher;
@@ -21,6 +22,8 @@ pub(super) struct Shared {
     pub(super) trainings: Arc<dyn Trainings>,
     /// Records that each node acted on.
     records: Vec<AtomicU64>,
+    /// When each node first acted, and when something last came of it.
+    spans: Vec<Mutex<Option<Span>>>,
     /// For each node, rows and rejects that came and went since they were last taken.
     sinks: Vec<[Mutex<Vec<Change>>; 5]>,
     /// For each node, rows left out on purpose, net.
@@ -30,6 +33,9 @@ pub(super) struct Shared {
     /// The latest epoch that was accepted: an earlier one starts no training.
     latest: AtomicU64,
 }
+
+/// When a node was at work: from the first record that it acted on to the last that came of it.
+pub type Span = (Instant, Instant);
 
 /// Which of a node's collections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +81,7 @@ impl Shared {
             dispatcher,
             trainings,
             records: (0..nodes).map(|_| AtomicU64::new(0)).collect(),
+            spans: (0..nodes).map(|_| Mutex::default()).collect(),
             sinks: (0..nodes).map(|_| Default::default()).collect(),
             dropped: (0..nodes).map(|_| Mutex::default()).collect(),
             trainings_seen: Mutex::default(),
@@ -84,6 +91,8 @@ impl Shared {
 
     pub(super) fn count_records(&self, node: usize, records: usize) {
         self.records[node].fetch_add(records as u64, Ordering::Relaxed);
+        let now = Instant::now();
+        self.spans[node].lock().expect("no holder panics").get_or_insert((now, now));
     }
 
     /// The records that each node acted on since this was last taken.
@@ -91,9 +100,17 @@ impl Shared {
         self.records.iter().map(|count| count.swap(0, Ordering::Relaxed)).collect()
     }
 
+    /// When each node was at work since this was last taken.
+    pub(super) fn take_spans(&self) -> Vec<Option<Span>> {
+        self.spans.iter().map(|span| span.lock().expect("no holder panics").take()).collect()
+    }
+
     pub(super) fn saw(&self, node: usize, stream: Stream, changes: impl Iterator<Item = Change>) {
         let mut sink = self.sinks[node][stream as usize].lock().expect("no holder panics");
         sink.extend(changes);
+        if let Some((_, end)) = &mut *self.spans[node].lock().expect("no holder panics") {
+            *end = Instant::now();
+        }
     }
 
     pub(super) fn saw_dropped(&self, node: usize, net: isize) {

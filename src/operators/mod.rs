@@ -215,6 +215,13 @@ pub fn made_id(role: &str, parents: &[Id], sibling: u64) -> Id {
     hasher.id()
 }
 
+/// The id of a reject: of the row that is lost, of the node that loses it, and of a number that tells
+/// several rejects of one row at one node apart. A row may live on elsewhere, and two nodes may lose
+/// the same one.
+pub fn reject_id(lost: Id, node: &str, number: u64) -> Id {
+    made_id("reject", &[lost, KeyHasher::new(node).id()], number)
+}
+
 /// The text of a conversation's part that one side said.
 fn content(mut turns: Turns<'_>) -> Cow<'_, str> {
     let first = turns.next().map_or("", |(_, content)| content);

@@ -4,8 +4,10 @@
 //! no two different lists of fields share an input.
 
 use std::fmt;
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::str::FromStr;
 
+use indexmap::IndexMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A 127-bit id: a row, a content, a version, a fingerprint. Shown as 32 hex digits.
@@ -104,8 +106,15 @@ impl FromStr for Id {
 }
 
 /// The 256-bit key of a call: the hash of its fully rendered request.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CallKey(pub [u8; 32]);
+
+impl Hash for CallKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // Of a hash, half is enough to tell keys apart in a map.
+        state.write_u128(u128::from_le_bytes(*self.0.first_chunk().expect("32 bytes hold 16")));
+    }
+}
 
 impl CallKey {
     /// The first 16 bytes, which rows carry in `call_keys`.
@@ -141,20 +150,40 @@ fn id_of(hash: &[u8; 32]) -> Id {
 /// assert_ne!(a, b);
 /// ```
 #[derive(Clone)]
-pub struct KeyHasher(blake3::Hasher);
+pub struct KeyHasher {
+    /// What was added last. Fields are a few bytes each, and most keys are short: they are hashed
+    /// at once, which is several times faster than a field at a time.
+    buffer: Vec<u8>,
+    /// What was added before it, once there is much.
+    long: Option<Box<blake3::Hasher>>,
+}
+
+/// How many bytes are kept to be hashed at once.
+const BUFFER: usize = 16 << 10;
 
 impl KeyHasher {
     /// A hasher of the domain, such as `amend/row/1`.
     pub fn new(domain: &str) -> KeyHasher {
-        let mut hasher = KeyHasher(blake3::Hasher::new());
+        let mut hasher = KeyHasher { buffer: Vec::with_capacity(512), long: None };
         hasher.add_bytes(domain.as_bytes());
         hasher
     }
 
     /// Adds a field of bytes.
     pub fn add_bytes(&mut self, bytes: &[u8]) {
-        self.0.update(&(bytes.len() as u64).to_le_bytes());
-        self.0.update(bytes);
+        self.buffer.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+        self.buffer.extend_from_slice(bytes);
+        if self.buffer.len() > BUFFER {
+            self.long.get_or_insert_default().update(&self.buffer);
+            self.buffer.clear();
+        }
+    }
+
+    fn finalize(&self) -> blake3::Hash {
+        match &self.long {
+            None => blake3::hash(&self.buffer),
+            Some(long) => long.clone().update(&self.buffer).finalize(),
+        }
     }
 
     /// Adds a field of text.
@@ -200,12 +229,45 @@ impl KeyHasher {
 
     /// The hash as an id.
     pub fn id(&self) -> Id {
-        id_of(self.0.finalize().as_bytes())
+        id_of(self.finalize().as_bytes())
     }
 
     /// The whole hash.
     pub fn call_key(&self) -> CallKey {
-        CallKey(*self.0.finalize().as_bytes())
+        CallKey(*self.finalize().as_bytes())
+    }
+}
+
+/// Hashes keys of maps that are made of ids, which are hashes already.
+///
+/// Rows are spread over workers and shards by the lowest bits of an id, and a map looks at the
+/// lowest and highest bits of a hash: it is given those in the middle.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct IdHasher(u64);
+
+/// A map by ids, or by keys made of ids.
+pub type IdMap<K, V> = IndexMap<K, V, BuildHasherDefault<IdHasher>>;
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write_u128(&mut self, id: u128) {
+        self.0 = self.0.rotate_left(23) ^ (id >> 32) as u64;
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // The golden ratio's digits, for numbers that are counted up.
+        self.0 = self.0.rotate_left(23) ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for eight in bytes.chunks(8) {
+            let mut number = [0; 8];
+            number[..eight.len()].copy_from_slice(eight);
+            self.write_u64(u64::from_le_bytes(number));
+        }
     }
 }
 
@@ -219,6 +281,18 @@ mod tests {
         assert_eq!(id.to_string().parse(), Ok(id));
         assert_eq!((id.hex(), id.unknown().hex()), (id.to_string(), id.unknown().to_string()));
         assert!("12".parse::<Id>().is_err());
+    }
+
+    #[test]
+    fn a_long_key_is_the_hash_of_all_its_fields() {
+        let fields: Vec<String> = (0..4000).map(|n| format!("field {n}")).collect();
+        let (mut hasher, mut whole) = (KeyHasher::new("amend/test/1"), blake3::Hasher::new());
+        for field in std::iter::once("amend/test/1").chain(fields.iter().map(String::as_str)) {
+            whole.update(&(field.len() as u64).to_le_bytes()).update(field.as_bytes());
+        }
+        fields.iter().for_each(|field| hasher.add_text(field));
+        assert!(fields.len() * 8 > BUFFER);
+        assert_eq!(hasher.call_key().0, *whole.finalize().as_bytes());
     }
 
     #[test]

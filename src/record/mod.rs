@@ -11,6 +11,6 @@ pub mod transcript;
 
 pub use batch::{Batch, Cell, Row, Turns};
 pub use builder::{BatchBuilder, Origin};
-pub use key::{CallKey, Id, KeyHasher};
+pub use key::{CallKey, Id, IdMap, KeyHasher};
 pub use message::Message;
 pub use relation::{Column, Kind, Part, Relation};

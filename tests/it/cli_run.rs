@@ -90,6 +90,8 @@ fn a_run_makes_the_calls_that_the_plan_foretold_and_a_second_none() {
     assert_eq!(lab.server.stats().calls as usize, 3 * ROWS);
     let keys = ["name", "op", "rows", "rejects", "dropped", "calls", "seconds", "digest"];
     assert!(keys.iter().all(|key| !node(&report, "revisions")[key].is_null()));
+    let seconds = |name: &str| node(&report, name)["seconds"].as_f64().unwrap();
+    assert!(seconds("drafts") > 0.0 && seconds("drafts") <= report["seconds"].as_f64().unwrap());
 
     let again = lab.json(&["run", "small.yaml"]);
     assert_eq!((&again["snapshot"], &again["digest"]), (&report["snapshot"], &report["digest"]));
@@ -109,6 +111,22 @@ fn a_run_for_people_ends_with_shares_by_source_and_group() {
     for start in ["drafts     all       12", "drafts     benign     6", "revisions  red        6"] {
         assert!(stdout.lines().any(|line| line.starts_with(start)), "{start:?} in {stdout}");
     }
+}
+
+#[test]
+fn two_nodes_lose_the_same_rows_and_each_says_so() {
+    let lab = Lab::new(json!({ "permanent_every": 1 }));
+    let second = "  again: { sample: { from: prompts, model: fake, max_tokens: 30 } }\n";
+    lab.write("small.yaml", &format!("{PIPELINE}{second}"));
+    let (code, _, stderr) = lab.amend(&["run", "small.yaml"]);
+    assert_eq!(code, 3, "{stderr}");
+    let sql =
+        "select node, count(distinct row_id) as lost from rejects group by node order by node";
+    let rejects = lab.json(&["query", sql]);
+    assert_eq!(
+        rejects,
+        json!([{ "node": "again", "lost": ROWS }, { "node": "drafts", "lost": ROWS }])
+    );
 }
 
 #[test]

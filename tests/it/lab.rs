@@ -18,7 +18,7 @@ use amend::engine::train::{Held, Recipe, Training, Trainings};
 use amend::model::{Answer, Backend, CallError, Done, Prompt, Request, Task, Trained};
 use amend::operators::{ModelRef, Predicate};
 use amend::plan::Plan;
-use amend::record::{BatchBuilder, CallKey, Cell, Id, KeyHasher, Message, Origin, Relation};
+use amend::record::{BatchBuilder, CallKey, Cell, Id, IdMap, KeyHasher, Message, Origin, Relation};
 use amend::spec::Model;
 use amend::spec::op::Read;
 
@@ -60,7 +60,7 @@ pub fn fake_weights(training: &Training, rows: &[(Id, Id)]) -> Id {
 
 /// A memo in memory.
 #[derive(Default)]
-pub struct FakeMemo(Mutex<BTreeMap<CallKey, Outcome>>);
+pub struct FakeMemo(Mutex<IdMap<CallKey, Outcome>>);
 
 impl FakeMemo {
     pub fn keys(&self) -> BTreeSet<CallKey> {

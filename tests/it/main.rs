@@ -9,6 +9,8 @@ mod support;
 mod cli;
 mod cli_run;
 mod durable;
+#[cfg(feature = "torch")]
+mod hh;
 mod incremental;
 mod lab;
 mod openai;

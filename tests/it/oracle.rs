@@ -186,7 +186,7 @@ impl Run<'_> {
             for (row, _) in same.drain(1..) {
                 match operator.drops_duplicates() {
                     true => self.truth.dropped[at] += 1,
-                    false => self.lose_under(at, row, 0),
+                    false => self.lose(at, row, 0),
                 }
             }
             kept.extend(same);
@@ -242,8 +242,8 @@ impl Run<'_> {
                         let id = made_id("pair", &[*a, *b], 0);
                         made.push((id, held.clone(), Some(other.clone()), vec![*a, *b]));
                     }
-                    (Some((one, _)), None) => self.lose_under(at, *one, second),
-                    (None, Some((one, _))) => self.lose_under(at, *one, first),
+                    (Some((one, _)), None) => self.lose(at, *one, second),
+                    (None, Some((one, _))) => self.lose(at, *one, first),
                     (None, None) => {}
                 }
             }
@@ -325,8 +325,7 @@ impl Run<'_> {
             };
             match operator.step(input, &mut sink) {
                 Step::Drop => return self.truth.dropped[at] += 1,
-                Step::Reject(_) if keeps => return self.lose_under(at, made, 0),
-                Step::Reject(_) => return self.lose(at, made),
+                Step::Reject(_) => return self.lose(at, made, 0),
                 Step::Done => {
                     let (content, version) = sink.ids.unwrap();
                     let (batch, _) = sink.builder.take().unwrap().finish();
@@ -351,21 +350,17 @@ impl Run<'_> {
                     let turn: Result<Vec<Answer>, CallError> = turn.into_iter().collect();
                     match turn {
                         Ok(turn) => turns.push(turn),
-                        Err(_) => return self.lose(at, made),
+                        Err(_) => return self.lose(at, made, 0),
                     }
                 }
             }
         }
     }
 
-    fn lose(&mut self, at: NodeIdx, row: Id) {
-        self.truth.rejects[at].insert(row);
-    }
-
-    /// Loses a row that may live on elsewhere: the reject has an id of its own.
-    fn lose_under(&mut self, at: NodeIdx, row: Id, number: u64) {
+    /// Loses a row: another node may lose the same one, and it may live on elsewhere.
+    fn lose(&mut self, at: NodeIdx, row: Id, number: u64) {
         let node = KeyHasher::new(&self.desired.shape.nodes[at].name).id();
-        self.lose(at, made_id("reject", &[row, node], number));
+        self.truth.rejects[at].insert(made_id("reject", &[row, node], number));
     }
 
     fn train(

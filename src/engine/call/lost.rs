@@ -6,8 +6,8 @@ use crate::engine::ask::Made;
 use crate::engine::dispatch::Outcome;
 use crate::engine::rows::Rec;
 use crate::model::{Answer, Request};
-use crate::operators::{Out, Reason, Reject, Step, made_id};
-use crate::record::{Cell, KeyHasher};
+use crate::operators::{Out, Reason, Reject, Step, reject_id};
+use crate::record::Cell;
 
 impl Caller {
     pub(super) fn fail(&mut self, place: &Place, pending: &Pending, failure: &Outcome) {
@@ -44,7 +44,7 @@ impl Caller {
         let request = self.last_request(place, &pending.turns);
         let principle = place.context.drawn(&place.stage).first().map(|drawn| drawn.id.to_string());
         let cells = [
-            ("node", Cell::text(self.spec.name.clone())),
+            ("node", Cell::text(self.spec.table.clone())),
             ("reason", Cell::text(reject.reason.name())),
             ("detail", Cell::text(reject.detail)),
             ("round", Cell::or_null(place.stage.operator.round(), Cell::Int)),
@@ -54,11 +54,7 @@ impl Caller {
             ("answer", Cell::or_null(reject.answer, Cell::text)),
         ];
         let mut origin = place.origin(&self.shared.rows, keys);
-        if place.stage.operator.role().is_none() {
-            // The row goes on elsewhere under its id: the reject has one of its own.
-            origin.row_id =
-                made_id("reject", &[place.made, KeyHasher::new(&self.spec.name).id()], 0);
-        }
+        origin.row_id = reject_id(place.made, &self.spec.name, 0);
         let (content, version) = self.rejects.push(&origin, &cells);
         Made::Reject(Rec { row: origin.row_id, content, version })
     }

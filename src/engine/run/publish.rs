@@ -163,6 +163,13 @@ pub(super) fn inputs(
     Inputs { files: files.map(file).collect(), variables, set, sources }
 }
 
+/// How long the nodes of a table were at work, from the first that began to the last that ended.
+fn seconds(settled: &Settled, nodes: &[usize]) -> f64 {
+    let spans = nodes.iter().filter_map(|at| settled.spans[*at]);
+    let all = spans.reduce(|(begin, end), (first, last)| (begin.min(first), end.max(last)));
+    all.map_or(0.0, |(begin, end)| (end - begin).as_secs_f64())
+}
+
 fn report(
     plan: &Plan,
     settled: &Settled,
@@ -180,7 +187,7 @@ fn report(
         rejects: nodes.iter().map(|at| tables[*at].rejects.len() as u64).sum(),
         dropped: nodes.iter().map(|at| tables[*at].dropped).sum(),
         calls: NodeCalls { made: calls.made, memo: calls.memo, attempts: calls.attempts },
-        seconds: 0.0,
+        seconds: seconds(settled, nodes),
         digest: digests.get(name).copied().unwrap_or(Id::ZERO).to_string(),
     });
     let made = nodes.iter().map(|node| node.calls.made).sum();

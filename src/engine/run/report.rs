@@ -32,7 +32,8 @@ pub struct NodeReport {
     pub dropped: u64,
     /// Its calls.
     pub calls: NodeCalls,
-    /// How long it took.
+    /// How long it was at work: from the first row that it acted on to the last that came of it.
+    /// Nodes work side by side.
     pub seconds: f64,
     /// The digest of its table.
     pub digest: String,

@@ -56,9 +56,9 @@ impl Identities {
         self.number(id, says, line)
     }
 
-    /// The id of what is no row.
-    pub(super) fn reject(&mut self, raw: &str) -> Id {
-        let id = KeyHasher::new("amend/row/1").text("reject").text(raw).id();
+    /// The id of what is no row, as the node that reads it loses it.
+    pub(super) fn reject(&mut self, raw: &str, node: &str) -> Id {
+        let id = KeyHasher::new("amend/row/1").text("reject").text(node).text(raw).id();
         self.number(id, id, 0).expect("what says the same does not differ")
     }
 

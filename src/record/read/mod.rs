@@ -233,7 +233,7 @@ impl<'a> Reader<'a> {
     }
 
     fn reject(&mut self, line: u64, raw: &str, fault: &Fault) {
-        let id = self.identities.reject(raw);
+        let id = self.identities.reject(raw, &self.options.node);
         let origin = Origin { row_id: id, root_id: id, parents: Vec::new(), call_keys: Vec::new() };
         self.rejects.push(
             &origin,
