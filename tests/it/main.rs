@@ -14,6 +14,7 @@ mod lab;
 mod openai;
 mod oracle;
 mod overtaken;
+mod policies;
 mod property;
 mod schemas;
 #[cfg(feature = "torch")]
