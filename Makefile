@@ -47,9 +47,10 @@ schema: setup ## write schemas/ anew from the types
 	UPDATE=1 $(CARGO) test --test it schemas
 
 .PHONY: interop
-interop: demo $(VENV)/ready ## read what the demo wrote with DuckDB, Polars, pyarrow and transformers
+interop: demo $(VENV)/ready $(TRL)/ready ## read what the demo wrote with DuckDB, Polars, pyarrow and transformers; train by TRL
 	$(VENV)/bin/python tests/interop/check.py pipelines/demo.yaml
 	$(VENV)/bin/python tests/interop/demo.py
+	$(VENV)/bin/python tests/interop/trainer.py "$(CACHE)/target/debug/amend" $(TRL)/bin/python
 
 .PHONY: study
 study: setup $(VENV)/ready ## whether learning is seen, with controls: variants of the demo over several seeds (about an hour; goes on where it was)

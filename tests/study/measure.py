@@ -77,33 +77,31 @@ def shuffle(rows, path, seed):
     path.write_text("".join(write(row, p) for row, p in zip(rows, labels, strict=True)), encoding="utf-8")
 
 
-def calibration(home, world, names, known):
-    """For each preference model the expected calibration error against the probabilities that the world knows, over
-    pairs of a refusal and an answer to requests held out."""
+def calibration(home, world, known):
+    """The expected calibration error of a preference model against the probabilities that the world knows, over pairs of
+    a refusal and an answer to requests held out."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    torch.set_num_threads(1)
     rows, seen = [], Counter()
     for line in (world / "test.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         seen[row["category"]] += 1
         if seen[row["category"]] <= EACH_TOPIC:
             rows.append(row)
-    errors = {}
-    for name in names:
-        folder = home / "checkpoints" / name
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
-        text = lambda row, kind: f"\n\nHuman: {row['prompt']}\n\nAssistant: {row[kind]}{tokenizer.eos_token}"
-        texts = [text(row, kind) for row in rows for kind in ("refusal", "answer")]
-        scores = []
-        for at in range(0, len(texts), BATCH):
-            batch = tokenizer(texts[at : at + BATCH], padding=True, padding_side="right", return_tensors="pt", return_token_type_ids=False)
-            with torch.no_grad():
-                scores += model(**batch).logits[:, 0].tolist()
-        said = [1 / (1 + math.exp(b - a)) for a, b in zip(scores[::2], scores[1::2], strict=True)]
-        errors[name] = ece(said, [known[row["category"]] for row in rows])
-    return errors
+    folder = home / "checkpoints/pm"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    text = lambda row, kind: f"\n\nHuman: {row['prompt']}\n\nAssistant: {row[kind]}{tokenizer.eos_token}"
+    texts = [text(row, kind) for row in rows for kind in ("refusal", "answer")]
+    scores = []
+    for at in range(0, len(texts), BATCH):
+        batch = tokenizer(texts[at : at + BATCH], padding=True, padding_side="right", return_tensors="pt", return_token_type_ids=False)
+        with torch.no_grad():
+            scores += model(**batch).logits[:, 0].tolist()
+    said = [1 / (1 + math.exp(b - a)) for a, b in zip(scores[::2], scores[1::2], strict=True)]
+    return ece(said, [known[row["category"]] for row in rows])
 
 
 def ece(said, true):

@@ -174,14 +174,14 @@ def held_out_pm(study):
 
 
 def soft(study):
-    seeds = study.of("hard")
+    seeds = study.of("soft", "hard")
     if not seeds:
         return None
     said, differences = {}, []
     for seed, of in seeds.items():
-        ece = of["hard"]["ece"]
-        said[seed] = f"ECE {ece['pm_soft']:.3f} soft, {ece['pm_hard']:.3f} hard"
-        differences.append(ece["pm_hard"] - ece["pm_soft"])
+        by_soft, by_hard = of["soft"]["ece"], of["hard"]["ece"]
+        said[seed] = f"ECE {by_soft:.3f} soft, {by_hard:.3f} hard"
+        differences.append(by_hard - by_soft)
     _, low, _ = interval(differences)
     summary = "hard less soft: " + spread(differences, lambda value: f"{value:+.3f}")
     return row("soft labels give a lower ECE than hard ones", said, summary, low is not None and low > 0)
@@ -257,10 +257,10 @@ def draw_shares(study, folder):
 
 
 def draw_ece(study, folder):
-    seeds = study.of("hard")
+    seeds = study.of("soft", "hard")
     if not seeds:
         return None
-    pairs = [(of["hard"]["ece"]["pm_soft"], of["hard"]["ece"]["pm_hard"]) for of in seeds.values()]
+    pairs = [(of["soft"]["ece"], of["hard"]["ece"]) for of in seeds.values()]
     plot = Plot("Calibration error against the world's probabilities", ("labels", -0.5, 1.5), ("ECE", 0, 1.1 * max(max(pair) for pair in pairs)))
     plot.ticks([(0, "soft"), (1, "hard")])
     for color, seed, pair in zip(COLORS * 2, seeds, pairs):

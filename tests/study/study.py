@@ -5,7 +5,8 @@
 
 Runs what is not yet done (each finished variant is kept under --home, default ~/.cache/amend/study) and writes
 docs/study.md with its plots from all that is there. `--scale 0.05` tries the script on a world too small to learn from,
-in a home of its own. `--page` runs nothing and only writes the page. The seeds of --more-seeds run `hard` alone.
+in a home of its own. `--page` runs nothing and only writes the page. The seeds of --more-seeds run `soft` and
+`hard` alone.
 """
 
 import argparse
@@ -39,10 +40,10 @@ def main():
     if not args.page:
         write_world(world, args.home / "world", args.scale)
         for seed in numbers(args.seeds):
-            run_seed(args, facts, seed, args.variants and args.variants.split(","))
+            run_seed(args, facts, seed, args.variants.split(",") if args.variants else None)
         for seed in numbers(args.more_seeds):
-            if not args.variants or "hard" in args.variants.split(","):
-                run_seed(args, facts, seed, ["hard"])
+            wanted = {"soft", "hard"}
+            run_seed(args, facts, seed, wanted & set(args.variants.split(",")) if args.variants else wanted)
     # A world too small to learn from is no result: its page stays beside it.
     docs = ROOT / "docs" if args.scale == 1.0 else args.home / "docs"
     page.write(args.home / "results", docs)
@@ -75,7 +76,7 @@ def run_seed(args, facts, seed, wanted):
         each.mkdir(parents=True, exist_ok=True)
     variants = Variants(seed, args.home / "world", folder, args.scale)
     for name in variants.names():
-        if (wanted and name not in wanted) or (results / f"{name}.json").exists():
+        if (wanted is not None and name not in wanted) or (results / f"{name}.json").exists():
             continue
         if name == "permuted":
             measure.write_permuted(folder / ".amend/main", args.home / "world", folder, seed)
@@ -99,8 +100,8 @@ def run(amend, file, store):
 
 
 def measured(name, home, world, facts):
-    if name == "hard":
-        return {"ece": measure.calibration(home, world, ("pm_soft", "pm_hard"), facts.known)}
+    if name in ("soft", "hard"):
+        return {"ece": measure.calibration(home, world, facts.known)}
     result = {"shares": measure.shares(home, facts.groups)}
     if name == "main":
         result |= {"curve": measure.curve(home), "revised": measure.revised(home, facts.groups)}

@@ -83,7 +83,7 @@ class Variants:
     def names(self):
         """All variants, in the order in which they can be run: some read what an earlier one made."""
         rounds = [f"rounds_{n}" for n in ROUNDS]
-        return ["main", *rounds, "nothing", "red_team_alone", "permuted", "hard", "judged"]
+        return ["main", *rounds, "nothing", "red_team_alone", "permuted", "soft", "hard", "judged"]
 
     def pipeline(self, name):
         """A variant as a pipeline file."""
@@ -194,12 +194,13 @@ class Variants:
         del nodes["rl"]["ppo-update"]["critic_warmup"]
         return nodes | self.report("rl")
 
+    def soft(self):
+        """A preference model on all comparisons, with the judge's probabilities."""
+        nodes = self.sl_stage() | self.nodes("helpful_pairs", "pairs", "preferences")
+        return nodes | {"pm": self.pm("preferences", "helpful_pairs")}
+
     def hard(self):
-        """Preference models on soft and on hard labels of the same comparisons."""
-        hard = self.node("preferences")
-        hard["pairwise-judge"]["labels"] = "hard"
-        return self.sl_stage() | self.nodes("helpful_pairs", "pairs", "preferences") | {
-            "hard_preferences": hard,
-            "pm_soft": self.pm("preferences", "helpful_pairs"),
-            "pm_hard": self.pm("hard_preferences", "helpful_pairs"),
-        }
+        """The same with the likelier label alone."""
+        nodes = self.soft()
+        nodes["preferences"]["pairwise-judge"]["labels"] = "hard"
+        return nodes
