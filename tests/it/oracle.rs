@@ -325,8 +325,7 @@ impl Run<'_> {
             };
             match operator.step(input, &mut sink) {
                 Step::Drop => return self.truth.dropped[at] += 1,
-                Step::Reject(_) if keeps => return self.lose_under(at, made, 0),
-                Step::Reject(_) => return self.lose(at, made),
+                Step::Reject(_) => return self.lose_under(at, made, 0),
                 Step::Done => {
                     let (content, version) = sink.ids.unwrap();
                     let (batch, _) = sink.builder.take().unwrap().finish();
@@ -351,7 +350,7 @@ impl Run<'_> {
                     let turn: Result<Vec<Answer>, CallError> = turn.into_iter().collect();
                     match turn {
                         Ok(turn) => turns.push(turn),
-                        Err(_) => return self.lose(at, made),
+                        Err(_) => return self.lose_under(at, made, 0),
                     }
                 }
             }

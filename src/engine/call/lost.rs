@@ -54,11 +54,8 @@ impl Caller {
             ("answer", Cell::or_null(reject.answer, Cell::text)),
         ];
         let mut origin = place.origin(&self.shared.rows, keys);
-        if place.stage.operator.role().is_none() {
-            // The row goes on elsewhere under its id: the reject has one of its own.
-            origin.row_id =
-                made_id("reject", &[place.made, KeyHasher::new(&self.spec.name).id()], 0);
-        }
+        // A row of that id may be at another node, made or lost: the reject has an id of its own.
+        origin.row_id = made_id("reject", &[place.made, KeyHasher::new(&self.spec.name).id()], 0);
         let (content, version) = self.rejects.push(&origin, &cells);
         Made::Reject(Rec { row: origin.row_id, content, version })
     }
