@@ -8,6 +8,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/amend
 VENV := $(CACHE)/venv
+TRL := $(CACHE)/trl
 CARGO := cargo --locked
 # A snapshot that differs fails its test; `cargo insta review` shows the new one.
 export INSTA_UPDATE ?= no
@@ -36,8 +37,8 @@ test: setup ## everything a commit must pass
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --no-default-features
 
 .PHONY: bench
-bench: setup $(VENV)/ready ## the benchmarks: transformers beside amend, and the peers' task where their fake endpoint is
-	AMEND_BENCH_PYTHON=$(VENV)/bin/python $(CARGO) bench --benches
+bench: setup $(TRL)/ready ## the benchmarks: transformers, PyTorch and TRL beside amend, and the peers' task where their fake endpoint is
+	AMEND_BENCH_PYTHON=$(VENV)/bin/python AMEND_BENCH_TRL=$(TRL)/bin/python $(CARGO) bench --benches
 	$(CARGO) build --release
 	if [ -e ../shared/peers/fake_openai.py ]; then python3 benches/peers.py "$(CACHE)/target/release/amend"; fi
 
@@ -46,9 +47,15 @@ schema: setup ## write schemas/ anew from the types
 	UPDATE=1 $(CARGO) test --test it schemas
 
 .PHONY: interop
-interop: demo $(VENV)/ready ## read what the demo wrote with DuckDB, Polars, pyarrow and transformers
+interop: demo $(VENV)/ready $(TRL)/ready ## read what the demo wrote with DuckDB, Polars, pyarrow and transformers; train by TRL
 	$(VENV)/bin/python tests/interop/check.py pipelines/demo.yaml
 	$(VENV)/bin/python tests/interop/demo.py
+	$(VENV)/bin/python tests/interop/trainer.py "$(CACHE)/target/debug/amend" $(TRL)/bin/python
+
+.PHONY: study
+study: setup $(VENV)/ready ## whether learning is seen, with controls: variants of the demo over several seeds (about an hour; goes on where it was)
+	$(CARGO) build
+	$(VENV)/bin/python tests/study/study.py "$(CACHE)/target/debug/amend"
 
 .PHONY: deps
 deps: ## licences, versions and use of the dependencies, where the tools for it are installed
@@ -77,4 +84,16 @@ $(VENV)/ready:
 	    $(VENV)/bin/pip install --no-deps -r tests/interop/requirements.txt; \
 	    $(VENV)/bin/python tests/interop/cpu_torch.py; \
 	    cp tests/interop/requirements.txt $@; \
+	fi
+
+# TRL beside the packages of the other environment, whose torch it takes.
+.PHONY: $(TRL)/ready
+$(TRL)/ready: $(VENV)/ready
+	@if ! cmp -s benches/requirements.txt $@; then \
+	    rm -f $@; \
+	    python3 -m venv $(TRL); \
+	    site=$$($(TRL)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	    $(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$site/beside.pth; \
+	    $(TRL)/bin/pip install --no-deps -r benches/requirements.txt; \
+	    cp benches/requirements.txt $@; \
 	fi

@@ -13,7 +13,7 @@ use crate::query::explain::{Call, Explained, explain};
 const CHARS: usize = 160;
 
 /// Columns that say what a row says, in the order of interest.
-const SAYS: [&str; 19] = [
+const SAYS: [&str; 25] = [
     "round",
     "sample_index",
     "prompt",
@@ -33,6 +33,12 @@ const SAYS: [&str; 19] = [
     "source",
     "source_line",
     "answer",
+    "policy",
+    "rows_changed",
+    "warm_from",
+    "dataset_rows",
+    "kind",
+    "step",
 ];
 
 /// Explains a row.
@@ -76,6 +82,9 @@ impl Tree {
     }
 
     fn says(&self, row: &Explained, at: &str, text: &mut String) {
+        if !row.marks.is_empty() {
+            self.line(at, "marks", &row.marks.join(", "), text);
+        }
         if let Some(principle) = &row.principle {
             let part = |name: &str| said(&principle[name]);
             let stage = if principle["stage"].is_null() {

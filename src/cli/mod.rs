@@ -34,6 +34,7 @@ mod progress;
 mod shares;
 mod shorten;
 mod table;
+mod tensorboard;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

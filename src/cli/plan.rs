@@ -8,7 +8,7 @@ use super::files;
 use super::options::{self, Setup};
 use super::screen::Screen;
 use super::table::{TextTable, count, counted, up_to, usd};
-use crate::engine::run::{Forecast, NodeForecast, foretell};
+use crate::engine::run::{Forecast, NodeForecast, TrainingForecast, foretell};
 use crate::plan::{NodeIdx, Plan};
 
 /// Foretells a run.
@@ -38,11 +38,11 @@ fn text(plan: &Plan, forecast: &Forecast, screen: Screen) -> String {
     let mut table = TextTable::new(&heads);
     for node in &forecast.nodes {
         let training = node.training.as_ref().map(|training| {
-            format!(
-                "{}{}",
-                training.state,
-                if training.exact { "" } else { ", if its data changes" }
-            )
+            let unsure = if training.exact { "" } else { ", if its data changes" };
+            let changed = training.changed.map_or_else(String::new, |share| {
+                format!(": {:.1}% of its rows changed", 100.0 * share)
+            });
+            format!("{}{changed}{unsure}", training.state)
         });
         table.row(vec![
             node.name.clone(),
@@ -73,11 +73,8 @@ fn text(plan: &Plan, forecast: &Forecast, screen: Screen) -> String {
 /// calls below those.
 fn blast_radius(plan: &Plan, forecast: &Forecast) -> String {
     let first = forecast.nodes.iter().all(|node| node.rows.changed == node.rows.total);
-    let trains = |node: &&NodeForecast| {
-        node.training.as_ref().is_some_and(|training| {
-            ["fresh", "retrain", "resume"].contains(&training.state.as_str())
-        })
-    };
+    let trains =
+        |node: &&NodeForecast| node.training.as_ref().is_some_and(TrainingForecast::trains);
     let trained: Vec<&NodeForecast> = forecast.nodes.iter().filter(trains).collect();
     let all_calls = calls(forecast.totals.calls.to_make, forecast.totals.calls.exact);
     let quiet = forecast.nodes.iter().all(|node| node.rows.changed == 0 && node.calls.to_make == 0);
@@ -103,7 +100,13 @@ fn blast_radius(plan: &Plan, forecast: &Forecast) -> String {
     let exact = below.iter().all(|node| node.calls.exact);
     let below = below.iter().map(|node| node.calls.to_make).sum();
     let sure = training.training.as_ref().is_some_and(|training| training.exact);
-    let verb = if sure { "retrains" } else { "may retrain" };
+    let warm = training.training.as_ref().is_some_and(|training| training.state == "warm_start");
+    let verb = match (warm, sure) {
+        (false, true) => "retrains",
+        (false, false) => "may retrain",
+        (true, true) => "goes on from its last checkpoint",
+        (true, false) => "may go on from its last checkpoint",
+    };
     let name = &training.name;
     if !text.is_empty() {
         text.push_str(" → ");
@@ -172,7 +175,7 @@ fn nodes_of(plan: &Plan, name: &str) -> Vec<NodeIdx> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::run::{CallsForecast, RowsForecast, Totals, TrainingForecast};
+    use crate::engine::run::{CallsForecast, RowsForecast, Totals};
 
     /// The plan of the shared fixture of the paper.
     fn paper() -> Plan {
@@ -193,7 +196,7 @@ mod tests {
     }
 
     fn training(name: &str, state: &str, exact: bool) -> NodeForecast {
-        let training = Some(TrainingForecast { state: state.to_owned(), exact });
+        let training = Some(TrainingForecast { state: state.to_owned(), exact, changed: None });
         let changed = u64::from(state != "unchanged");
         NodeForecast { training, ..node(name, changed, 1, 0) }
     }
@@ -233,6 +236,12 @@ mod tests {
             training("pm", "retrain", false),
         ];
         insta::assert_snapshot!(told(nodes), @"3 of 10 comparisons of preferences change → pm may retrain");
+        let mut kept = training("pm", "min_changed", true);
+        kept.rows.changed = 0;
+        let nodes = vec![training("sl", "unchanged", true), node("preferences", 3, 10, 6), kept];
+        insta::assert_snapshot!(told(nodes), @"3 of 10 comparisons of preferences change → 6 calls");
+        let nodes = vec![node("preferences", 3, 10, 6), training("pm", "warm_start", true)];
+        insta::assert_snapshot!(told(nodes), @"3 of 10 comparisons of preferences change → pm goes on from its last checkpoint");
     }
 
     #[test]

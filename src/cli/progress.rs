@@ -1,6 +1,7 @@
 //! Progress of a run: bars on a terminal, plain lines elsewhere, nothing when quiet.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::screen::Screen;
 use super::table::{count, duration};
 use crate::engine::run::Progress;
+use crate::model::train;
 
 /// Plain lines are written as seldom as this.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -39,7 +41,7 @@ pub(super) struct Silent;
 impl Progress for Silent {
     fn node(&self, _name: &str, _done: u64, _total: u64) {}
     fn calls(&self, _in_flight: usize, _made: u64, _memo: u64, _tokens: u64, _cost_usd: f64) {}
-    fn training(&self, _node: &str, _line: &str, _done: u64, _all: u64) {}
+    fn training(&self, _node: &str, _told: &train::Progress<'_>) {}
     fn message(&self, _line: &str) {}
 }
 
@@ -47,6 +49,7 @@ impl Progress for Silent {
 #[derive(Default)]
 struct Bars {
     nodes: Mutex<BTreeMap<String, ProgressBar>>,
+    paces: Mutex<BTreeMap<String, Pace>>,
     calls: OnceLock<(ProgressBar, Instant)>,
 }
 
@@ -95,8 +98,9 @@ impl Progress for Bars {
         bar.tick();
     }
 
-    fn training(&self, node: &str, line: &str, done: u64, all: u64) {
-        self.show(node, done, all, line);
+    fn training(&self, node: &str, told: &train::Progress<'_>) {
+        let line = paced(&mut locked(&self.paces), node, told, Instant::now());
+        self.show(node, told.done, told.all, &line);
     }
 
     fn message(&self, line: &str) {
@@ -114,11 +118,12 @@ struct State {
     began: Instant,
     /// When the last line of each was written; the calls' is under no name.
     said: BTreeMap<String, Instant>,
+    paces: BTreeMap<String, Pace>,
 }
 
 impl State {
     fn new(began: Instant) -> State {
-        State { began, said: BTreeMap::new() }
+        State { began, said: BTreeMap::new(), paces: BTreeMap::new() }
     }
 
     /// Whether a line of this name is due.
@@ -148,15 +153,51 @@ impl Progress for Lines {
         }
     }
 
-    fn training(&self, node: &str, line: &str, done: u64, all: u64) {
-        if locked(&self.state).is_due(node) || done == all {
-            self.screen.note(&format!("{node}: step {} of {}  {line}", count(done), count(all)));
+    fn training(&self, node: &str, told: &train::Progress<'_>) {
+        let mut state = locked(&self.state);
+        let line = paced(&mut state.paces, node, told, Instant::now());
+        if state.is_due(node) || told.done == told.all {
+            let (done, all) = (count(told.done), count(told.all));
+            self.screen.note(&format!("{node}: step {done} of {all}  {line}"));
         }
     }
 
     fn message(&self, line: &str) {
         self.screen.note(line);
     }
+}
+
+/// Where a training was when it was told of first: what it did before, an earlier run did.
+#[derive(Clone, Copy)]
+struct Pace {
+    since: Instant,
+    done: u64,
+    tokens: f64,
+}
+
+/// What is told of a training, with its tokens a second and the time that is left.
+fn paced(
+    paces: &mut BTreeMap<String, Pace>,
+    node: &str,
+    told: &train::Progress<'_>,
+    now: Instant,
+) -> String {
+    let first = Pace { since: now, done: told.done, tokens: told.tokens };
+    let pace = *paces.entry(node.to_owned()).or_insert(first);
+    let seconds = now.duration_since(pace.since).as_secs_f64();
+    let steps = told.done.saturating_sub(pace.done);
+    let mut line = told.line.to_owned();
+    if steps == 0 || seconds <= 0.0 {
+        return line;
+    }
+    if told.tokens > pace.tokens {
+        let _ = write!(line, " · {:.0} tokens/s", (told.tokens - pace.tokens) / seconds);
+    }
+    if told.done < told.all {
+        let left = seconds * (told.all - told.done) as f64 / steps as f64;
+        let _ = write!(line, " · {} left", duration(left));
+    }
+    line
 }
 
 /// The calls in one line.
@@ -187,6 +228,19 @@ mod tests {
             "8 in flight · 1,500 calls made · memo 25 % · 812 tokens/s"
         );
         assert!(said(0, 0, 0, 0.0, 1.5).ends_with("· $1.50"));
+    }
+
+    #[test]
+    fn a_training_is_told_with_its_pace_and_the_time_left() {
+        let (mut paces, began) = (BTreeMap::new(), Instant::now());
+        let mut at = |seconds: u64, done: u64, tokens: f64| {
+            let told = train::Progress { line: "loss 1.250", done, all: 50, tokens, metrics: &[] };
+            paced(&mut paces, "sl", &told, began + Duration::from_secs(seconds))
+        };
+        // It goes on after a kill: what was done before is not of this pace.
+        assert_eq!(at(0, 10, 5_000.0), "loss 1.250");
+        assert_eq!(at(20, 20, 7_000.0), "loss 1.250 · 100 tokens/s · 1 min 00 s left");
+        assert_eq!(at(90, 50, 9_000.0), "loss 1.250 · 44 tokens/s");
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! `amend run`: brings every table of a pipeline up to date.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
+
+use anyhow::Context as _;
 
 use super::args::{Common, RunArgs};
 use super::failure::Status;
@@ -8,6 +11,7 @@ use super::options::{self, Setup};
 use super::screen::Screen;
 use super::shares;
 use super::table::{TextTable, count, counted, duration, some};
+use super::tensorboard::Tee;
 use super::{files, progress};
 use crate::engine::run::{Options, Report, run as run_plan, run_unchanged};
 use crate::plan::Plan;
@@ -19,8 +23,12 @@ pub(super) fn run(args: &RunArgs, common: &Common, screen: Screen) -> anyhow::Re
     let plan = files::plan(&args.file.file, common)?;
     let (file, limits) = (args.file.file.as_path(), &args.limits);
     let setup = Setup { file, limits, max_calls: args.max_calls, max_cost: args.max_cost };
-    let options = setup.options(&plan, common, screen)?;
+    let mut options = setup.options(&plan, common, screen)?;
     options::heed_ctrl_c(&options.interrupt, screen)?;
+    if let Some(dir) = &args.tensorboard {
+        let tee = Tee::new(options.progress, dir, &plan.pipeline().name);
+        options.progress = Arc::new(tee.with_context(|| dir.display().to_string())?);
+    }
     let report = run_plan(&plan, &options);
     progress::end();
     let report = report.map_err(|error| options::error(&plan, error))?;

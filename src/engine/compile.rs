@@ -3,16 +3,18 @@
 
 use std::sync::Arc;
 
+use super::asked::JudgeSetup;
 use super::context::Stage;
-use super::draw::{Candidate, Purpose, principle_key};
+use super::draw::{Candidate, Draw, Purpose, principle_key};
+use super::policy::Policy;
 use super::session::{Desired, Source};
 use super::shape::{DrawShape, Kind, Node, Pairs, Shape, Take};
 use super::train::{Held, Setup, Training};
 use crate::operators::train as training;
-use crate::operators::{Build, BuildError, Drawn, Half, ModelRef, Predicate, build};
+use crate::operators::{Build, BuildError, Drawn, Half, ModelRef, Predicate, RewardWords, build};
 use crate::plan::{self, Ask, Chain, DrawSpec, Input, ModelEdge, NodeIdx, Plan, Step};
 use crate::record::{Id, KeyHasher, Relation};
-use crate::spec::op::{OnChange, Op, Pairs as PairsOf, Read};
+use crate::spec::op::{OnChange, Op, Pairs as PairsOf, Read, Reward};
 use crate::spec::{Model, Name, Principle, Purpose as For};
 
 /// What compiling asks of the world.
@@ -26,8 +28,8 @@ pub trait World {
     /// The condition of a `filter: where` over rows of a relation, which is not known here.
     fn predicate(&self, sql: &str, over: Relation) -> Result<Arc<dyn Predicate>, String>;
 
-    /// The finished training of a node that is held, if there is one.
-    fn held(&self, node: &str) -> Option<Held>;
+    /// The finished training that a node came to last, if there is one.
+    fn last(&self, node: &str) -> Option<Held>;
 }
 
 /// Why a plan cannot be compiled.
@@ -221,6 +223,7 @@ impl Compiler<'_> {
         let op = self.plan.op(node);
         let seed = self.plan.pipeline().seed;
         let entry = models.first().and_then(|edge| self.plan.entry(edge));
+        let (judge, judge_model) = self.judge(op, models)?.unzip();
         let setup = Setup {
             settings: training::settings(op, seed, entry),
             scratch: training::scratch(op),
@@ -228,9 +231,17 @@ impl Compiler<'_> {
             balanced: training::is_balanced(op),
             external: training::external(op),
             roles: training::roles(op),
+            judge: judge.clone(),
+            judge_model,
         };
-        let settings = training::recipe(op, seed, entry);
-        let holds = on_change(op) == OnChange::Hold || self.held.contains(&node.name);
+        let mut settings = training::recipe(op, seed, entry);
+        if let (Some(judge), Some(model)) = (&judge, &setup.judge_model) {
+            settings = training::with_judge(&settings, judge.recipe(), model);
+        }
+        let mut policy = policy(op);
+        if self.held.contains(&node.name) {
+            policy = Policy { on_change: OnChange::Hold, min_changed: None };
+        }
         let models: Result<Vec<_>> = models.iter().map(|edge| self.model(edge)).collect();
         Ok(Training {
             node: node.name.as_str().into(),
@@ -240,9 +251,42 @@ impl Compiler<'_> {
             setup: Arc::new(setup),
             version: op.version(),
             models: models?,
-            policy: if holds { "hold" } else { "retrain" },
-            held: holds.then(|| self.world.held(&node.name)).flatten(),
+            policy,
+            last: if policy.is_of_inputs() { None } else { self.world.last(&node.name) },
         })
+    }
+}
+
+impl Compiler<'_> {
+    /// The judge whose verdicts are a reward, with the entry that says how it is spoken to.
+    fn judge(&self, op: &Op, models: &[ModelEdge]) -> Result<Option<(Arc<JudgeSetup>, Model)>> {
+        let Op::PpoUpdate(train) = op else { return Ok(None) };
+        let Reward::Judge(judge) = &train.reward else { return Ok(None) };
+        let seed = train.seed.unwrap_or(self.plan.pipeline().seed);
+        let draw = DrawSpec {
+            seed,
+            purpose: For::Judge,
+            round: 0,
+            count: 1,
+            selector: judge.principles.clone(),
+            of_parent: false,
+            fresh: false,
+        };
+        let place = training::roles(op).iter().position(|role| *role == "judge");
+        let edge = &models[place.expect("a judge is one of the models")];
+        let model = self.plan.entry(edge).cloned().unwrap_or_else(Model::from_scratch);
+        let principles = self.principles(&draw);
+        let text = |principle: &&Principle| {
+            let text = drawn(principle, &draw).judge.expect("it was selected to judge");
+            (principle_key(&principle.id), text)
+        };
+        let judge = JudgeSetup {
+            words: RewardWords::new(&model, self.plan.constitution())?,
+            draw: Draw { seed, purpose: Purpose::Judge, round: 0 },
+            candidates: principles.iter().map(|principle| candidate(principle)).collect(),
+            texts: principles.iter().map(text).collect(),
+        };
+        Ok(Some((Arc::new(judge), model)))
     }
 }
 
@@ -253,14 +297,15 @@ fn trained_by(edge: &ModelEdge) -> Option<NodeIdx> {
     }
 }
 
-fn on_change(op: &Op) -> OnChange {
-    match op {
-        Op::TrainSl(train) => train.on_change,
-        Op::TrainPm(train) => train.on_change,
-        Op::TrainDpo(train) => train.on_change,
-        Op::PpoUpdate(train) => train.on_change,
+fn policy(op: &Op) -> Policy {
+    let (on_change, min_changed) = match op {
+        Op::TrainSl(train) => (train.on_change, train.min_changed),
+        Op::TrainPm(train) => (train.on_change, train.min_changed),
+        Op::TrainDpo(train) => (train.on_change, train.min_changed),
+        Op::PpoUpdate(train) => (train.on_change, train.min_changed),
         _ => unreachable!("only trainings have a policy"),
-    }
+    };
+    Policy { on_change, min_changed: min_changed.map(|share| share.value.0) }
 }
 
 fn purpose(purpose: For) -> Purpose {

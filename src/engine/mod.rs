@@ -3,6 +3,7 @@
 //! Through differential travel keys alone; what they stand for is in [`rows`] and [`context`].
 
 mod ask;
+mod asked;
 mod call;
 pub mod compile;
 pub mod context;
@@ -12,6 +13,7 @@ pub mod draw;
 mod gather;
 pub mod local;
 mod once;
+mod policy;
 mod render;
 pub mod rows;
 pub mod run;
@@ -23,4 +25,5 @@ pub mod train;
 mod trained;
 mod worker;
 
+pub use policy::{KeptBy, Policy, Standing};
 pub use shared::{Span, TrainingState};

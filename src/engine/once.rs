@@ -32,6 +32,10 @@ impl Trainings for Once {
         self.trainings.resumes(recipe)
     }
 
+    fn dataset(&self, recipe: Id) -> Option<Vec<(Id, Id)>> {
+        self.trainings.dataset(recipe)
+    }
+
     fn train(&self, recipe: Recipe) -> Result<Arc<Trained>, String> {
         let id = recipe.id;
         let mut at_work = self.at_work.lock().expect("no holder panics");

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::context::Contexts;
 use super::dispatch::Dispatcher;
+use super::policy::Standing;
 use super::rows::{Rec, Rows};
 use super::train::Trainings;
 use crate::record::Id;
@@ -56,8 +57,8 @@ pub enum TrainingState {
         recipe: Id,
         /// The weights.
         weights: Id,
-        /// Whether the checkpoint is an earlier one, held.
-        stale: bool,
+        /// How they stand to what the node asks for.
+        standing: Standing,
     },
     /// In a plan: it will be trained; surely, or only if its data changes.
     Would {
@@ -65,6 +66,8 @@ pub enum TrainingState {
         exact: bool,
         /// Whether it goes on from a state that a killed run left.
         resumes: bool,
+        /// Whether it goes on from the node's last checkpoint.
+        warm: bool,
     },
 }
 
@@ -126,14 +129,14 @@ impl Shared {
         std::mem::take(&mut *self.dropped[node].lock().expect("no holder panics"))
     }
 
-    pub(super) fn may_train(&self, node: usize, exact: bool, resumes: bool) {
+    pub(super) fn may_train(&self, node: usize, exact: bool, resumes: bool, warm: bool) {
         let mut seen = self.trainings_seen.lock().expect("no holder panics");
-        seen.insert(node, TrainingState::Would { exact, resumes });
+        seen.insert(node, TrainingState::Would { exact, resumes, warm });
     }
 
-    pub(super) fn trained(&self, node: usize, recipe: Id, weights: Id, stale: bool) {
+    pub(super) fn trained(&self, node: usize, recipe: Id, weights: Id, standing: Standing) {
         let mut seen = self.trainings_seen.lock().expect("no holder panics");
-        seen.insert(node, TrainingState::Done { recipe, weights, stale });
+        seen.insert(node, TrainingState::Done { recipe, weights, standing });
     }
 
     /// What the training came to holds no more.

@@ -17,16 +17,19 @@ use timely::dataflow::operators::generic::operator::Operator as _;
 use timely::scheduling::SyncActivator;
 
 use super::ask::Coll;
+use super::asked::JudgeSetup;
 use super::dispatch::Mode;
+use super::policy::{Decision, Policy, Standing, decide};
 use super::rows::{Rec, Slot};
 use super::shared::Shared;
 use super::time::{self, Time};
 use super::trained;
-use crate::model::train::Scratch;
+use crate::model::train::{Basis, Scratch};
 use crate::model::{TrainSettings, Trained};
 use crate::operators::ModelRef;
 use crate::record::{Id, KeyHasher};
 use crate::spec::Model;
+use crate::spec::op::OnChange;
 
 /// The settings of a training, as data: everything but the dataset and the models.
 #[derive(Clone)]
@@ -46,10 +49,10 @@ pub struct Training {
     /// The models it starts from or uses, in the order of the shape: fixed ones are known now,
     /// those of training nodes are filled in by the dataflow.
     pub models: Vec<Option<ModelRef>>,
-    /// `retrain` or `hold`.
-    pub policy: &'static str,
-    /// The training whose checkpoint is kept, under `hold`.
-    pub held: Option<Held>,
+    /// What it does when its rows have changed.
+    pub policy: Policy,
+    /// The training that the node came to last, where the policy asks for it.
+    pub last: Option<Held>,
 }
 
 /// What a trainer is told of a node, besides its data and models.
@@ -67,9 +70,13 @@ pub struct Setup {
     pub external: Option<Vec<String>>,
     /// The keys that name its models, in their order.
     pub roles: Vec<&'static str>,
+    /// The judge whose verdicts are the reward, where no preference model is.
+    pub judge: Option<Arc<JudgeSetup>>,
+    /// The entry of `models` that says how the judge is spoken to.
+    pub judge_model: Option<Model>,
 }
 
-/// A finished training that is held.
+/// A finished training that a node came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Held {
     /// Its recipe.
@@ -79,14 +86,19 @@ pub struct Held {
 }
 
 impl Training {
+    /// The training whose checkpoint is kept, under `hold`.
+    pub fn held(&self) -> Option<Held> {
+        self.last.filter(|_| self.policy.on_change == OnChange::Hold)
+    }
+
     /// What the settings travel as; unknown where a model is.
     pub(super) fn id(&self) -> Id {
         let mut hasher = KeyHasher::new("amend/training/1");
         hasher.add_text(&self.node);
         hasher.add_id(self.settings);
-        hasher.add_text(self.policy);
-        if let Some(held) = self.held {
-            hasher.add_id(held.recipe);
+        hasher.add_text(&self.policy.name());
+        if let Some(last) = self.last {
+            hasher.add_id(last.recipe);
         }
         let mut unknown = false;
         for model in &self.models {
@@ -111,6 +123,11 @@ impl Training {
         hasher.add_id(dataset);
         if unknown { hasher.id().unknown() } else { hasher.id() }
     }
+
+    /// The recipe without its dataset.
+    pub fn frame(&self) -> Id {
+        self.recipe(Id::ZERO)
+    }
 }
 
 /// A training to be done, with its data.
@@ -123,6 +140,22 @@ pub struct Recipe {
     pub dataset: Id,
     /// The rows of the data set: their id, the row.
     pub rows: Vec<(Id, Slot)>,
+    /// The same rows in the same order: their id, that of what they say.
+    pub data: Vec<(Id, Id)>,
+    /// The weights that it goes on from, where it does not begin at its `init`.
+    pub warm: Option<Id>,
+}
+
+impl Recipe {
+    /// What it is trained on.
+    pub fn basis(&self) -> Basis {
+        Basis {
+            frame: self.training.frame(),
+            dataset: self.dataset,
+            dataset_rows: self.data.len() as u64,
+            warm_from: self.warm,
+        }
+    }
 }
 
 /// Does trainings and remembers them.
@@ -132,6 +165,9 @@ pub trait Trainings: Send + Sync {
 
     /// Whether a killed run left a state of the recipe from which it goes on.
     fn resumes(&self, recipe: Id) -> bool;
+
+    /// The rows that a recipe was trained on, with what they said, if the training is remembered.
+    fn dataset(&self, recipe: Id) -> Option<Vec<(Id, Id)>>;
 
     /// Does a training; what it gives is durable when this returns.
     fn train(&self, recipe: Recipe) -> Result<Arc<Trained>, String>;
@@ -225,11 +261,18 @@ pub(super) fn train<'s>(
 /// What is known of a training that is asked for.
 enum State {
     /// It may start when no later edit is accepted.
-    Waiting(Time),
+    Waiting(Time, Job),
     /// It runs.
-    Running(Time),
+    Running(Time, Job),
     /// It was done, and this was emitted.
     Done(Vec<TrainMade>),
+}
+
+/// Which training is done for what is asked.
+#[derive(Clone, Copy)]
+struct Job {
+    recipe: Id,
+    warm: Option<Id>,
 }
 
 type Finished = (TrainAsk, Result<Arc<Trained>, String>);
@@ -303,41 +346,46 @@ impl Desk {
 
     fn begin(&mut self, time: Time, ask: TrainAsk) {
         let training = self.shared.contexts.training(ask.training);
-        let recipe = training.recipe(ask.dataset);
-        if let Some(held) = training.held {
-            let trained = self.shared.trainings.recall(held.recipe);
-            let trained = trained.unwrap_or_else(|| Arc::new(trained::weights_only(held.weights)));
-            return self.finish(time, ask, held.recipe, &trained, held.recipe != recipe);
-        }
-        if ask.dataset_rows == 0 {
-            // There is nothing to train on, and so no model.
-            self.asks.insert(ask, State::Done(Vec::new()));
-            return;
-        }
-        if !recipe.is_unknown()
-            && let Some(trained) = self.shared.trainings.recall(recipe)
-        {
-            return self.finish(time, ask, recipe, &trained, false);
-        }
+        let job = match decide(&training, &ask, &self.rows, &*self.shared.trainings) {
+            Decision::Nothing => {
+                self.asks.insert(ask, State::Done(Vec::new()));
+                return;
+            }
+            Decision::Use { recipe, trained, standing } => {
+                return self.finish(time, ask, recipe, &trained, standing);
+            }
+            Decision::Train { recipe, warm } => Job { recipe, warm },
+        };
         if self.shared.dispatcher.mode() == Mode::Plan {
-            let exact = !recipe.is_unknown();
-            let resumes = exact && self.shared.trainings.resumes(recipe);
-            self.shared.may_train(self.node, exact, resumes);
+            let exact = !job.recipe.is_unknown();
+            let resumes = exact && self.shared.trainings.resumes(job.recipe);
+            self.shared.may_train(self.node, exact, resumes, job.warm.is_some());
             let checkpoint = TrainMade::Checkpoint(trained::unknown(&training));
-            let made = vec![TrainMade::Model(recipe.unknown()), checkpoint];
+            let made = vec![TrainMade::Model(job.recipe.unknown()), checkpoint];
             made.iter().for_each(|made| self.emit(time, *made, 1));
             self.asks.insert(ask, State::Done(made));
             return;
         }
-        self.asks.insert(ask, State::Waiting(time));
+        self.asks.insert(ask, State::Waiting(time, job));
     }
 
-    fn finish(&mut self, time: Time, ask: TrainAsk, recipe: Id, trained: &Trained, stale: bool) {
+    fn finish(
+        &mut self,
+        time: Time,
+        ask: TrainAsk,
+        recipe: Id,
+        trained: &Trained,
+        standing: Standing,
+    ) {
         let training = self.shared.contexts.training(ask.training);
-        let facts =
-            trained::Facts { recipe, dataset: ask.dataset, dataset_rows: ask.dataset_rows, stale };
+        let facts = trained::Facts {
+            recipe,
+            dataset: ask.dataset,
+            dataset_rows: ask.dataset_rows,
+            standing,
+        };
         let made = trained::rows(&training, trained, &facts, &self.shared.rows);
-        self.shared.trained(self.node, recipe, trained.weights, stale);
+        self.shared.trained(self.node, recipe, trained.weights, standing);
         made.iter().for_each(|made| self.emit(time, *made, 1));
         self.asks.insert(ask, State::Done(made));
     }
@@ -350,9 +398,10 @@ impl Desk {
         while let Ok((ask, result)) = self.receiver.try_recv() {
             self.running = false;
             match (self.asks.get(&ask), result) {
-                (Some(State::Running(time)), Ok(trained)) => {
-                    let (time, training) = (*time, self.shared.contexts.training(ask.training));
-                    self.finish(time, ask, training.recipe(ask.dataset), &trained, false);
+                (Some(State::Running(time, job)), Ok(trained)) => {
+                    let (time, Job { recipe, warm }) = (*time, *job);
+                    let standing = Standing { kept: None, warm: warm.is_some() };
+                    self.finish(time, ask, recipe, &trained, standing);
                 }
                 (_, Ok(_)) => {}
                 (_, Err(message)) => self.shared.dispatcher.stop(message),
@@ -360,32 +409,34 @@ impl Desk {
         }
         let latest = time::last(self.shared.latest_epoch());
         let may_start = |(ask, state): (&TrainAsk, &State)| match state {
-            State::Waiting(time) if time::close(*time) >= latest || !open(&latest) => {
-                Some((*ask, *time))
+            State::Waiting(time, job) if time::close(*time) >= latest || !open(&latest) => {
+                Some((*ask, *time, *job))
             }
             _ => None,
         };
         if !self.running
             && self.shared.dispatcher.stopped().is_none()
-            && let Some((ask, time)) = self.asks.iter().find_map(may_start)
+            && let Some((ask, time, job)) = self.asks.iter().find_map(may_start)
         {
             self.running = true;
-            self.asks.insert(ask, State::Running(time));
-            self.start(ask);
+            self.asks.insert(ask, State::Running(time, job));
+            self.start(ask, job);
         }
         std::mem::take(&mut self.made)
     }
 
-    fn start(&self, ask: TrainAsk) {
+    fn start(&self, ask: TrainAsk, job: Job) {
         let training = self.shared.contexts.training(ask.training);
         let row = |(row, content): &DataRow| {
             (*row, self.shared.rows.get(*content).expect("a row of a dataset is kept"))
         };
         let recipe = Recipe {
-            id: training.recipe(ask.dataset),
+            id: job.recipe,
             training,
             dataset: ask.dataset,
             rows: self.rows.keys().map(row).collect(),
+            data: self.rows.keys().copied().collect(),
+            warm: job.warm,
         };
         let (sender, wake) = (self.sender.clone(), Arc::clone(&self.wake));
         let trainings = Arc::clone(&self.shared.trainings);
@@ -407,7 +458,7 @@ impl Desk {
         let waits = |time: &Time| {
             stashed.contains_key(time)
                 || asks.values().any(
-                    |state| matches!(state, State::Waiting(at) | State::Running(at) if at == time),
+                    |state| matches!(state, State::Waiting(at, _) | State::Running(at, _) if at == time),
                 )
         };
         self.times.retain(|time, _| waits(time));

@@ -1,5 +1,6 @@
 //! The rows that a finished training makes: its checkpoint, its metrics, its episodes.
 
+use super::policy::{KeptBy, Standing};
 use super::rows::{Lineage, Rec, Rows};
 use super::train::{TrainMade, Training};
 use crate::model::train::Kept;
@@ -12,7 +13,7 @@ pub(super) struct Facts {
     pub(super) recipe: Id,
     pub(super) dataset: Id,
     pub(super) dataset_rows: u64,
-    pub(super) stale: bool,
+    pub(super) standing: Standing,
 }
 
 /// A finished training of which nothing but the weights is left.
@@ -111,6 +112,13 @@ fn checkpoint(
     facts: &Facts,
 ) -> Vec<(&'static str, Cell<'static>)> {
     let init = training.models.first().and_then(Option::as_ref).map(|model| model.fingerprint);
+    // A model that is kept was trained on what was there then.
+    let dataset = trained.basis.map_or(facts.dataset, |basis| basis.dataset);
+    let dataset_rows = trained.basis.map_or(facts.dataset_rows, |basis| basis.dataset_rows);
+    let changed = match facts.standing.kept {
+        Some(KeptBy::MinChanged { changed, .. }) => Some(changed as i64),
+        _ => None,
+    };
     let kind = if trained.kind.is_empty() { "lm" } else { &trained.kind };
     vec![
         ("node", Cell::text(training.node.to_string())),
@@ -120,12 +128,14 @@ fn checkpoint(
         ("path", Cell::text(format!("checkpoints/{}", kept.weights))),
         ("files", Cell::Files(kept.files.clone())),
         ("init_fingerprint", Cell::or_null(init, Cell::id)),
-        ("dataset_digest", Cell::id(facts.dataset)),
-        ("dataset_rows", Cell::Int(facts.dataset_rows as i64)),
+        ("dataset_digest", Cell::id(dataset)),
+        ("dataset_rows", Cell::Int(dataset_rows as i64)),
         ("operator_version", Cell::Int(i64::from(training.version))),
         ("settings", Cell::text(training.settings_json.to_string())),
-        ("policy", Cell::text(training.policy)),
-        ("stale", Cell::Bool(facts.stale)),
+        ("policy", Cell::text(training.policy.name())),
+        ("stale", Cell::Bool(facts.standing.is_stale())),
+        ("rows_changed", Cell::or_null(changed, Cell::Int)),
+        ("warm_from", Cell::or_null(trained.basis.and_then(|basis| basis.warm_from), Cell::id)),
         ("pm_mean", Cell::or_null(trained.scores, |(mean, _)| Cell::Float(mean))),
         ("pm_std", Cell::or_null(trained.scores, |(_, std)| Cell::Float(std))),
     ]

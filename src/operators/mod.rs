@@ -13,6 +13,7 @@ pub mod judge;
 pub mod mix;
 pub mod read;
 pub mod revise;
+pub mod reward;
 pub mod sample;
 pub mod split;
 pub mod train;
@@ -35,6 +36,7 @@ use crate::record::{Cell, Id, KeyHasher, Part, Relation, Row, Turns};
 
 pub use build::{Build, BuildError, Half, build};
 pub use filter::Predicate;
+pub use reward::RewardWords;
 
 use build::pattern;
 use principles::Principles;

@@ -77,18 +77,27 @@ impl Words {
             let text = template.render(question.turns, &prefix.text, own)?;
             return Ok(self.style.whole(text).done());
         }
+        Ok(self.worded(prefix, question.turns, question.judge, question.shown))
+    }
+
+    /// The same in the published words, whatever the constitution's template.
+    pub(super) fn worded<'a>(
+        &self,
+        prefix: &Prefix,
+        turns: impl Iterator<Item = (&'a str, &'a str)>,
+        judge: &str,
+        shown: [&str; 2],
+    ) -> Prompt {
         let mut writer = self.style.open(prefix, None);
         match &mut writer {
-            Writer::Text(text) => {
-                self.write(text, question.turns, question.judge, question.shown);
-            }
+            Writer::Text(text) => self.write(text, turns, judge, shown),
             Writer::Messages(messages) => {
                 let mut text = String::with_capacity(1024);
-                self.write_message(&mut text, question.turns, question.judge, question.shown);
+                self.write_message(&mut text, turns, judge, shown);
                 messages.push(Message::user(text));
             }
         }
-        Ok(writer.done())
+        writer.done()
     }
 
     /// The question as text to continue: with what comes before the label, or before the thought.

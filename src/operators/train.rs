@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use serde_json::{Map, Value};
 
 use crate::model::train::{
-    Algorithm, Compute, Device, DpoSettings, Dtype, LoraSettings, Optim, PmSettings, PpoSettings,
-    Scratch as ScratchShape, SlSettings,
+    AdaptiveKl, Algorithm, Compute, Device, DpoSettings, Dtype, LoraSettings, Optim, PmSettings,
+    PpoSettings, Scratch as ScratchShape, SlSettings,
 };
 use crate::model::{Example, TrainSettings};
 use crate::record::message::TEXT;
@@ -155,6 +155,7 @@ macro_rules! compute {
             device: device($op.device),
             threads: $op.threads.map(|threads: Spanned<u32>| threads.value as usize),
             gradient_accumulation_steps: $op.gradient_accumulation_steps.value as usize,
+            gradient_checkpointing: $op.gradient_checkpointing,
             save_steps: u64::from($op.save_steps),
         }
     };
@@ -175,6 +176,8 @@ pub fn settings(op: &Op, seed: u64, model: Option<&Model>) -> TrainSettings {
             max_length: op.max_length.value as usize,
             packing: op.packing,
             held_out: op.held_out.value,
+            eval_steps: op.eval_steps.map(|steps| u64::from(steps.value)),
+            patience: op.early_stopping_patience.map(|patience| u64::from(patience.value)),
         }),
         Op::TrainPm(op) => TrainSettings::TrainPm(PmSettings {
             optim: optim(op.optimiser(), op.seed.unwrap_or(seed), op.logging_steps.value),
@@ -219,6 +222,10 @@ fn ppo(op: &PpoUpdate, seed: u64, model: Option<&Model>) -> PpoSettings {
         response_length: op.response_length.value as usize,
         temperature: 1.0,
         kl_coef: op.kl_coef.value,
+        adaptive_kl: op.adaptive_kl.as_ref().map(|adaptive| AdaptiveKl {
+            target: adaptive.target.value,
+            horizon: adaptive.horizon.value,
+        }),
         kl_estimator: "k1".to_owned(),
         cliprange: op.cliprange.value,
         cliprange_value: op.cliprange_value.value,
@@ -344,7 +351,7 @@ pub fn scratch(op: &Op) -> Option<ScratchShape> {
 
 /// Settings that decide no weights, or that the recipe has in another form: inputs by the
 /// dataset's digest, models by their weights.
-const NOT_IN_RECIPE: [&str; 12] = [
+const NOT_IN_RECIPE: [&str; 13] = [
     "from",
     "prompts",
     "policy",
@@ -356,6 +363,7 @@ const NOT_IN_RECIPE: [&str; 12] = [
     "save_every",
     "keep_tokens",
     "on_change",
+    "min_changed",
     "device",
 ];
 
@@ -401,6 +409,16 @@ pub fn recipe(op: &Op, seed: u64, model: Option<&Model>) -> String {
         map.insert("models".to_owned(), Value::from(roles(op)));
     }
     let mut sorted: Vec<(String, Value)> = std::mem::take(map).into_iter().collect();
+    sorted.sort_by(|a, b| a.0.cmp(&b.0));
+    Value::Object(sorted.into_iter().collect()).to_string()
+}
+
+/// The same settings with what decides the verdicts of a judge that is the reward.
+pub fn with_judge(settings: &str, mut judge: Value, model: &Model) -> String {
+    let map: Map<String, Value> = serde_json::from_str(settings).expect("settings are a map");
+    judge["rendering"] = rendering(Some(model));
+    let mut sorted: Vec<(String, Value)> =
+        map.into_iter().chain([("judge".to_owned(), judge)]).collect();
     sorted.sort_by(|a, b| a.0.cmp(&b.0));
     Value::Object(sorted.into_iter().collect()).to_string()
 }
@@ -570,7 +588,9 @@ mod tests {
     #[test]
     fn what_decides_nothing_is_not_in_the_recipe() {
         let of = |node: &str| recipe(&op(node), 17, None);
-        for same in ["logging_steps: 3", "save_steps: 5", "on_change: hold"] {
+        for same in
+            ["logging_steps: 3", "save_steps: 5", "on_change: warm_start", "min_changed: 2%"]
+        {
             assert_eq!(of(SL), of(&SL.replace("init", &format!("{same}, init"))), "{same}");
         }
         for other in ["epochs: 2", "seed: 18", "dtype: bf16", "threads: 2", "warmup_steps: 9"] {
@@ -607,7 +627,7 @@ mod tests {
     #[test]
     fn every_setting_of_the_language_reaches_the_trainer() {
         let written = "warmup_steps: 10, threads: 3, dtype: bf16, device: cpu, save_steps: 7, \
-                       gradient_accumulation_steps: 4, packing: true, init";
+                       gradient_accumulation_steps: 4, gradient_checkpointing: true, packing: true, init";
         let TrainSettings::TrainSl(sl) = settings(&op(&SL.replace("init", written)), 0, None)
         else {
             panic!("it is a train-sl")
@@ -617,6 +637,7 @@ mod tests {
             device: Device::Cpu,
             threads: Some(3),
             gradient_accumulation_steps: 4,
+            gradient_checkpointing: true,
             save_steps: 7,
         };
         assert_eq!((sl.compute, sl.optim.warmup_steps, sl.packing), (compute, Some(10), true));

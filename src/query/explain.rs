@@ -10,6 +10,7 @@ use super::diff::rows_of;
 use super::json::Object;
 use super::{QueryError, Reader, Result};
 use crate::record::{CallKey, Id};
+use crate::store::manifest::Mark;
 use crate::store::{Entry, Memo, RowIds, Snapshot};
 
 /// The table of rows that failed.
@@ -32,6 +33,9 @@ pub struct Explained {
     pub relation: Option<String>,
     /// The verb of the node.
     pub op: Option<String>,
+    /// In what the node is not a function of the pipeline alone, in the words of the manifest.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub marks: Vec<String>,
     /// Whether the node passed the row on as it came.
     pub passed_on: bool,
     /// The principle drawn: id, hash, stage, few-shot ids.
@@ -151,6 +155,7 @@ impl Explainer<'_> {
             row_id: row_id.to_string(),
             relation: entry.map(|entry| entry.table.relation.name().to_owned()),
             op: entry.map(|entry| entry.node.op.clone()),
+            marks: entry.map_or_else(Vec::new, |entry| marks(&entry.node.marks)),
             passed_on: false,
             principle: principle(&row),
             model: model(&row),
@@ -236,6 +241,7 @@ impl Explained {
             row_id: row_id.to_string(),
             relation: None,
             op: None,
+            marks: Vec::new(),
             passed_on: false,
             principle: None,
             model: None,
@@ -275,6 +281,10 @@ impl Call {
             error: entry.outcome.as_ref().err().map(|failure| failure.message.clone()),
         }
     }
+}
+
+fn marks(marks: &BTreeSet<Mark>) -> Vec<String> {
+    marks.iter().map(|mark| mark.name().to_owned()).collect()
 }
 
 /// The ids that begin with hex digits; the ids are sorted.

@@ -408,6 +408,8 @@ const CHECKPOINTS: &[Column] = columns![
     column("settings", Text, Provenance),
     column("policy", Text, Provenance),
     column("stale", Bool, Provenance),
+    nullable("rows_changed", Int64, Provenance),
+    nullable("warm_from", Id, Provenance),
     nullable("pm_mean", Float, Provenance),
     nullable("pm_std", Float, Provenance),
 ];

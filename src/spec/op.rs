@@ -25,6 +25,7 @@ mod evaluate;
 mod feedback;
 mod init;
 mod judge;
+mod reward;
 mod source;
 mod train;
 
@@ -43,10 +44,11 @@ pub use feedback::{
     Critic, Critique, Critiquing, FewShot, Repeat, Revise, Reviser, Sample, Sampling, Shots,
 };
 pub use init::{
-    Algorithm, Architecture, Balance, External, Init, Keep, Lora, OnChange, Schedule, Scratch,
-    Tokenizer,
+    AdaptiveKl, Algorithm, Architecture, Balance, External, Init, Keep, Lora, OnChange, Schedule,
+    Scratch, Share, Tokenizer,
 };
 pub use judge::{Cot, Labels, Order, Pairs, PairwiseJudge};
+pub use reward::{Reward, RewardJudge};
 pub use source::{OneOrMany, Rounds, Source};
 pub use train::{Optimiser, PpoUpdate, TrainDpo, TrainPm, TrainSl};
 
@@ -239,7 +241,8 @@ impl Op {
             Self::PpoUpdate(op) => {
                 op.prompts.iter().for_each(|source| rows(&mut all, "rows", &source.rows));
                 model(&mut all, "policy", &op.policy);
-                model(&mut all, "reward", &op.reward);
+                let (key, reward) = op.reward.model();
+                model(&mut all, key, reward);
                 op.reference.iter().for_each(|name| model(&mut all, "reference", name));
                 op.test_reward.iter().for_each(|name| model(&mut all, "test_reward", name));
             }

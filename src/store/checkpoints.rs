@@ -106,6 +106,36 @@ impl Checkpoints {
         self.disk.write_atomically(&path, text.as_bytes()).at("write", &path)
     }
 
+    /// Keeps the rows that a recipe is trained on: their ids, and those of what they say. It is safe
+    /// when this returns: before what the training gave.
+    pub fn put_dataset(&self, recipe: &CallKey, rows: &[(Id, Id)]) -> Result<()> {
+        let path = self.dataset(recipe);
+        let bytes = |id: Id| id.bits().to_le_bytes();
+        let bytes: Vec<u8> = rows
+            .iter()
+            .flat_map(|(row, content)| [bytes(*row), bytes(*content)])
+            .flatten()
+            .collect();
+        self.disk.create_dirs(&self.trainings).at("make", &self.trainings)?;
+        self.disk.write_atomically(&path, &bytes).at("write", &path)
+    }
+
+    /// The rows that a recipe was trained on, if they were kept.
+    pub fn get_dataset(&self, recipe: &CallKey) -> Result<Option<Vec<(Id, Id)>>> {
+        let path = self.dataset(recipe);
+        let bytes = match fs::read(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            bytes => bytes.at("read", &path)?,
+        };
+        let (ids, rest) = bytes.as_chunks::<16>();
+        if !rest.is_empty() || !ids.len().is_multiple_of(2) {
+            let help = "remove it: the rows are taken for changed";
+            return Err(StoreError::corrupt(&path, "it was cut".to_owned(), help));
+        }
+        let id = |bytes: &[u8; 16]| Id::from_bits(u128::from_le_bytes(*bytes));
+        Ok(Some(ids.chunks_exact(2).map(|pair| (id(&pair[0]), id(&pair[1]))).collect()))
+    }
+
     /// What the training of a recipe gave, if it was kept.
     pub fn get_training<T: DeserializeOwned>(&self, recipe: &CallKey) -> Result<Option<T>> {
         let path = self.training(recipe);
@@ -120,6 +150,10 @@ impl Checkpoints {
 
     fn training(&self, recipe: &CallKey) -> PathBuf {
         self.trainings.join(format!("{recipe}.json"))
+    }
+
+    fn dataset(&self, recipe: &CallKey) -> PathBuf {
+        self.trainings.join(format!("{recipe}.rows"))
     }
 }
 
@@ -143,6 +177,10 @@ mod tests {
             let published = checkpoints.publish(&staged, weights).unwrap();
             assert!(published.join("config.json").exists() && !staged.exists());
         }
+        assert!(checkpoints.get_dataset(&recipe).unwrap().is_none());
+        let rows = vec![(weights, Id::ZERO), (Id::ZERO, weights)];
+        checkpoints.put_dataset(&recipe, &rows).unwrap();
+        assert_eq!(checkpoints.get_dataset(&recipe).unwrap(), Some(rows));
         let trained = Trained { weights, steps: 3, ..Trained::default() };
         assert!(checkpoints.get_training::<Trained>(&recipe).unwrap().is_none());
         checkpoints.put_training(&recipe, &trained).unwrap();

@@ -97,14 +97,30 @@ pub struct CheckpointRef {
 pub enum Mark {
     /// It keeps a checkpoint that its data no longer gives.
     Held,
-    /// It reads what a held node made.
+    /// It reads what a node made that kept an earlier model.
     Stale,
-    /// It was trained on from its last checkpoint.
+    /// Its model went on from its last checkpoint, not from its `init`.
     WarmStart,
-    /// It ignored a change below `min_changed`.
+    /// It reads what a node made whose model went on from its last checkpoint.
+    OfHistory,
+    /// It keeps a checkpoint because fewer of its rows changed than `min_changed`.
     MinChanged,
     /// Its model or trainer may answer otherwise when asked again.
     NonDeterministic,
+}
+
+impl Mark {
+    /// Its word in the manifest.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mark::Held => "held",
+            Mark::Stale => "stale",
+            Mark::WarmStart => "warm_start",
+            Mark::OfHistory => "of_history",
+            Mark::MinChanged => "min_changed",
+            Mark::NonDeterministic => "non_deterministic",
+        }
+    }
 }
 
 /// A file of a table.

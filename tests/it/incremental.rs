@@ -389,6 +389,19 @@ fn each_broken_pair_of_all_pairs_is_a_reject() {
     assert!(parents.len() < truth.rejects[3].len(), "a row is in several broken pairs");
 }
 
+/// Of a prompt that failed at two samples the rejects had one id, and the run stopped when it published them.
+#[test]
+fn a_prompt_that_fails_at_two_samples_is_a_reject_of_each() {
+    let nodes = "  drafts: { sample: { from: red, model: assistant } }\n  others: { sample: { from: red, model: assistant, temperature: 0.5 } }\n";
+    let mut files = files_of(10, nodes);
+    files.prompts.get_mut("red").unwrap()[3].push_str(" [[fail]]");
+    let mut lab = Lab::new(1);
+    let truth = check(&mut lab, &files);
+    let rejects: Vec<&Id> = truth.rejects.iter().flatten().collect();
+    let ids: BTreeSet<&Id> = rejects.iter().copied().collect();
+    assert_eq!((rejects.len(), ids.len()), (2, 2));
+}
+
 /// The id of a principle is in the rows that a judge makes of examples shown under it.
 #[test]
 fn a_renamed_principle_is_renamed_in_the_rows_that_saw_it_in_an_example() {

@@ -58,6 +58,11 @@ pub fn fake_weights(training: &Training, rows: &[(Id, Id)]) -> Id {
     hasher.id()
 }
 
+/// The weights that it gives where it goes on from others.
+pub fn fake_warm(weights: Id, from: Id) -> Id {
+    KeyHasher::new("amend/fake-warm/1").with(weights).with(from).id()
+}
+
 /// A memo in memory.
 #[derive(Default)]
 pub struct FakeMemo(Mutex<IdMap<CallKey, Outcome>>);
@@ -169,6 +174,8 @@ impl Models for FakeModels {
 #[derive(Default)]
 pub struct FakeTrainings {
     done: Mutex<BTreeMap<Id, Arc<Trained>>>,
+    /// The rows that each recipe was trained on.
+    datasets: Mutex<BTreeMap<Id, Vec<(Id, Id)>>>,
     trained: AtomicU64,
     /// While this is set, no training ends.
     pub held: AtomicBool,
@@ -203,6 +210,10 @@ impl Trainings for FakeTrainings {
         false
     }
 
+    fn dataset(&self, recipe: Id) -> Option<Vec<(Id, Id)>> {
+        self.datasets.lock().unwrap().get(&recipe).cloned()
+    }
+
     fn train(&self, recipe: Recipe) -> Result<Arc<Trained>, String> {
         self.trained.fetch_add(1, Ordering::SeqCst);
         while self.held.load(Ordering::SeqCst) {
@@ -210,8 +221,14 @@ impl Trainings for FakeTrainings {
         }
         let rows: Vec<(Id, Id)> =
             recipe.rows.iter().map(|(row, slot)| (*row, slot.row().content_hash())).collect();
-        let weights = fake_weights(&recipe.training, &rows);
-        let trained = Arc::new(Trained { weights, kind: "lm".into(), ..Trained::default() });
+        let mut weights = fake_weights(&recipe.training, &rows);
+        if let Some(from) = recipe.warm {
+            weights = fake_warm(weights, from);
+        }
+        let kind = "lm".to_owned();
+        let basis = Some(recipe.basis());
+        let trained = Arc::new(Trained { weights, kind, basis, ..Trained::default() });
+        self.datasets.lock().unwrap().insert(recipe.id, recipe.data);
         self.done.lock().unwrap().insert(recipe.id, Arc::clone(&trained));
         Ok(trained)
     }
@@ -379,7 +396,7 @@ impl World for LabWorld<'_> {
         Err("the lab has no SQL".to_owned())
     }
 
-    fn held(&self, node: &str) -> Option<Held> {
+    fn last(&self, node: &str) -> Option<Held> {
         self.held.get(node).copied()
     }
 }

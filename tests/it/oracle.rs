@@ -377,7 +377,7 @@ impl Run<'_> {
             let name = self.desired.shape.nodes[*node].name.as_str().into();
             training.models[place] = Some(ModelRef { name, fingerprint: *fingerprint });
         }
-        if let Some(held) = training.held {
+        if let Some(held) = training.held() {
             self.models.insert(at, held.weights);
             self.truth.weights.insert(at, (held.weights, true));
             return;

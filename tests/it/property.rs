@@ -201,7 +201,7 @@ impl Bench {
         for (at, (fresh, table)) in tables.enumerate() {
             // A held training's row says what is left of it, which a new store does not have.
             let is_held =
-                desired.trainings.get(&at).is_some_and(|training| training.held.is_some());
+                desired.trainings.get(&at).is_some_and(|training| training.held().is_some());
             if !is_held {
                 assert_eq!(table, fresh, "table of {}", desired.shape.nodes[at].name);
             }

@@ -32,13 +32,13 @@ use crate::torch_tiny::fixture;
 const IN_FLIGHT: u64 = 16;
 
 /// A folder with a pipeline named `bench`, and the server that it asks.
-struct Bench {
-    dir: tempfile::TempDir,
+pub struct Bench {
+    pub dir: tempfile::TempDir,
     server: FakeServer,
 }
 
 impl Bench {
-    fn new(nodes: Value, model: Option<Value>) -> Bench {
+    pub fn new(nodes: Value, model: Option<Value>) -> Bench {
         let (dir, server) = (tempfile::tempdir().unwrap(), FakeServer::start());
         let asked =
             || json!({ "endpoint": server.base_url(), "name": "fake", "max_in_flight": IN_FLIGHT });
@@ -67,7 +67,7 @@ impl Bench {
         self
     }
 
-    fn store(&self, name: &str) -> PathBuf {
+    pub fn store(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -84,7 +84,7 @@ impl Bench {
     }
 
     /// Runs to the end, with or without rejects, and gives the JSON.
-    fn run(&self, verb: &str, store: &Path, workers: usize) -> Value {
+    pub fn run(&self, verb: &str, store: &Path, workers: usize) -> Value {
         let output = self.command(verb, store, workers).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(matches!(output.status.code(), Some(0 | 3)), "{verb}: {said}");
@@ -100,7 +100,7 @@ impl Bench {
 }
 
 /// A model of a few thousand weights.
-fn scratch() -> Value {
+pub fn scratch() -> Value {
     let architecture = json!({
         "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
         "max_position_embeddings": 256,
@@ -134,16 +134,16 @@ fn method(epochs: u32) -> Value {
 }
 
 /// The entry of a node in a report or a plan.
-fn node<'a>(document: &'a Value, name: &str) -> &'a Value {
+pub fn node<'a>(document: &'a Value, name: &str) -> &'a Value {
     let mut nodes = document["nodes"].as_array().unwrap().iter();
     nodes.find(|node| node["name"] == name).unwrap_or_else(|| panic!("{name} in {document}"))
 }
 
-fn made(report: &Value) -> u64 {
+pub fn made(report: &Value) -> u64 {
     report["calls"]["made"].as_u64().unwrap()
 }
 
-fn latest(store: &Path) -> Snapshot {
+pub fn latest(store: &Path) -> Snapshot {
     Store::new(store).snapshots("bench").latest().unwrap().unwrap()
 }
 
@@ -176,7 +176,7 @@ impl World for FileWorld {
         Err("the pipelines here have no SQL".to_owned())
     }
 
-    fn held(&self, node: &str) -> Option<Held> {
+    fn last(&self, node: &str) -> Option<Held> {
         self.held.get(node).copied()
     }
 }

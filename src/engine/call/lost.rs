@@ -54,6 +54,7 @@ impl Caller {
             ("answer", Cell::or_null(reject.answer, Cell::text)),
         ];
         let mut origin = place.origin(&self.shared.rows, keys);
+        // A row of that id may be at another node, made or lost.
         origin.row_id = reject_id(place.made, &self.spec.name, 0);
         let (content, version) = self.rejects.push(&origin, &cells);
         Made::Reject(Rec { row: origin.row_id, content, version })

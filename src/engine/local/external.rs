@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use crate::engine::local::models::weights_id;
 use crate::engine::train::Recipe;
 use crate::model::Trained;
-use crate::model::train::Metric;
+use crate::model::train::{Metric, Progress};
 use crate::operators::copy;
 use crate::record::{BatchBuilder, Origin};
 use crate::store::{Table, TableRow};
@@ -30,7 +30,7 @@ pub(super) fn train(
     folder: &Path,
     models: Vec<(&'static str, PathBuf)>,
     [out, state]: [&Path; 2],
-    progress: &dyn Fn(&str, u64, u64),
+    progress: &dyn Fn(&Progress<'_>),
 ) -> Result<Trained, String> {
     let mut paths = given(recipe, state)?;
     paths.extend(models);
@@ -93,7 +93,7 @@ fn filled(part: &str, paths: &[(&'static str, PathBuf)]) -> String {
 fn run(
     command: &[String],
     folder: &Path,
-    progress: &dyn Fn(&str, u64, u64),
+    progress: &dyn Fn(&Progress<'_>),
 ) -> Result<Vec<Metric>, String> {
     let (program, arguments) = command.split_first().expect("a command has a program");
     let mut child = Command::new(program)
@@ -114,10 +114,16 @@ fn run(
             Ok(logged) if logged.contains_key("step") => {
                 let number = |key: &str| logged.get(key).and_then(Value::as_u64).unwrap_or(0);
                 let said = metrics_of(&logged);
-                progress(&summary(&said), number("step"), number("total"));
+                progress(&Progress {
+                    line: &summary(&said),
+                    done: number("step"),
+                    all: number("total"),
+                    tokens: logged.get("num_tokens").and_then(Value::as_f64).unwrap_or(0.0),
+                    metrics: &said,
+                });
                 metrics.extend(said);
             }
-            _ => progress(&line, 0, 0),
+            _ => progress(&Progress { line: &line, ..Progress::default() }),
         }
     }
     let status = child.wait().map_err(|error| format!("the trainer \"{program}\": {error}"))?;
@@ -196,8 +202,8 @@ mod tests {
     fn shell(script: &str) -> Result<(Vec<Metric>, Vec<String>), String> {
         let lines = std::cell::RefCell::new(Vec::new());
         let command = ["sh", "-c", script].map(str::to_owned);
-        let progress = |line: &str, done: u64, all: u64| {
-            lines.borrow_mut().push(format!("{done}/{all} {line}"));
+        let progress = |told: &Progress<'_>| {
+            lines.borrow_mut().push(format!("{}/{} {}", told.done, told.all, told.line));
         };
         let metrics = run(&command, Path::new("."), &progress)?;
         Ok((metrics, lines.into_inner()))
@@ -226,7 +232,7 @@ mod tests {
             error.contains("line 30") && !error.contains("line 10\n"),
             "the last lines: {error}"
         );
-        let nowhere = run(&["no-such-program".to_owned()], Path::new("."), &|_, _, _| {});
+        let nowhere = run(&["no-such-program".to_owned()], Path::new("."), &|_| {});
         assert!(nowhere.unwrap_err().contains("the trainer \"no-such-program\""));
     }
 

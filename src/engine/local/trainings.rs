@@ -7,17 +7,21 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::models::chat;
+use crate::engine::asked::{Asker, JudgeSetup};
 use crate::engine::local::external;
-use crate::engine::train::{Recipe, Setup, Trainings};
-use crate::model::train::STATE_FILE;
+use crate::engine::train::{Recipe, Setup, Training, Trainings};
+use crate::model::train::{Asks, Progress, STATE_FILE};
 use crate::model::{Example, Init, TrainJob, TrainSettings, Trained, Trainer};
 use crate::operators::ModelRef;
 use crate::operators::train::{Chat, Renderer, balance};
 use crate::record::{CallKey, Id, KeyHasher};
 use crate::store::{Checkpoints, StoreError};
 
-/// Told how far a training is: the node, a line, steps done, steps in all.
-pub type Progress = Arc<dyn Fn(&str, &str, u64, u64) + Send + Sync>;
+/// Told how far the training of a node is.
+pub type Told = Arc<dyn Fn(&str, &Progress<'_>) + Send + Sync>;
+
+/// The same for one training.
+type ToldOne = Box<dyn Fn(&Progress<'_>) + Send>;
 
 /// Trainings by a trainer in this process.
 pub struct LocalTrainings {
@@ -30,7 +34,7 @@ pub struct LocalTrainings {
     /// The directories of entries of `models`.
     pub entries: BTreeMap<String, PathBuf>,
     /// Told of progress.
-    pub progress: Progress,
+    pub progress: Told,
 }
 
 impl Trainings for LocalTrainings {
@@ -43,6 +47,11 @@ impl Trainings for LocalTrainings {
 
     fn resumes(&self, recipe: Id) -> bool {
         self.checkpoints.has_state(&training_key(recipe), STATE_FILE)
+    }
+
+    fn dataset(&self, recipe: Id) -> Option<Vec<(Id, Id)>> {
+        let rows = self.checkpoints.get_dataset(&training_key(recipe));
+        rows.map_err(|error| tracing::warn!("{error}")).ok()?
     }
 
     fn train(&self, recipe: Recipe) -> Result<Arc<Trained>, String> {
@@ -59,15 +68,15 @@ impl LocalTrainings {
         let stage = self.checkpoints.stage(&key).map_err(|error| error.to_string())?;
         let state = self.checkpoints.state(&key).map_err(|error| error.to_string())?;
         let (progress, node) = (Arc::clone(&self.progress), Arc::clone(&recipe.training.node));
-        let progress: Box<dyn Fn(&str, u64, u64) + Send> =
-            Box::new(move |line, done, all| progress(&node, line, done, all));
+        let progress: ToldOne = Box::new(move |told: &Progress<'_>| progress(&node, told));
         let mut trained = match &setup.external {
             Some(command) => self.by_program(&recipe, command, [&stage, &state], progress)?,
             None => self.by_trainer(&recipe, [&stage, &state], progress)?,
         };
         trained.rejected.sort();
         trained.files = files(&stage)?;
-        self.keep(&key, &stage, &state, &mut trained)?;
+        trained.basis = Some(recipe.basis());
+        self.keep(&key, &recipe, [&stage, &state], &mut trained)?;
         Ok(trained)
     }
 
@@ -77,7 +86,7 @@ impl LocalTrainings {
         recipe: &Recipe,
         command: &[String],
         [out, state]: [&Path; 2],
-        progress: Box<dyn Fn(&str, u64, u64) + Send>,
+        progress: ToldOne,
     ) -> Result<Trained, String> {
         let setup = &recipe.training.setup;
         let models = setup.roles.iter().zip(recipe.training.models.iter().flatten());
@@ -89,6 +98,10 @@ impl LocalTrainings {
         if is_policy && !models.iter().any(|(role, _)| *role == "reference") {
             models.push(("reference", models[0].1.clone()));
         }
+        if let Some(weights) = recipe.warm {
+            // What a training begins at is its first model.
+            models[0].1 = self.checkpoints.dir(weights);
+        }
         let folder = self.folder.as_deref().filter(|folder| !folder.as_os_str().is_empty());
         let folder = folder.unwrap_or(Path::new("."));
         external::train(recipe, command, folder, models, [out, state], &*progress)
@@ -99,26 +112,32 @@ impl LocalTrainings {
         &self,
         recipe: &Recipe,
         [out, state]: [&Path; 2],
-        progress: Box<dyn Fn(&str, u64, u64) + Send>,
+        progress: ToldOne,
     ) -> Result<Trained, String> {
         let setup = &recipe.training.setup;
-        let init = recipe.training.models.first().and_then(Option::as_ref);
-        let init = init.map(|model| self.dir(model)).transpose()?;
+        let models = &recipe.training.models;
+        let init = models.first().and_then(Option::as_ref).map(|model| self.dir(model));
+        let warm = recipe.warm.map(|weights| self.checkpoints.dir(weights));
+        let init = init.transpose()?;
         let chat = match (&setup.model, &init) {
             (Some(entry), Some(dir)) => chat(entry, dir)?,
             _ => None,
         };
         let (examples, rejected) = examples(recipe, chat.as_deref())?;
+        let asks = setup.judge.as_ref().map(|judge| self.asker(recipe, judge)).transpose()?;
         let job = TrainJob {
-            settings: self.settings(setup, &recipe.training.models)?,
-            init: match (&setup.scratch, init) {
-                (Some(scratch), _) => Init::Scratch(scratch.clone()),
-                (None, Some(dir)) => Init::Checkpoint(dir),
-                (None, None) => unreachable!("a training begins with a model or from nothing"),
+            settings: self.settings(setup, models, recipe.warm.is_some())?,
+            init: match (warm, &setup.scratch, init) {
+                (Some(dir), ..) | (None, None, Some(dir)) => Init::Checkpoint(dir),
+                (None, Some(scratch), _) => Init::Scratch(scratch.clone()),
+                (None, None, None) => {
+                    unreachable!("a training begins with a model or from nothing")
+                }
             },
             examples,
             out: out.to_owned(),
             state: state.to_owned(),
+            asks,
             progress,
         };
         let mut trained = self.trainer.train(job).map_err(|error| error.to_string())?;
@@ -126,13 +145,13 @@ impl LocalTrainings {
         Ok(trained)
     }
 
-    /// Publishes the model and those kept on the way, then remembers the training, then forgets the
-    /// state from which it would go on.
+    /// Publishes the model and those kept on the way, then remembers the training with its dataset,
+    /// then forgets the state from which it would go on.
     fn keep(
         &self,
         key: &CallKey,
-        stage: &Path,
-        state: &Path,
+        recipe: &Recipe,
+        [stage, state]: [&Path; 2],
         trained: &mut Trained,
     ) -> Result<(), String> {
         let said = |error: StoreError| error.to_string();
@@ -141,22 +160,45 @@ impl LocalTrainings {
             kept.files = files(&dir.map_err(said)?)?;
         }
         self.checkpoints.publish(stage, trained.weights).map_err(said)?;
+        self.checkpoints.put_dataset(key, &recipe.data).map_err(said)?;
         self.checkpoints.put_training(key, trained).map_err(said)?;
         self.checkpoints.forget_state(key).map_err(said)
     }
 
+    /// What asks a judge whose verdicts are the reward.
+    fn asker(&self, recipe: &Recipe, judge: &Arc<JudgeSetup>) -> Result<Box<dyn Asks>, String> {
+        let Training { setup, models, .. } = &*recipe.training;
+        let of_judge = setup.roles.iter().zip(models.iter().flatten());
+        let model = of_judge.into_iter().find(|(role, _)| **role == "judge");
+        let dir = self.dir(model.expect("a judge is one of the models").1)?;
+        let chat = setup.judge_model.as_ref().map(|entry| chat(entry, &dir)).transpose()?.flatten();
+        Ok(Box::new(Asker { judge: Arc::clone(judge), chat }))
+    }
+
+    /// What the trainer is told. A policy that goes on from an earlier one is still held to the model
+    /// that it would begin at.
     fn settings(
         &self,
         setup: &Setup,
         models: &[Option<ModelRef>],
+        warm: bool,
     ) -> Result<TrainSettings, String> {
         let mut settings = setup.settings.clone();
+        if let (true, Some(start)) = (warm, models.first().and_then(Option::as_ref)) {
+            match &mut settings {
+                TrainSettings::TrainDpo(dpo) => dpo.reference = Some(self.dir(start)?),
+                TrainSettings::PpoUpdate(ppo) => ppo.reference = Some(self.dir(start)?),
+                TrainSettings::TrainSl(_) | TrainSettings::TrainPm(_) => {}
+            }
+        }
         for (role, model) in setup.roles.iter().zip(models.iter().flatten()) {
             match (&mut settings, *role) {
                 (TrainSettings::TrainDpo(dpo), "reference") => {
                     dpo.reference = Some(self.dir(model)?);
                 }
-                (TrainSettings::PpoUpdate(ppo), "reward") => ppo.reward = self.dir(model)?,
+                (TrainSettings::PpoUpdate(ppo), "reward" | "judge") => {
+                    ppo.reward = self.dir(model)?;
+                }
                 (TrainSettings::PpoUpdate(ppo), "reference") => {
                     ppo.reference = Some(self.dir(model)?);
                 }

@@ -9,6 +9,7 @@ use super::report::{
 use super::world::LocalWorld;
 use super::{Options, RunError, by_table, desired};
 use crate::engine::dispatch::{Limits, Mode};
+use crate::engine::policy::KeptBy;
 use crate::engine::session::{Session, Table};
 use crate::engine::shared::TrainingState;
 use crate::plan::Plan;
@@ -81,14 +82,22 @@ fn rows_forecast(
 fn training(name: &str, state: TrainingState, before: Option<&Snapshot>) -> TrainingForecast {
     let entry = before.and_then(|before| before.manifest().nodes.get(name));
     let checkpoint = entry.and_then(|entry| entry.node.checkpoint.as_ref());
+    let (mut changed, fresh) = (None, checkpoint.is_none());
     let (state, exact) = match state {
-        TrainingState::Would { exact, resumes: true } => ("resume", exact),
-        TrainingState::Would { exact, .. } if checkpoint.is_none() => ("fresh", exact),
+        TrainingState::Would { exact, resumes: true, .. } => ("resume", exact),
+        TrainingState::Would { exact, .. } if fresh => ("fresh", exact),
+        TrainingState::Would { exact, warm: true, .. } => ("warm_start", exact),
         TrainingState::Would { exact, .. } => ("retrain", exact),
-        TrainingState::Done { stale: true, .. } => ("held", true),
-        TrainingState::Done { .. } => ("unchanged", true),
+        TrainingState::Done { standing, .. } => match standing.kept {
+            Some(KeptBy::Hold) => ("held", true),
+            Some(KeptBy::MinChanged { changed: rows, of }) => {
+                changed = Some(rows as f64 / of as f64);
+                ("min_changed", true)
+            }
+            None => ("unchanged", true),
+        },
     };
-    TrainingForecast { state: state.to_owned(), exact }
+    TrainingForecast { state: state.to_owned(), exact, changed }
 }
 
 fn totals(nodes: &[NodeForecast]) -> Totals {
@@ -102,9 +111,7 @@ fn totals(nodes: &[NodeForecast]) -> Totals {
         totals.calls.memo += node.calls.memo;
         totals.calls.to_make += node.calls.to_make;
         totals.tokens += node.tokens;
-        let trains = node.training.as_ref().is_some_and(|training| {
-            ["fresh", "retrain", "resume"].contains(&training.state.as_str())
-        });
+        let trains = node.training.as_ref().is_some_and(TrainingForecast::trains);
         totals.trainings += u64::from(trains);
     }
     totals

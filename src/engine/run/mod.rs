@@ -21,6 +21,7 @@ pub use report::{
 use super::compile::{CompileError, compile};
 use super::dispatch::{Dispatcher, Limits, Mode};
 use super::session::{Desired, Session, Settled};
+use crate::model::train;
 use crate::operators::Predicate;
 use crate::plan::{Plan, Step};
 use crate::record::Relation;
@@ -66,8 +67,8 @@ pub trait Progress: Send + Sync {
     fn node(&self, name: &str, done: u64, total: u64);
     /// What the calls of the run came to so far.
     fn calls(&self, in_flight: usize, made: u64, memo: u64, tokens: u64, cost_usd: f64);
-    /// Steps of a training done, of so many.
-    fn training(&self, node: &str, line: &str, done: u64, all: u64);
+    /// How far the training of a node is.
+    fn training(&self, node: &str, told: &train::Progress<'_>);
     /// A line for a person.
     fn message(&self, line: &str);
 }

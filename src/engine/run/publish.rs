@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::report::{NodeCalls, NodeReport, Report, RunCalls};
 use super::world::LocalWorld;
 use super::{Options, RunError, by_table, trains};
+use crate::engine::policy::{KeptBy, Standing};
 use crate::engine::rows::{Rec, Rows};
 use crate::engine::session::{Session, Settled};
 use crate::engine::shared::TrainingState;
@@ -118,27 +119,43 @@ fn about(plan: &Plan, nodes: &[usize], session: &Session, settled: &Settled) -> 
         checkpoint: None,
         marks: marks(plan, nodes[0], settled),
     };
-    if let Some(TrainingState::Done { recipe, weights, stale }) = settled.trainings.get(&nodes[0]) {
+    if let Some(TrainingState::Done { recipe, weights, standing }) =
+        settled.trainings.get(&nodes[0])
+    {
         about.fingerprint = *recipe;
-        about.checkpoint =
-            Some(CheckpointRef { weights: *weights, recipe: recipe.to_string(), stale: *stale });
+        about.checkpoint = Some(CheckpointRef {
+            weights: *weights,
+            recipe: recipe.to_string(),
+            stale: standing.is_stale(),
+        });
     }
     about
 }
 
 fn marks(plan: &Plan, at: usize, settled: &Settled) -> BTreeSet<Mark> {
-    let stale = |node: &usize| {
-        matches!(settled.trainings.get(node), Some(TrainingState::Done { stale: true, .. }))
+    let standing = |node: usize| match settled.trainings.get(&node) {
+        Some(TrainingState::Done { standing, .. }) => *standing,
+        _ => Standing::default(),
     };
     let mut marks = BTreeSet::new();
     if trains(&plan.nodes[at].step) && external(plan.op(&plan.nodes[at])).is_some() {
         marks.insert(Mark::NonDeterministic);
     }
-    if stale(&at) {
-        marks.insert(Mark::Held);
+    let own = standing(at);
+    marks.extend(own.kept.map(|kept| match kept {
+        KeptBy::Hold => Mark::Held,
+        KeptBy::MinChanged { .. } => Mark::MinChanged,
+    }));
+    if own.warm {
+        marks.insert(Mark::WarmStart);
     }
-    if (0..plan.nodes.len()).any(|held| held != at && stale(&held) && plan.reaches(held, at)) {
-        marks.insert(Mark::Stale);
+    let above = (0..plan.nodes.len()).filter(|above| *above != at);
+    for above in above.filter(|above| standing(*above) != Standing::default()) {
+        if plan.reaches(above, at) {
+            let Standing { kept, warm } = standing(above);
+            marks.extend(kept.map(|_| Mark::Stale));
+            marks.extend(warm.then_some(Mark::OfHistory));
+        }
     }
     marks
 }

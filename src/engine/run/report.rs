@@ -116,10 +116,20 @@ pub struct CallsForecast {
 /// A training.
 #[derive(Clone, Debug, Serialize)]
 pub struct TrainingForecast {
-    /// `fresh`, `retrain`, `resume`, `unchanged` or `held`.
+    /// `fresh`, `retrain`, `warm_start`, `resume`, `unchanged`, `held` or `min_changed`.
     pub state: String,
     /// Whether that is known.
     pub exact: bool,
+    /// Under `min_changed`, the share of the rows last trained on that changed, at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub changed: Option<f64>,
+}
+
+impl TrainingForecast {
+    /// Whether something is trained.
+    pub fn trains(&self) -> bool {
+        ["fresh", "retrain", "warm_start", "resume"].contains(&self.state.as_str())
+    }
 }
 
 /// All nodes together.

@@ -8,7 +8,7 @@ use crate::engine::compile::World;
 use crate::engine::dispatch::{Dispatcher, Limits, Memory, Mode, Models};
 use crate::engine::local::memory::LocalMemory;
 use crate::engine::local::models::{self, LocalModels};
-use crate::engine::local::trainings::{LocalTrainings, Progress as Told};
+use crate::engine::local::trainings::{LocalTrainings, Told};
 use crate::engine::rows::{Lineage, Rec, Rows};
 use crate::engine::session::Source;
 use crate::engine::train::{Held, Trainings};
@@ -78,9 +78,7 @@ impl<'a> LocalWorld<'a> {
             Some((name.value.clone(), path.path.clone()))
         };
         let progress = Arc::clone(&self.options.progress);
-        let told: Told = Arc::new(move |node, line, done, all| {
-            progress.training(node, line, done, all);
-        });
+        let told: Told = Arc::new(move |node, told| progress.training(node, told));
         Arc::new(LocalTrainings {
             checkpoints: self.store.checkpoints(),
             trainer: trainer(),
@@ -144,7 +142,7 @@ impl World for LocalWorld<'_> {
         self.options.predicates.predicate(sql, over)
     }
 
-    fn held(&self, node: &str) -> Option<Held> {
+    fn last(&self, node: &str) -> Option<Held> {
         let entry = self.latest.as_ref()?.manifest().nodes.get(node)?;
         let checkpoint = entry.node.checkpoint.as_ref()?;
         let recipe = checkpoint.recipe.parse().ok()?;

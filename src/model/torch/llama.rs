@@ -1,7 +1,10 @@
 //! A model: embeddings, blocks, a norm and a head.
 
+mod recompute;
+
 use tch::{Device, Kind, Tensor};
 
+pub(super) use self::recompute::Tape;
 use super::block::{Block, BlockShape, KeysValues, Linear, Linears, Mask, Norm, View};
 use super::config::{Head, Joined, LlamaConfig};
 use super::error::TorchError;

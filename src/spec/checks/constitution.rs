@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Check;
 use crate::spec::constitution::{Constitution, Principle, Purpose, Stage, TEMPLATES};
 use crate::spec::mistake::{Mistakes, did_you_mean};
-use crate::spec::op::{Critiquing, FewShot, Op};
+use crate::spec::op::{Critiquing, FewShot, Op, Reward};
 use crate::spec::pipeline::Pipeline;
 use crate::spec::place::{Name, Place};
 use crate::spec::selector::Selector;
@@ -165,6 +165,10 @@ fn uses<'a>(pipeline: &Pipeline, node: &Name, op: &'a Op) -> Vec<(&'a Selector, 
         Op::PairwiseJudge(op) => {
             vec![(&op.principles, Purpose::Judge, u64::from(op.draws.value))]
         }
+        Op::PpoUpdate(op) => match &op.reward {
+            Reward::Judge(judge) => vec![(&judge.principles, Purpose::Judge, 1)],
+            Reward::Model(_) => Vec::new(),
+        },
         _ => Vec::new(),
     }
 }

@@ -3,9 +3,9 @@
 use super::Check;
 use crate::spec::op::SamplingWritten;
 use crate::spec::op::{
-    Algorithm, Cot, Critiquing, Evaluate, External, FewShot, FileFormat, Filter, Init, Keep, Lora,
-    Mix, Op, PairwiseJudge, PpoUpdate, Read, Readable, Repeat, Rounds, Scratch, Source, Split,
-    TrainDpo, TrainPm, TrainSl,
+    AdaptiveKl, Algorithm, Cot, Critiquing, Evaluate, External, FewShot, FileFormat, Filter, Init,
+    Keep, Lora, Mix, OnChange, Op, PairwiseJudge, PpoUpdate, Read, Readable, Repeat, Reward,
+    Rounds, Scratch, Share, Source, Split, TrainDpo, TrainPm, TrainSl,
 };
 use crate::spec::place::{Place, Spanned};
 
@@ -229,6 +229,7 @@ fn train_sl(place: Place, op: &TrainSl, check: &mut Check<'_>) {
     check.above("epochs", &op.epochs, 0.0);
     check.count("max_length", &op.max_length);
     check.part("held_out", &op.held_out);
+    early_stop(op, check);
     check.divides(
         "gradient_accumulation_steps",
         &op.gradient_accumulation_steps,
@@ -241,7 +242,18 @@ fn train_sl(place: Place, op: &TrainSl, check: &mut Check<'_>) {
     op.threads.iter().for_each(|threads| check.count("threads", threads));
     let models: &[&str] = if matches!(op.init, Init::Model(_)) { &["init"] } else { &[] };
     lora(op.lora.as_ref(), check);
+    change(op.on_change, op.min_changed.as_ref(), check);
     trainer(place, op.trainer.as_ref(), models, check);
+}
+
+fn early_stop(op: &TrainSl, check: &mut Check<'_>) {
+    op.eval_steps.iter().for_each(|steps| check.count("eval_steps", steps));
+    let Some(patience) = &op.early_stopping_patience else { return };
+    check.count("early_stopping_patience", patience);
+    if op.eval_steps.is_none() || op.held_out.value <= 0.0 {
+        let help = "add `eval_steps: 50` and `held_out: 0.05`";
+        check.says(patience.place, "has patience, and measures no loss on the way", help);
+    }
 }
 
 fn train_pm(place: Place, op: &TrainPm, check: &mut Check<'_>) {
@@ -272,6 +284,7 @@ fn train_pm(place: Place, op: &TrainPm, check: &mut Check<'_>) {
     op.threads.iter().for_each(|threads| check.count("threads", threads));
     let models: &[&str] = if matches!(op.init, Init::Model(_)) { &["init"] } else { &[] };
     lora(op.lora.as_ref(), check);
+    change(op.on_change, op.min_changed.as_ref(), check);
     trainer(place, op.trainer.as_ref(), models, check);
 }
 
@@ -292,6 +305,7 @@ fn train_dpo(place: Place, op: &TrainDpo, check: &mut Check<'_>) {
     check.count("logging_steps", &op.logging_steps);
     op.threads.iter().for_each(|threads| check.count("threads", threads));
     lora(op.lora.as_ref(), check);
+    change(op.on_change, op.min_changed.as_ref(), check);
     trainer(place, op.trainer.as_ref(), &["init", "reference"], check);
 }
 
@@ -303,6 +317,7 @@ fn ppo(place: Place, op: &PpoUpdate, check: &mut Check<'_>) {
         check.wrong("total_episodes", op.total_episodes.place, &text);
     }
     generations(place, op, check);
+    judge_of_rollouts(op, check);
     check.count("num_ppo_epochs", &op.num_ppo_epochs);
     check.divides("num_mini_batches", &op.num_mini_batches, "batch_size", &op.batch_size);
     check.count("gradient_accumulation_steps", &op.gradient_accumulation_steps);
@@ -316,6 +331,10 @@ fn ppo(place: Place, op: &PpoUpdate, check: &mut Check<'_>) {
     if let Some(target_kl) = &op.target_kl {
         check.above("target_kl", target_kl, 0.0);
     }
+    if let Some(AdaptiveKl { target, horizon }) = &op.adaptive_kl {
+        check.above("adaptive_kl.target", target, 0.0);
+        check.least("adaptive_kl.horizon", horizon, f64::from(op.batch_size.value));
+    }
     if let Keep::BelowKl(kl) = &op.keep {
         check.above("below_kl", kl, 0.0);
     }
@@ -324,7 +343,17 @@ fn ppo(place: Place, op: &PpoUpdate, check: &mut Check<'_>) {
     check.count("logging_steps", &op.logging_steps);
     op.threads.iter().for_each(|threads| check.count("threads", threads));
     lora(op.lora.as_ref(), check);
+    change(op.on_change, op.min_changed.as_ref(), check);
     trainer(place, op.trainer.as_ref(), &["init", "reward", "reference", "test_reward"], check);
+}
+
+fn change(on_change: OnChange, min_changed: Option<&Spanned<Share>>, check: &mut Check<'_>) {
+    let Some(min_changed) = min_changed else { return };
+    check.share("min_changed", &min_changed.with(min_changed.value.0));
+    if on_change == OnChange::Hold {
+        let help = "leave `min_changed` out, or `on_change: hold`";
+        check.says(min_changed.place, "is held whatever changes, and has a `min_changed`", help);
+    }
 }
 
 fn lora(lora: Option<&Lora>, check: &mut Check<'_>) {
@@ -361,6 +390,19 @@ fn trainer(place: Place, trainer: Option<&External>, models: &[&str], check: &mu
                 check.says(argument.place, &format!("gives its trainer `{{{name}}}`"), &help);
             }
         }
+    }
+}
+
+/// A judge compares the rollouts of a prompt, and begins no critic.
+fn judge_of_rollouts(op: &PpoUpdate, check: &mut Check<'_>) {
+    let Reward::Judge(judge) = &op.reward else { return };
+    if op.algorithm == Algorithm::Ppo {
+        let help = "learn by `algorithm: rloo` or `grpo`, or from a preference model";
+        check.says(judge.model.place, "has a judge, from which no critic can begin", help);
+    }
+    if op.trainer.is_some() {
+        let help = "give the program a preference model as `reward`, or let it ask by itself";
+        check.says(judge.model.place, "has a judge and a `trainer`, which is given none", help);
     }
 }
 

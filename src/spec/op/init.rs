@@ -1,8 +1,10 @@
 //! Where a training starts, how its learning rate goes, and what of it is kept.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::de::{Error, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::spec::place::{Name, Spanned};
@@ -224,6 +226,62 @@ pub enum OnChange {
     Retrain,
     /// Keep the checkpoint, and mark what is below as stale.
     Hold,
+    /// Go on from the last checkpoint, over all rows; after a change of settings or models, train again. The model is
+    /// then a function of earlier runs too, which the manifest says.
+    WarmStart,
+}
+
+/// A share: `2%`, or the same as a number, `0.02`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Share(pub f64);
+
+impl<'de> Deserialize<'de> for Share {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Read;
+
+        impl Visitor<'_> for Read {
+            type Value = Share;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a share such as 2% or 0.02")
+            }
+            fn visit_f64<E: Error>(self, share: f64) -> Result<Share, E> {
+                Ok(Share(share))
+            }
+            fn visit_i64<E: Error>(self, share: i64) -> Result<Share, E> {
+                Ok(Share(share as f64))
+            }
+            fn visit_u64<E: Error>(self, share: u64) -> Result<Share, E> {
+                Ok(Share(share as f64))
+            }
+            fn visit_str<E: Error>(self, text: &str) -> Result<Share, E> {
+                let number =
+                    text.trim().strip_suffix('%').map(|number| number.trim().parse::<f64>());
+                let found = format!("the text \"{text}\"");
+                let wrong = || E::invalid_value(Unexpected::Other(&found), &self);
+                number.and_then(Result::ok).map(|share| Share(share / 100.0)).ok_or_else(wrong)
+            }
+            fn visit_unit<E: Error>(self) -> Result<Share, E> {
+                Ok(Share::default())
+            }
+        }
+        deserializer.deserialize_any(Read)
+    }
+}
+
+impl JsonSchema for Share {
+    fn schema_name() -> Cow<'static, str> {
+        "Share".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        schemars::json_schema!({
+            "description": "A share: `2%`, or the same as a number, `0.02`.",
+            "anyOf": [
+                { "type": "number" },
+                { "type": "string", "pattern": "^ *[0-9.]+ *%$" },
+            ],
+        })
+    }
 }
 
 /// How a policy's advantages are had of its rewards.
@@ -238,6 +296,21 @@ pub enum Algorithm {
     /// A rollout's score, standardised among those of its prompt, and the KL divergence in the loss (arXiv
     /// 2402.03300). No critic.
     Grpo,
+}
+
+/// How the weight of the KL divergence follows it (arXiv 1909.08593, section 2.2).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AdaptiveKl {
+    /// The divergence of an episode that is aimed at: the mean of the sum over tokens, as in the metric `objective/kl`.
+    pub target: Spanned<f64>,
+    /// Episodes over which the weight is moved by as much as the divergence is off, a fifth at most.
+    #[serde(default = "horizon")]
+    pub horizon: Spanned<f64>,
+}
+
+fn horizon() -> Spanned<f64> {
+    Spanned::nowhere(10_000.0)
 }
 
 /// Which policy of a `ppo-update` is the node's model: `last` or `{ below_kl: number }`.

@@ -3,7 +3,10 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::init::{Algorithm, Balance, External, Init, Keep, Lora, OnChange, Schedule};
+use super::init::{
+    AdaptiveKl, Algorithm, Balance, External, Init, Keep, Lora, OnChange, Schedule, Share,
+};
+use super::reward::Reward;
 use super::source::{OneOrMany, Source};
 use crate::spec::model::{Device, Dtype};
 use crate::spec::place::{Name, Spanned};
@@ -76,6 +79,10 @@ macro_rules! trainer {
             /// Where it runs.
             #[serde(default)]
             pub device: Device,
+            /// Whether what is inside the blocks is computed again for the gradients: memory for one block's insides in
+            /// place of all, and a third more time.
+            #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+            pub gradient_checkpointing: bool,
             /// Threads inside one tensor operation on CPU. It is part of the recipe: another number gives other last
             /// bits. Without it, all cores, and the recipe does not say how many they were.
             #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -96,6 +103,10 @@ macro_rules! trainer {
             /// What a changed data set does.
             #[serde(default)]
             pub on_change: OnChange,
+            /// The share of the rows last trained on below which a change is none: rows that are new, gone or say something
+            /// else, each counted once. The checkpoint is kept then, and what is below marked as stale.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub min_changed: Option<Spanned<Share>>,
         }
 
         impl $name {
@@ -198,6 +209,13 @@ trainer! {
         /// Share of the rows, by hash, that are not trained on and whose loss is logged, in [0, 1).
         #[serde(default)]
         pub held_out: Spanned<f64>,
+        /// Optimiser steps between two measurements of the held-out loss. Without it, there is one at the end.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub eval_steps: Option<Spanned<u32>>,
+        /// Measurements one after the other without a lower held-out loss, after which the training ends. The model is that
+        /// of the lowest loss then.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub early_stopping_patience: Option<Spanned<u32>>,
     }
 }
 
@@ -320,8 +338,8 @@ trainer! {
         pub prompts: OneOrMany<Source>,
         /// The model trained.
         pub policy: Name,
-        /// The preference model whose score is the reward.
-        pub reward: Name,
+        /// Where the reward comes from: a preference model, or `{ judge: { model: …, principles: … } }`.
+        pub reward: Reward,
         /// The model from which KL is measured. Without it, the policy's start.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub reference: Option<Name>,
@@ -340,6 +358,9 @@ trainer! {
         /// Weight of the KL divergence in the reward; the paper's is 0.001.
         #[serde(default = "kl_coef")]
         pub kl_coef: Spanned<f64>,
+        /// Lets that weight follow the divergence: it rises where an episode's is above the target, and falls below.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub adaptive_kl: Option<AdaptiveKl>,
         /// Rollouts made in all.
         pub total_episodes: Spanned<u64>,
         /// Rollouts in one update.
@@ -416,7 +437,7 @@ impl PpoUpdate {
     /// The models it works with, each with the key that names it. A reference that is the policy's
     /// start is not named again.
     pub fn models(&self) -> Vec<(&'static str, &Name)> {
-        let mut models = vec![("policy", &self.policy), ("reward", &self.reward)];
+        let mut models = vec![("policy", &self.policy), self.reward.model()];
         let reference = self.reference.iter().filter(|name| name.value != self.policy.value);
         models.extend(reference.map(|name| ("reference", name)));
         models.extend(self.test_reward.iter().map(|name| ("test_reward", name)));

@@ -23,6 +23,13 @@ pub(super) struct Comparison {
     pub(super) category: Option<String>,
 }
 
+impl Comparison {
+    /// The tokens of both texts.
+    pub(super) fn n_tokens(&self) -> usize {
+        self.rows.iter().map(|row| row.tokens.len()).sum()
+    }
+}
+
 /// What of the examples is read, and what of it is held out.
 pub(super) struct Reading<'a> {
     /// The verb, for messages.
@@ -87,6 +94,13 @@ pub(super) fn read(
             trained.rejected.len(),
             examples.len(),
             held_out.len(),
+        )));
+    }
+    if learnt.iter().all(|comparison| (comparison.p - 0.5).abs() < f32::EPSILON) {
+        return Err(TrainError::Data(format!(
+            "there is nothing to learn: each of {} comparisons has p = 0.5, so none says which \
+             completion is better",
+            learnt.len()
         )));
     }
     Ok((held_out, learnt))

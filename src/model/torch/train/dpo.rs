@@ -58,6 +58,7 @@ pub(super) fn train(job: &TrainJob, settings: &DpoSettings) -> Result<Trained, T
             return Err(TrainError::Diverged { step: at.step, loss, grad_norm });
         }
         outcome.log(&mut at.log);
+        at.n_tokens += batch.iter().map(|&row| learnt[row].n_tokens()).sum::<usize>() as f64;
         at.log.add("grad_norm", grad_norm, 1.0);
         if at.step % optim.logging_steps.max(1) == 0 || at.step == steps.total() {
             report(&mut at, &steps, rate, job);
@@ -76,6 +77,7 @@ pub(super) fn train(job: &TrainJob, settings: &DpoSettings) -> Result<Trained, T
         outcome.log(&mut at.log);
         at.log.flush(steps.total(), steps.epoch_after(steps.total()), "heldout");
     }
+    at.tell(job, "done", steps.total());
     trained.steps = steps.total();
     trained.metrics = at.log.into_metrics();
     trained.weights = model.save(&job.out, "train-dpo")?;
@@ -152,7 +154,7 @@ fn report(at: &mut Position, steps: &Steps<'_>, rate: f64, job: &TrainJob) {
     let means = at.log.flush(done, epoch, "train");
     at.log.push(done, epoch, "train", "learning_rate", rate);
     let (loss, margin) = (means["loss"], means["rewards/margins"]);
-    (job.progress)(&format!("step {done}/{total} loss {loss:.3} margin {margin:.3}"), done, total);
+    at.tell(job, &format!("loss {loss:.3} margin {margin:.3}"), total);
 }
 
 /// Adds the gradients of a batch's mean loss per comparison.
@@ -167,7 +169,7 @@ pub(super) fn accumulate(
     let mut outcome = Outcome::default();
     for bucket in buckets_of(data, batch, layout) {
         let loss = run(model, data, reference, &bucket, beta, &mut outcome);
-        (loss / batch.len() as f64).backward();
+        model.backward(&(loss / batch.len() as f64));
     }
     outcome
 }

@@ -7,7 +7,8 @@ use tch::{Device, Tensor, no_grad_guard};
 use super::advantage::{KlEstimator, gae, leave_one_out, standardised, whiten, whiten_around_mean};
 use super::learner::Learner;
 use super::loss::{entropies, log_probs};
-use super::rollout::Episode;
+use super::reward::Reward;
+use super::rollout::{Episode, Prompts};
 use super::rows::{Layout, MicroBatch, Row, buckets, floats, micro_batches};
 use crate::model::train::{Algorithm, PpoSettings, TrainError};
 
@@ -103,21 +104,22 @@ pub(super) struct Actors<'a> {
     pub(super) reference: &'a Learner,
     /// The critic, where there is one, with the normalisation of the judge that it began at.
     pub(super) critic: Option<&'a Judge>,
-    /// The judge.
-    pub(super) judge: &'a Judge,
+    /// What gives the scores.
+    pub(super) reward: &'a Reward<'a>,
 }
 
 impl Experience {
-    /// Measures a batch of episodes.
+    /// Measures a batch of episodes. `update` counts the batches from 0.
     pub(super) fn of(
         actors: &Actors<'_>,
-        prompts: &[&str],
+        prompts: &Prompts<'_>,
         episodes: &[Episode],
+        update: u64,
         settings: &PpoSettings,
     ) -> Result<Experience, TrainError> {
-        let scores = actors.judge.scores(prompts, episodes, settings)?;
+        let scores = actors.reward.scores(prompts, episodes, update, settings)?;
         let rewarded = (scores.iter().zip(episodes))
-            .map(|(&score, episode)| reward(actors.judge.normalized(score), episode, settings))
+            .map(|(&score, episode)| reward(actors.reward.normalized(score), episode, settings))
             .collect();
         let mut experience = Experience::run(actors, episodes, settings);
         experience.scores = scores;

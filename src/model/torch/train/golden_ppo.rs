@@ -11,7 +11,8 @@ use super::experience::{Actors, Experience, Judge};
 use super::golden::{check, fixture, golden};
 use super::learner::Learner;
 use super::optimizer::Schedule;
-use super::rollout::Episode;
+use super::reward::Reward;
+use super::rollout::{Episode, Prompts};
 use super::rows::{Row, floats};
 use super::update::{Students, shuffled, update};
 use crate::model::Finish;
@@ -93,6 +94,7 @@ fn settings(of: &Ppo, parts: usize) -> PpoSettings {
         response_length: 8,
         temperature: 1.0,
         kl_coef: of.kl_coef,
+        adaptive_kl: None,
         kl_estimator: "k1".to_owned(),
         cliprange: of.cliprange,
         cliprange_value: of.cliprange_value,
@@ -143,23 +145,26 @@ fn check_ppo(of: &Ppo, parts: usize) {
     let settings = settings(of, parts);
     let orders: Vec<Vec<usize>> = (0..4).map(|pass| shuffled(0, pass, 6)).collect();
     assert_eq!(orders, of.orders, "the golden takes rows in the order of the hash");
-    let (reference, judge) = (language_model(), (judge(of), judge(of)));
+    let (reference, critic) = (language_model(), judge(of));
+    let reward = Reward::Model(judge(of));
     let steps = of.batches.len() * of.num_ppo_epochs * of.num_mini_batches;
     let schedule = Schedule::new(&settings.optim, steps as u64).unwrap();
-    let mut students = Students::new(language_model(), Some(judge.1), schedule, &settings);
+    let mut students = Students::new(language_model(), Some(critic), schedule, &settings);
     let start = students.policy.weights().iter().map(floats).collect::<Vec<_>>();
     for (number, batch) in of.batches.iter().enumerate() {
         let texts: Vec<String> = batch.iter().map(|one| one.texts()[0].clone()).collect();
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let prompts = Prompts { texts, ..Prompts::default() };
         let episodes: Vec<Episode> =
             batch.iter().enumerate().map(|(place, one)| one.episode(place)).collect();
         let actors = Actors {
             policy: &students.policy,
             reference: &reference,
             critic: students.critic.as_ref().map(|critic| &critic.judge),
-            judge: &judge.0,
+            reward: &reward,
         };
-        let experience = Experience::of(&actors, &texts, &episodes, &settings).unwrap();
+        let experience =
+            Experience::of(&actors, &prompts, &episodes, number as u64, &settings).unwrap();
         let rewarded: Vec<f32> = experience.rewarded.iter().map(|&score| score as f32).collect();
         check("rewarded", &rewarded, &of.rewarded[number], 1e-5);
         check("kl", &[experience.mean_kl() as f32], &[of.kl[number] as f32], 1e-5);

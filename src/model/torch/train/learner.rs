@@ -1,5 +1,6 @@
 //! A learner: a model with its tokenizer whose weights gather gradients.
 
+use std::cell::RefCell;
 use std::path::Path;
 
 use serde_json::Value;
@@ -10,6 +11,7 @@ use super::optimizer::AdamW;
 use super::rows::{MicroBatch, Row};
 use super::tokenizer::{EOS, PAD, train_tokenizer};
 use crate::model::torch::checkpoint::read_tokenizer_files;
+use crate::model::torch::llama::Tape;
 use crate::model::torch::{
     Checkpoint, DeviceChoice, Head, Llama, LlamaConfig, TextTokenizer, TorchError, Weights,
     weights_id,
@@ -35,6 +37,10 @@ pub(super) struct Learner {
     place: (Kind, Device),
     /// What learns, where it is not all weights, and the model that it is a change of.
     lora: Option<(Lora, String)>,
+    /// Whether what is inside the blocks is computed again for the gradients.
+    recomputes: bool,
+    /// The last forward pass, until its gradients are carried back.
+    tape: RefCell<Option<Tape>>,
 }
 
 impl Learner {
@@ -97,7 +103,17 @@ impl Learner {
                 "config.json has no eos_token_id: nothing would end an answer".to_owned(),
             )
         })?;
-        Ok(Learner { checkpoint, llama, tokenizer, eos, stored, place: (kind, device), lora: None })
+        Ok(Learner {
+            checkpoint,
+            llama,
+            tokenizer,
+            eos,
+            stored,
+            place: (kind, device),
+            lora: None,
+            recomputes: compute.gradient_checkpointing,
+            tape: RefCell::default(),
+        })
     }
 
     /// The same model with a low-rank change to be learnt, if the settings say so.
@@ -173,10 +189,24 @@ impl Learner {
     /// The states from which a micro-batch is predicted or scored, as the head sees them.
     pub(super) fn states(&self, micro: &MicroBatch) -> Tensor {
         let hidden = match &micro.shared {
+            shared if self.recomputes => {
+                let shared = shared.as_ref().map(|shared| (&shared.positions, &shared.mask));
+                let (hidden, tape) = self.llama.hidden_taped(&micro.ids, shared);
+                *self.tape.borrow_mut() = tape;
+                hidden
+            }
             None => self.llama.hidden_fused(&micro.ids),
             Some(shared) => self.llama.hidden_shared(&micro.ids, &shared.positions, &shared.mask),
         }; // (B, T, d)
         micro.predicting(&hidden) // (N, d)
+    }
+
+    /// Gathers the gradients of a loss of the states that were given last.
+    pub(super) fn backward(&self, loss: &Tensor) {
+        loss.backward();
+        if let Some(tape) = self.tape.take() {
+            self.llama.backward(&tape);
+        }
     }
 
     /// The logits of states.
@@ -202,6 +232,15 @@ impl Learner {
         let tail = continued.tails.pop().unwrap_or_default();
         let prompt = self.without_second_bos(continued.prefix);
         Ok(Row::new(&prompt, &[tail.as_slice(), &[self.eos]].concat()))
+    }
+
+    /// The tokens of a prompt with each of two continuations, without the end token.
+    pub(super) fn choices(&self, prompt: &str, tails: [&str; 2]) -> Result<[Row; 2], TrainError> {
+        let continued =
+            self.tokenizer.encode_continued(prompt, &tails).map_err(TrainError::Data)?;
+        let prefix = self.without_second_bos(continued.prefix);
+        let row = |at: usize| Row::new(&prefix, &continued.tails[at]);
+        Ok([row(0), row(1)])
     }
 
     /// A rendered chat brings its own first token, and the tokenizer puts another before it.

@@ -12,6 +12,9 @@ pub(crate) struct Log {
     metrics: Vec<Metric>,
     /// By name, what is to be divided and what by.
     sums: BTreeMap<String, (Exact, Exact)>,
+    /// How many were told of already, by this process.
+    #[serde(skip)]
+    n_told: usize,
 }
 
 /// A number that is written as its bits: JSON has no NaN.
@@ -58,6 +61,12 @@ impl Log {
     pub(crate) fn push(&mut self, step: u64, epoch: f64, split: &str, name: &str, value: f64) {
         let (split, name) = (split.to_owned(), name.to_owned());
         self.metrics.push(Metric { step, epoch, split, name, value });
+    }
+
+    /// What was logged since this was last asked.
+    pub(crate) fn untold(&mut self) -> &[Metric] {
+        let from = std::mem::replace(&mut self.n_told, self.metrics.len());
+        &self.metrics[from.min(self.metrics.len())..]
     }
 
     /// All that was logged.

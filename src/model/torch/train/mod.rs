@@ -5,6 +5,7 @@
 //! and init alone, at one number of threads: nothing is drawn from a global generator, and rows
 //! come in an order that their ids decide.
 
+mod best;
 mod learner;
 mod log;
 mod lora;
@@ -27,6 +28,7 @@ mod advantage;
 mod experience;
 mod ppo;
 mod report;
+mod reward;
 mod rollout;
 mod update;
 

@@ -55,6 +55,7 @@ pub(super) fn train(job: &TrainJob, settings: &PmSettings) -> Result<Trained, Tr
                 at.log.add(&name, value, judged.len() as f64);
             }
         }
+        at.n_tokens += batch.iter().map(|&row| learnt[row].n_tokens()).sum::<usize>() as f64;
         at.log.add("grad_norm", grad_norm, 1.0);
         if at.step % optim.logging_steps.max(1) == 0 || at.step == steps.total() {
             report(&mut at, &steps, rate, job);
@@ -73,6 +74,7 @@ pub(super) fn train(job: &TrainJob, settings: &PmSettings) -> Result<Trained, Tr
     for (name, value) in metrics_by_group(&judged) {
         at.log.push(steps.total(), epoch, "heldout", &name, value);
     }
+    at.tell(job, "done", steps.total());
     trained.steps = steps.total();
     trained.metrics = at.log.into_metrics();
     trained.weights = model.save(&job.out, "train-pm")?;
@@ -84,8 +86,7 @@ fn report(at: &mut Position, steps: &Steps<'_>, rate: f64, job: &TrainJob) {
     let means = at.log.flush(done, epoch, "train");
     at.log.push(done, epoch, "train", "learning_rate", rate);
     let (loss, accuracy) = (means["loss"], means["accuracy"]);
-    let line = format!("step {done}/{total} loss {loss:.3} accuracy {accuracy:.2}");
-    (job.progress)(&line, done, total);
+    at.tell(job, &format!("loss {loss:.3} accuracy {accuracy:.2}"), total);
 }
 
 /// The comparisons whose scores give the model's scale.
@@ -123,7 +124,7 @@ pub(super) fn accumulate(
         let loss = bradley_terry(&(&a - &b), &p, &weights);
         let loss =
             (loss + centring(&a, &b, &weights) * center_rewards_coefficient) / batch.len() as f64; // ()
-        loss.backward();
+        model.backward(&loss);
         mean += loss.double_value(&[]);
         judged.extend(judged_of(data, &bucket, &a, &b));
     }

@@ -5,17 +5,16 @@
 //! few epochs. The critic is a model of its own that begins at the preference model, score head
 //! included.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::{fs, io};
 
-use tch::{Tensor, no_grad_guard};
-
+use super::best::Best;
 use super::experience::{Actors, Experience, Judge};
 use super::learner::Learner;
 use super::optimizer::Schedule;
 use super::order::epoch_order;
 use super::report::Batch;
+use super::reward::{Asked, Reward};
 use super::rollout::{Episode, Prompts, sample};
 use super::state::{Position, State};
 use super::update::{Students, update};
@@ -26,17 +25,18 @@ use crate::model::train::{
 use crate::record::Id;
 
 /// The models of a training.
-struct Cast {
+struct Cast<'a> {
     policy: Learner,
     reference: Learner,
     critic: Option<Judge>,
-    judge: Judge,
+    reward: Reward<'a>,
     /// A second judge, from which nothing is learnt.
     second: Option<Judge>,
 }
 
-impl Cast {
-    fn read(start: &Init, settings: &PpoSettings) -> Result<Cast, TrainError> {
+impl Cast<'_> {
+    fn read<'a>(job: &'a TrainJob, settings: &PpoSettings) -> Result<Cast<'a>, TrainError> {
+        let start = &job.init;
         let Init::Checkpoint(init) = start else {
             return Err(TrainError::Data(
                 "a policy begins at a model, not from nothing".to_owned(),
@@ -54,7 +54,13 @@ impl Cast {
                 Algorithm::Ppo => Some(judge_at(&settings.reward)?),
                 Algorithm::Rloo | Algorithm::Grpo => None,
             },
-            judge: judge_at(&settings.reward)?,
+            reward: match &job.asks {
+                None => Reward::Model(judge_at(&settings.reward)?),
+                Some(asks) => Reward::Asked(Asked {
+                    model: Learner::read(&settings.reward, Head::Lm, compute)?,
+                    asks: &**asks,
+                }),
+            },
             second: settings.test_reward.as_deref().map(judge_at).transpose()?,
         };
         let reads = |critic: &Judge| critic.model.has_tokenizer_of(&cast.policy);
@@ -77,10 +83,9 @@ impl Cast {
 
 /// What stays as it is while batch after batch is learnt from.
 struct Stage<'a> {
-    settings: &'a PpoSettings,
     prompts: Prompts<'a>,
     reference: Learner,
-    judge: Judge,
+    reward: Reward<'a>,
     second: Option<Judge>,
 }
 
@@ -89,15 +94,16 @@ impl Stage<'_> {
     fn act(
         &self,
         students: &Students,
+        settings: &PpoSettings,
         asked: &[usize],
-        n_episodes: usize,
+        [n_episodes, update]: [usize; 2],
     ) -> Result<(Vec<Episode>, Experience), TrainError> {
         let policy = &students.policy;
-        let episodes = sample(policy, &self.prompts, asked, self.settings, n_episodes)?;
-        let Stage { reference, judge, .. } = self;
+        let episodes = sample(policy, &self.prompts, asked, settings, n_episodes)?;
+        let Stage { prompts, reference, reward, .. } = self;
         let critic = students.critic.as_ref().map(|critic| &critic.judge);
-        let actors = Actors { policy, reference, critic, judge };
-        let experience = Experience::of(&actors, &self.prompts.texts, &episodes, self.settings)?;
+        let actors = Actors { policy, reference, critic, reward };
+        let experience = Experience::of(&actors, prompts, &episodes, update as u64, settings)?;
         Ok((episodes, experience))
     }
 
@@ -115,10 +121,10 @@ impl Stage<'_> {
 
 /// Does the training.
 pub(super) fn train(job: &TrainJob, settings: &PpoSettings) -> Result<Trained, TrainError> {
-    let Cast { policy, reference, critic, judge, second } = Cast::read(&job.init, settings)?;
+    let Cast { policy, reference, critic, reward, second } = Cast::read(job, settings)?;
     let mut trained = Trained { kind: "lm".to_owned(), ..Trained::default() };
     let prompts = read(&policy, &job.examples, settings, &mut trained)?;
-    let stage = Stage { settings, prompts, reference, judge, second };
+    let stage = Stage { prompts, reference, reward, second };
 
     let batch_size = settings.batch_size.max(1);
     let n_batches = settings.total_episodes.div_ceil(batch_size) as u64;
@@ -126,14 +132,18 @@ pub(super) fn train(job: &TrainJob, settings: &PpoSettings) -> Result<Trained, T
     let schedule = Schedule::new(&settings.optim, n_batches * per_batch)?;
     let mut students = Students::new(policy, critic, schedule, settings);
     let state = State::of(job, &settings.compute);
-    let (mut at, mut best) = resume(&state, job, &mut students, settings, n_batches)?;
+    let (mut at, mut best) = resume(&state, job, &mut students, n_batches)?;
     let mut n_episodes = settings.total_episodes.min(at.step as usize * batch_size);
     let mut order = asked(settings, &stage.prompts.ids).skip(n_episodes);
     while at.step < n_batches {
         let size = batch_size.min(settings.total_episodes - n_episodes);
         let batch: Vec<usize> = order.by_ref().take(size).collect();
-        let (episodes, experience) = stage.act(&students, &batch, n_episodes)?;
-        best.look(&mut at, &students.policy, experience.mean_kl());
+        // The weight of the KL divergence may follow it, batch by batch.
+        let kl_coef = at.kl_coef.unwrap_or(settings.kl_coef);
+        let settings = &PpoSettings { kl_coef, ..settings.clone() };
+        let (episodes, experience) =
+            stage.act(&students, settings, &batch, [n_episodes, at.step as usize])?;
+        look(&mut best, &mut at, settings, &students.policy, experience.mean_kl());
         let second = stage.second.as_ref();
         let second = second.map(|judge| judge.scores(&stage.prompts.texts, &episodes, settings));
         let second = second.transpose()?;
@@ -141,13 +151,16 @@ pub(super) fn train(job: &TrainJob, settings: &PpoSettings) -> Result<Trained, T
 
         n_episodes += size;
         at.step += 1;
+        at.n_tokens += experience.rows.iter().map(|row| row.tokens.len()).sum::<usize>() as f64;
+        at.kl_coef =
+            settings.adaptive_kl.map(|adaptive| adaptive.next(kl_coef, experience.mean_kl(), size));
         let batch = Batch {
             step: at.step,
             n_episodes,
             episodes: &episodes,
             experience: &experience,
-            judge: &stage.judge,
-            second: second.as_deref(),
+            reward: &stage.reward,
+            second: stage.second.as_ref().zip(second.as_deref()),
         };
         batch.log(&mut at.log, settings, &sums);
         at.rollouts.extend(batch.rollouts(&stage.prompts, settings));
@@ -164,11 +177,17 @@ pub(super) fn train(job: &TrainJob, settings: &PpoSettings) -> Result<Trained, T
     }
     if settings.keep_below_kl.is_some() {
         let batch: Vec<usize> = order.take(batch_size.min(settings.total_episodes)).collect();
-        let (_, experience) = stage.act(&students, &batch, n_episodes)?;
-        best.look(&mut at, &students.policy, experience.mean_kl());
-        best.restore(&mut at, &students.policy);
+        let place = [n_episodes, at.step as usize];
+        let (_, experience) = stage.act(&students, settings, &batch, place)?;
+        look(&mut best, &mut at, settings, &students.policy, experience.mean_kl());
+        best.restore(&students.policy);
         students.refresh()?;
+        if let Some((step, kl)) = at.best {
+            at.log.push(at.step, 0.0, "train", "kept/step", step as f64);
+            at.log.push(at.step, 0.0, "train", "kept/kl", kl);
+        }
     }
+    at.tell(job, "done", n_batches);
     trained.steps = at.best.map_or(n_batches, |(step, _)| step);
     trained.rollouts = at.rollouts;
     trained.snapshots = at.snapshots;
@@ -182,12 +201,22 @@ fn resume(
     state: &State,
     job: &TrainJob,
     students: &mut Students,
-    settings: &PpoSettings,
     n_batches: u64,
 ) -> Result<(Position, Best), TrainError> {
     let (at, more) = state.resume(job, &mut students.optimizers_mut(), n_batches)?;
     students.refresh()?;
-    Ok((at, Best { limit: settings.keep_below_kl, weights: more.into_values().collect() }))
+    Ok((at, Best::of(more)))
+}
+
+/// Looks at the policy after `at.step` updates: the last whose KL to the reference is at most the
+/// limit is kept, where there is one.
+///
+/// The KL of a policy is measured on the rollouts that it makes, so it is known a batch after the
+/// policy is. The first policy, which has learnt nothing, is within any limit.
+fn look(best: &mut Best, at: &mut Position, settings: &PpoSettings, policy: &Learner, kl: f64) {
+    if settings.keep_below_kl.is_some_and(|limit| kl <= limit) {
+        best.keep(at, policy, kl);
+    }
 }
 
 fn report(
@@ -203,11 +232,7 @@ fn report(
     at.log.push(done, epoch, "train", "lr", rate);
     at.log.push(done, epoch, "train", "episode", n_episodes as f64);
     let (score, kl) = (means["objective/scores"], means["objective/kl"]);
-    (job.progress)(
-        &format!("step {done}/{n_batches} score {score:.3} kl {kl:.3}"),
-        done,
-        n_batches,
-    );
+    at.tell(job, &format!("score {score:.3} kl {kl:.3}"), n_batches);
 }
 
 /// Writes the policy as it is beside the state; an earlier try may have written it before it was
@@ -223,45 +248,6 @@ fn snapshot(at: &mut Position, policy: &Learner, job: &TrainJob) -> Result<(), T
     let weights = policy.save(&path, "ppo-update")?;
     at.snapshots.push(Kept { step: at.step, weights, dir, files: Vec::new() });
     Ok(())
-}
-
-/// The last policy whose KL to the reference is at most a limit, where there is one.
-///
-/// The KL of a policy is measured on the rollouts that it makes, so it is known a batch after the
-/// policy is. The first policy, which has learnt nothing, is within any limit.
-struct Best {
-    limit: Option<f64>,
-    weights: Vec<Tensor>,
-}
-
-impl Best {
-    /// Looks at the policy after `at.step` updates, whose KL is known now.
-    fn look(&mut self, at: &mut Position, policy: &Learner, kl: f64) {
-        if self.limit.is_some_and(|limit| kl <= limit) {
-            at.best = Some((at.step, kl));
-            self.weights = policy.weights().iter().map(|weight| weight.detach().copy()).collect();
-        }
-    }
-
-    fn tensors(&self) -> BTreeMap<String, Tensor> {
-        let named = |(place, weight): (usize, &Tensor)| {
-            // Names sort as the weights do.
-            (format!("best/{place:06}"), weight.shallow_clone())
-        };
-        self.weights.iter().enumerate().map(named).collect()
-    }
-
-    /// Makes the policy what it was, and logs which that is.
-    fn restore(&self, at: &mut Position, policy: &Learner) {
-        let _guard = no_grad_guard();
-        let Some((step, kl)) = at.best else { return };
-        for (mut weight, best) in policy.weights().into_iter().zip(&self.weights) {
-            weight.copy_(best);
-        }
-        for (name, value) in [("kept/step", step as f64), ("kept/kl", kl)] {
-            at.log.push(at.step, 0.0, "train", name, value);
-        }
-    }
 }
 
 /// The prompts in tokens; what leaves no room for an answer is rejected.

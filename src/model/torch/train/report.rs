@@ -3,6 +3,7 @@
 use super::advantage::moments;
 use super::experience::{Experience, Judge};
 use super::log::Log;
+use super::reward::Reward;
 use super::rollout::{Episode, Prompts};
 use super::update::Sums;
 use crate::model::train::{PpoSettings, Rollout};
@@ -17,10 +18,10 @@ pub(super) struct Batch<'a> {
     pub(super) episodes: &'a [Episode],
     /// What they are worth.
     pub(super) experience: &'a Experience,
-    /// The judge.
-    pub(super) judge: &'a Judge,
-    /// What a second judge says of the same episodes.
-    pub(super) second: Option<&'a [f64]>,
+    /// What gave the scores.
+    pub(super) reward: &'a Reward<'a>,
+    /// A second judge, and what it says of the same episodes.
+    pub(super) second: Option<(&'a Judge, &'a [f64])>,
 }
 
 impl Batch<'_> {
@@ -41,6 +42,7 @@ impl Batch<'_> {
             ("objective/entropy", mean(&|row| -sum(&experience.old[row]))),
             ("objective/non_score_reward", -settings.kl_coef * kl),
             ("objective/rlhf_reward", scores - settings.kl_coef * kl),
+            ("objective/kl_coef", settings.kl_coef),
             ("objective/scores", scores),
             ("objective/scores_std", variance.sqrt()),
             ("objective/scores_raw", mean(&|row| experience.scores[row])),
@@ -68,8 +70,11 @@ impl Batch<'_> {
         for (name, value) in numbers {
             log.add(name, value, 1.0);
         }
-        if let Some(second) = self.second {
-            log.add("objective/scores_test_pm", second.iter().sum::<f64>() / n, 1.0);
+        if let Some((judge, second)) = self.second {
+            let mean = second.iter().sum::<f64>() / n;
+            log.add("objective/scores_test_pm", mean, 1.0);
+            // Beside `objective/scores`: two models are compared at the same scale.
+            log.add("objective/scores_test_pm_normalized", judge.normalized(mean), 1.0);
         }
     }
 
@@ -120,8 +125,8 @@ impl Batch<'_> {
                 advantages: kept(&experience.advantages),
                 returns: kept(&experience.returns),
                 score: experience.scores[row],
-                score_normalized: self.judge.normalized(experience.scores[row]),
-                score_test_pm: self.second.map(|second| second[row]),
+                score_normalized: self.reward.normalized(experience.scores[row]),
+                score_test_pm: self.second.map(|(_, second)| second[row]),
                 kl,
                 reward: experience.rewarded[row] - settings.kl_coef * kl,
                 finish_reason: episode.finish.name().to_owned(),

@@ -1,9 +1,8 @@
 //! `train-sl`: fine-tuning on demonstrations, with the loss on the completions alone.
 
-use std::collections::BTreeMap;
-
 use tch::{Kind, Tensor, no_grad_guard};
 
+use super::best::Best;
 use super::learner::{Learner, Texts};
 use super::log::Log;
 use super::loss::cross_entropy;
@@ -57,39 +56,91 @@ pub(super) fn train(job: &TrainJob, settings: &SlSettings) -> Result<Trained, Tr
     let data = Demonstrations::of(learnt);
     let layout = layout(&model, settings);
 
+    let held_out = Demonstrations::of(held_out);
     let steps = Steps::new(optim.seed, &data.ids, settings.batch_size, settings.epochs);
     let schedule = Schedule::new(optim, steps.total())?;
     let mut adamw = AdamW::new(model.weights(), optim);
     let state = State::of(job, compute);
-    let mut at = state.resume(job, &mut [("model", &mut adamw)], steps.total())?.0;
+    let (mut at, best) = state.resume(job, &mut [("model", &mut adamw)], steps.total())?;
+    let mut best = Best::of(best);
     model.refresh()?;
     for batch in steps.batches().skip(at.step as usize) {
         let outcome = accumulate(&model, &data, &batch, &layout);
         let rate = schedule.rate(at.step);
         at.step += 1;
         let grad_norm = model.step(&mut adamw, rate)?;
-        let loss = outcome.loss / outcome.n_predicted;
-        if !loss.is_finite() || !grad_norm.is_finite() {
-            return Err(TrainError::Diverged { step: at.step, loss, grad_norm });
-        }
+        check(at.step, outcome.loss / outcome.n_predicted, grad_norm, &model)?;
         at.n_tokens += outcome.n_tokens;
         outcome.log(&mut at.log);
         at.log.add("grad_norm", grad_norm, 1.0);
-        if at.step % optim.logging_steps.max(1) == 0 || at.step == steps.total() {
+        let is_last = at.step == steps.total();
+        if at.step % optim.logging_steps.max(1) == 0 || is_last {
             report(&mut at, &steps, rate, job);
         }
+        let is_due = settings.eval_steps.is_some_and(|every| at.step.is_multiple_of(every.max(1)));
+        if is_due || is_last {
+            measure(&mut at, &model, &held_out, &layout, &steps, settings.patience, &mut best);
+            if has_stalled(&at, settings) {
+                break;
+            }
+        }
         if state.is_due(at.step, steps.total()) {
-            state.write(&at, &[("model", &adamw)], &BTreeMap::new())?;
+            state.write(&at, &[("model", &adamw)], &best.tensors())?;
         }
     }
-    if !held_out.is_empty() {
-        evaluate(&model, &Demonstrations::of(held_out), &layout).log(&mut at.log);
-        at.log.flush(steps.total(), steps.epoch_after(steps.total()), "heldout");
+    let (step, _) = at.best.unwrap_or((at.step, 0.0));
+    if step < at.step {
+        best.restore(&model);
+        model.refresh()?;
+        at.log.push(at.step, steps.epoch_after(at.step), "train", "kept/step", step as f64);
     }
-    trained.steps = steps.total();
+    at.tell(job, "done", steps.total());
+    trained.steps = step;
     trained.metrics = at.log.into_metrics();
     trained.weights = model.save(&job.out, "train-sl")?;
     Ok(trained)
+}
+
+/// A loss far above that of a guess among all tokens is no learning any more.
+fn check(step: u64, loss: f64, grad_norm: f64, model: &Learner) -> Result<(), TrainError> {
+    let guess = libm::log(model.llama().config.vocab_size as f64);
+    if loss.is_finite() && grad_norm.is_finite() && loss < 10.0 * guess {
+        return Ok(());
+    }
+    Err(TrainError::Diverged { step, loss, grad_norm })
+}
+
+/// Measures the loss of what is held out, and keeps the weights of the lowest where the training may
+/// end early.
+fn measure(
+    at: &mut Position,
+    model: &Learner,
+    held_out: &Demonstrations,
+    layout: &Layout,
+    steps: &Steps<'_>,
+    patience: Option<u64>,
+    best: &mut Best,
+) {
+    if held_out.rows.is_empty() {
+        return;
+    }
+    let outcome = evaluate(model, held_out, layout);
+    let (step, epoch) = (at.step, steps.epoch_after(at.step));
+    let loss = outcome.loss / outcome.n_predicted;
+    at.log.push(step, epoch, "heldout", "loss", loss);
+    let accuracy = outcome.n_correct / outcome.n_predicted;
+    at.log.push(step, epoch, "heldout", "mean_token_accuracy", accuracy);
+    if patience.is_some() && at.best.is_none_or(|(_, lowest)| loss < lowest) {
+        best.keep(at, model, loss);
+    }
+}
+
+/// Whether so many measurements as the settings have patience for brought no lower loss.
+fn has_stalled(at: &Position, settings: &SlSettings) -> bool {
+    let (Some(patience), Some(every)) = (settings.patience, settings.eval_steps) else {
+        return false;
+    };
+    at.best.is_some_and(|(step, _)| at.step - step >= patience.max(1) * every.max(1))
 }
 
 fn layout(model: &Learner, settings: &SlSettings) -> Layout {
@@ -104,8 +155,7 @@ fn report(at: &mut Position, steps: &Steps<'_>, rate: f64, job: &TrainJob) {
     at.log.push(done, epoch, "train", "learning_rate", rate);
     at.log.push(done, epoch, "train", "num_tokens", at.n_tokens);
     at.log.push(done, epoch, "train", "epoch", epoch);
-    let line = format!("step {done}/{} loss {:.3}", steps.total(), means["loss"]);
-    (job.progress)(&line, done, steps.total());
+    at.tell(job, &format!("loss {:.3}", means["loss"]), steps.total());
 }
 
 fn texts_of(example: &Example) -> Result<[&str; 2], TrainError> {
@@ -174,7 +224,7 @@ pub(super) fn accumulate(
     let mut outcome = Outcome::default();
     for micro in micro_batches(&data.rows, batch, layout) {
         let loss = run(model, data, &micro, &mut outcome);
-        (loss / n_predicted as f64).backward();
+        model.backward(&(loss / n_predicted as f64));
     }
     outcome
 }

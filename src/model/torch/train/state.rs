@@ -18,7 +18,7 @@ use super::learner::refused;
 use super::log::Log;
 use super::optimizer::AdamW;
 use crate::model::torch::Weights;
-use crate::model::train::{Compute, Kept, Rollout, STATE_FILE, TrainError, TrainJob};
+use crate::model::train::{Compute, Kept, Progress, Rollout, STATE_FILE, TrainError, TrainJob};
 
 /// Raised when the file is written otherwise.
 const VERSION: u32 = 1;
@@ -36,8 +36,20 @@ pub(super) struct Position {
     pub(super) rollouts: Vec<Rollout>,
     /// The policies on the way that were kept.
     pub(super) snapshots: Vec<Kept>,
-    /// The step of the policy that will be kept, and its KL to the reference.
+    /// The step of the model that will be kept, where it may not be the last, and its number: a
+    /// policy's KL to the reference, or a loss.
     pub(super) best: Option<(u64, f64)>,
+    /// The weight of the KL divergence now, where it follows the divergence.
+    #[serde(default)]
+    pub(super) kl_coef: Option<f64>,
+}
+
+impl Position {
+    /// Tells how far the training is.
+    pub(super) fn tell(&mut self, job: &TrainJob, line: &str, all: u64) {
+        let (done, tokens) = (self.step, self.n_tokens);
+        (job.progress)(&Progress { line, done, all, tokens, metrics: self.log.untold() });
+    }
 }
 
 /// What precedes the tensors in the file.
@@ -99,8 +111,10 @@ impl State {
         optimizers: &mut [(&str, &mut AdamW)],
         total: u64,
     ) -> Result<(Position, BTreeMap<String, Tensor>), TrainError> {
-        let Some((at, more)) = self.read(optimizers)? else { return Ok(Default::default()) };
-        (job.progress)(&format!("goes on after step {}/{total}", at.step), at.step, total);
+        let Some((mut at, more)) = self.read(optimizers)? else { return Ok(Default::default()) };
+        // The try before told of what is in the log.
+        let _ = at.log.untold();
+        at.tell(job, "goes on where it was", total);
         Ok((at, more))
     }
 

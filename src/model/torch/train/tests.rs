@@ -6,14 +6,16 @@ use std::path::{Path, PathBuf};
 use super::TorchTrainer;
 use crate::model::torch::{Head, LlamaConfig};
 use crate::model::train::{
-    Algorithm, Compute, DpoSettings, Example, Init, Optim, PmSettings, PpoSettings, Scratch,
-    SlSettings, TrainError, TrainJob, TrainSettings, Trained, Trainer,
+    Algorithm, Compute, DpoSettings, Example, Init, Optim, PmSettings, PpoSettings, Progress,
+    Scratch, SlSettings, TrainError, TrainJob, TrainSettings, Trained, Trainer,
 };
 use crate::record::{Id, KeyHasher};
 
 mod failures;
+mod judged;
 mod resume;
 mod settings;
+mod steering;
 
 const THINGS: [&str; 8] = ["bread", "bomb", "roses", "gun", "soup", "poison", "cake", "knife"];
 const BAD: [&str; 4] = ["bomb", "gun", "poison", "knife"];
@@ -96,6 +98,8 @@ fn sl_settings() -> SlSettings {
         max_length: 64,
         packing: false,
         held_out: 0.1,
+        eval_steps: None,
+        patience: None,
     }
 }
 
@@ -139,6 +143,7 @@ fn ppo_settings(reward: &Path) -> PpoSettings {
         response_length: 12,
         temperature: 1.0,
         kl_coef: 0.02,
+        adaptive_kl: None,
         kl_estimator: "k1".to_owned(),
         cliprange: 0.2,
         cliprange_value: 0.2,
@@ -179,8 +184,8 @@ fn attempt(
     let dir = tempfile::tempdir().unwrap();
     let (out, state) = (dir.path().to_owned(), dir.path().join("state-of-training"));
     std::fs::create_dir(&state).unwrap();
-    let progress = Box::new(|_: &str, _, _| {});
-    let job = TrainJob { settings, init, examples, out, state, progress };
+    let progress = Box::new(|_: &Progress<'_>| {});
+    let job = TrainJob { settings, init, examples, out, state, asks: None, progress };
     (dir, TorchTrainer::default().train(job))
 }
 

@@ -247,7 +247,7 @@ fn learn_policy(
         Algorithm::Ppo | Algorithm::Rloo => loss.sum.shallow_clone(),
     };
     if !pass.is_warmup {
-        (whole / sums.n).backward();
+        policy.backward(&(whole / sums.n));
     }
     sums.policy += loss.sum.double_value(&[]);
     sums.squares += loss.squares.double_value(&[]);
@@ -267,7 +267,7 @@ fn learn_values(
     let returns = micro.gathered(&experience.returns); // (N)
     let values = values_of(critic, micro); // (N)
     let (loss, n_clipped) = clipped_value(&values, &old, &returns, settings.cliprange_value);
-    (&loss * (settings.vf_coef / sums.n)).backward();
+    critic.model.backward(&(&loss * (settings.vf_coef / sums.n)));
     sums.value += loss.double_value(&[]);
     sums.value_clipped += n_clipped.double_value(&[]);
 }

@@ -38,10 +38,10 @@ fn a_disk_that_is_full_is_said_with_the_file() {
     std::fs::create_dir(&state).unwrap();
     // Every write to this device ends as on a full disk.
     std::os::unix::fs::symlink("/dev/full", out.join("model.safetensors")).unwrap();
-    let progress = Box::new(|_: &str, _, _| {});
+    let progress = Box::new(|_: &Progress<'_>| {});
     let (settings, init) = (TrainSettings::TrainSl(sl_settings()), scratch());
     let examples = (0..20).map(demonstration).collect();
-    let job = TrainJob { settings, init, examples, out, state, progress };
+    let job = TrainJob { settings, init, examples, out, state, asks: None, progress };
     let message = TorchTrainer::default().train(job).unwrap_err().to_string();
     assert!(
         message.contains("model.safetensors") && message.contains("No space left"),

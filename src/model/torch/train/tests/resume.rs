@@ -17,20 +17,21 @@ fn one_try(
     let (settings, init, examples) = training.clone();
     let reported = Arc::new(Mutex::new(Vec::new()));
     let heard = Arc::clone(&reported);
-    let progress = Box::new(move |_: &str, done, _| {
+    let progress = Box::new(move |told: &Progress<'_>| {
+        let done = told.done;
         heard.lock().unwrap().push(done);
         // Nothing of the trainer catches it, and nothing of it is left but what is on the disk.
         assert!(Some(done) != killed_at, "killed");
     });
     let (out, state) = (dir.path().to_owned(), state.to_owned());
-    let job = TrainJob { settings, init, examples, out, state, progress };
+    let job = TrainJob { settings, init, examples, out, state, asks: None, progress };
     let trained = catch_unwind(AssertUnwindSafe(|| TorchTrainer::default().train(job)));
     let reported = reported.lock().unwrap().clone();
     (reported, trained.ok().map(|trained| (dir, trained.unwrap())))
 }
 
 /// Killed at each of these steps in turn, the training reaches what it reaches undisturbed.
-fn check(training: &(TrainSettings, Init, Vec<Example>), kills: &[u64]) {
+pub(super) fn check(training: &(TrainSettings, Init, Vec<Example>), kills: &[u64]) {
     let undisturbed = tempfile::tempdir().unwrap();
     let (_, whole) = one_try(training, undisturbed.path(), None);
     let (whole_dir, whole) = whole.unwrap();

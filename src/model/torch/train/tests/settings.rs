@@ -20,7 +20,7 @@ fn weights(dir: &tempfile::TempDir) -> BTreeMap<String, tch::Tensor> {
 }
 
 /// The largest difference of a weight.
-fn difference(a: &tempfile::TempDir, b: &tempfile::TempDir) -> f64 {
+pub(super) fn difference(a: &tempfile::TempDir, b: &tempfile::TempDir) -> f64 {
     let b = weights(b);
     let of = |(name, a): (String, tch::Tensor)| (a - &b[&name]).abs().max().double_value(&[]);
     weights(a).into_iter().map(of).fold(0.0, f64::max)
