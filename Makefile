@@ -8,6 +8,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/amend
 VENV := $(CACHE)/venv
+LLAMA_CPP := $(CACHE)/llama.cpp
 CARGO := cargo --locked
 # A snapshot that differs fails its test; `cargo insta review` shows the new one.
 export INSTA_UPDATE ?= no
@@ -36,7 +37,8 @@ test: setup ## everything a commit must pass
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --no-default-features
 
 .PHONY: bench
-bench: setup $(VENV)/ready ## the benchmarks: transformers beside amend, and the peers' task where their fake endpoint is
+bench: setup $(VENV)/ready $(LLAMA_CPP)/ready ## the benchmarks: transformers and llama.cpp beside amend, and the peers' task where their fake endpoint is
+	if [ -e $(LLAMA_CPP)/ready ]; then export AMEND_BENCH_LLAMA_CPP=$(LLAMA_CPP)/bin/python; fi; \
 	AMEND_BENCH_PYTHON=$(VENV)/bin/python $(CARGO) bench --benches
 	$(CARGO) build --release
 	if [ -e ../shared/peers/fake_openai.py ]; then python3 benches/peers.py "$(CACHE)/target/release/amend"; fi
@@ -46,9 +48,12 @@ schema: setup ## write schemas/ anew from the types
 	UPDATE=1 $(CARGO) test --test it schemas
 
 .PHONY: interop
-interop: demo $(VENV)/ready ## read what the demo wrote with DuckDB, Polars, pyarrow and transformers
+interop: demo $(VENV)/ready ## read what the demo wrote with DuckDB, Polars, pyarrow and transformers, and ask its model by the openai client
 	$(VENV)/bin/python tests/interop/check.py pipelines/demo.yaml
 	$(VENV)/bin/python tests/interop/demo.py
+	$(VENV)/bin/python tests/interop/families.py
+	$(VENV)/bin/python tests/interop/templates.py
+	$(VENV)/bin/python tests/interop/serve.py pipelines/demo.yaml rl
 
 .PHONY: deps
 deps: ## licences, versions and use of the dependencies, where the tools for it are installed
@@ -77,4 +82,15 @@ $(VENV)/ready:
 	    $(VENV)/bin/pip install --no-deps -r tests/interop/requirements.txt; \
 	    $(VENV)/bin/python tests/interop/cpu_torch.py; \
 	    cp tests/interop/requirements.txt $@; \
+	fi
+
+# Without it amend is measured beside transformers alone.
+.PHONY: $(LLAMA_CPP)/ready
+$(LLAMA_CPP)/ready:
+	@if ! cmp -s benches/requirements.txt $@; then \
+	    rm -f $@; \
+	    python3 -m venv $(LLAMA_CPP) && \
+	    $(LLAMA_CPP)/bin/pip install --no-deps --only-binary :all: -r benches/requirements.txt && \
+	    cp benches/requirements.txt $@ || \
+	    echo "make: llama.cpp cannot be had here, and is not measured" >&2; \
 	fi
