@@ -87,10 +87,10 @@ $(VENV)/ready:
 # Without it amend is measured beside transformers alone.
 .PHONY: $(LLAMA_CPP)/ready
 $(LLAMA_CPP)/ready:
-	@if ! cmp -s benches/requirements.txt $@; then \
+	@if ! cmp -s benches/llama_cpp.txt $@; then \
 	    rm -f $@; \
 	    python3 -m venv $(LLAMA_CPP) && \
-	    $(LLAMA_CPP)/bin/pip install --no-deps --only-binary :all: -r benches/requirements.txt && \
-	    cp benches/requirements.txt $@ || \
+	    $(LLAMA_CPP)/bin/pip install --no-deps --only-binary :all: -r benches/llama_cpp.txt && \
+	    cp benches/llama_cpp.txt $@ || \
 	    echo "make: llama.cpp cannot be had here, and is not measured" >&2; \
 	fi
