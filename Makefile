@@ -9,6 +9,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/amend
 VENV := $(CACHE)/venv
 TRL := $(CACHE)/trl
+LLAMA_CPP := $(CACHE)/llama.cpp
 CARGO := cargo --locked
 # A snapshot that differs fails its test; `cargo insta review` shows the new one.
 export INSTA_UPDATE ?= no
@@ -37,7 +38,8 @@ test: setup ## everything a commit must pass
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --no-default-features
 
 .PHONY: bench
-bench: setup $(TRL)/ready ## the benchmarks: transformers, PyTorch and TRL beside amend, and the peers' task where their fake endpoint is
+bench: setup $(TRL)/ready $(LLAMA_CPP)/ready ## the benchmarks: transformers, llama.cpp, PyTorch and TRL beside amend, and the peers' task where their fake endpoint is
+	if [ -e $(LLAMA_CPP)/ready ]; then export AMEND_BENCH_LLAMA_CPP=$(LLAMA_CPP)/bin/python; fi; \
 	AMEND_BENCH_PYTHON=$(VENV)/bin/python AMEND_BENCH_TRL=$(TRL)/bin/python $(CARGO) bench --benches
 	$(CARGO) build --release
 	if [ -e ../shared/peers/fake_openai.py ]; then python3 benches/peers.py "$(CACHE)/target/release/amend"; fi
@@ -47,9 +49,12 @@ schema: setup ## write schemas/ anew from the types
 	UPDATE=1 $(CARGO) test --test it schemas
 
 .PHONY: interop
-interop: demo $(VENV)/ready $(TRL)/ready ## read what the demo wrote with DuckDB, Polars, pyarrow and transformers; train by TRL
+interop: demo $(VENV)/ready $(TRL)/ready ## read what the demo wrote with DuckDB, Polars, pyarrow and transformers, ask its model by the openai client, train by TRL
 	$(VENV)/bin/python tests/interop/check.py pipelines/demo.yaml
 	$(VENV)/bin/python tests/interop/demo.py
+	$(VENV)/bin/python tests/interop/families.py
+	$(VENV)/bin/python tests/interop/templates.py
+	$(VENV)/bin/python tests/interop/serve.py pipelines/demo.yaml rl
 	$(VENV)/bin/python tests/interop/trainer.py "$(CACHE)/target/debug/amend" $(TRL)/bin/python
 
 .PHONY: study
@@ -96,4 +101,15 @@ $(TRL)/ready: $(VENV)/ready
 	    $(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$site/beside.pth; \
 	    $(TRL)/bin/pip install --no-deps -r benches/requirements.txt; \
 	    cp benches/requirements.txt $@; \
+	fi
+
+# Without it amend is measured beside transformers alone.
+.PHONY: $(LLAMA_CPP)/ready
+$(LLAMA_CPP)/ready:
+	@if ! cmp -s benches/llama_cpp.txt $@; then \
+	    rm -f $@; \
+	    python3 -m venv $(LLAMA_CPP) && \
+	    $(LLAMA_CPP)/bin/pip install --no-deps --only-binary :all: -r benches/llama_cpp.txt && \
+	    cp benches/llama_cpp.txt $@ || \
+	    echo "make: llama.cpp cannot be had here, and is not measured" >&2; \
 	fi

@@ -1,12 +1,19 @@
-//! Local models against transformers: decode, prefill, the judge's workload and sampling, in one run
-//! on one machine, with the same libtorch, threads, weights and prompts.
+//! Local models against transformers and llama.cpp: decode, prefill, the judge's workload and
+//! sampling, in one run on one machine, with the same weights, prompts and threads, and with
+//! transformers the same libtorch. The last columns say what the machine could do at best.
 //!
-//! `AMEND_BENCH_PYTHON` names a Python with torch and transformers (`make bench` sets it); without it
-//! amend is measured alone. `AMEND_BENCH_SMALL=1` takes an eighth of the judge's and the sampling
-//! workload, `AMEND_BENCH_DTYPE=bf16` and `AMEND_BENCH_THREADS=2` change what they say.
+//! `AMEND_BENCH_PYTHON` names a Python with torch and transformers, `AMEND_BENCH_LLAMA_CPP` one with
+//! xllamacpp and gguf (`make bench` sets both); what is not named is not measured.
+//! `AMEND_BENCH_SMALL=1` takes an eighth of the judge's and the sampling workload,
+//! `AMEND_BENCH_DTYPE=bf16` and `AMEND_BENCH_THREADS=2` change what they say.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints its table")]
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on says where")]
+
+#[path = "local_models/limits.rs"]
+mod limits;
+#[path = "local_models/replicas.rs"]
+mod replicas;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,13 +23,15 @@ use std::time::Instant;
 use amend::model::Sampling;
 use amend::model::torch::{
     Checkpoint, Continuation, Continued, Llama, LlamaConfig, TextTokenizer, Weights, generate,
-    score,
+    prepare_process, score,
 };
 use amend::model::train::Scratch;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde_json::{Value, json};
 use tch::{Device, Kind};
+
+use limits::{Machine, Needs};
 
 const VOCAB: usize = 8192;
 const DECODE_TOKENS: u32 = 48;
@@ -44,6 +53,8 @@ fn main() {
     let threads = variable("AMEND_BENCH_THREADS").map_or(1, |threads| threads.parse().unwrap());
     let is_bf16 = variable("AMEND_BENCH_DTYPE").as_deref() == Some("bf16");
     let share = if variable("AMEND_BENCH_SMALL").is_some() { 8 } else { 1 };
+    // With one thread too: the last table has two.
+    drop(prepare_process(2));
     tch::set_num_threads(threads);
 
     let (config, weights) = model();
@@ -53,14 +64,24 @@ fn main() {
     llama.config.eos_token_ids.clear();
     let workloads = Workloads::new(share);
     let amend = measure(&llama, &workloads);
+    let most = workloads.most(&Needs::of(&config, &weights, kind), &Machine::measured(kind));
 
     let dir = tempfile::tempdir().unwrap();
-    Checkpoint { config, weights, tokenizer_files: BTreeMap::new() }.write(dir.path(), "").unwrap();
+    let tokenizer_files = [("tokenizer.json".to_owned(), numbered_words())].into();
+    Checkpoint { config, weights, tokenizer_files }.write(dir.path(), "").unwrap();
     let dtype = if is_bf16 { "bf16" } else { "f32" };
-    let transformers = variable("AMEND_BENCH_PYTHON")
-        .map(|python| workloads.by_transformers(&python, dir.path(), threads, dtype));
+    workloads.write(dir.path(), threads, dtype);
+    let transformers = variable("AMEND_BENCH_PYTHON").map(|python| {
+        serde_json::from_value(told(&python, "local_models.py", dir.path())).unwrap()
+    });
+    let llama_cpp = variable("AMEND_BENCH_LLAMA_CPP").map(|python| {
+        let mut told = told(&python, "llama_cpp.py", dir.path());
+        check_first(&llama, &workloads, &told["first"]);
+        serde_json::from_value(told["seconds"].take()).unwrap()
+    });
     println!("{dtype}, {threads} threads, 30 M parameters, {VOCAB} words");
-    print_table(&workloads, &amend, transformers.as_ref());
+    print_table(&workloads, &amend, [transformers.as_ref(), llama_cpp.as_ref()], &most);
+    replicas::print_table(dir.path(), &workloads.as_calls());
 }
 
 /// A Llama of 30 million random parameters.
@@ -108,14 +129,8 @@ impl Workloads {
         }
     }
 
-    /// Seconds by workload, measured by the script beside this file.
-    fn by_transformers(
-        &self,
-        python: &str,
-        dir: &Path,
-        threads: i32,
-        dtype: &str,
-    ) -> BTreeMap<String, f64> {
+    /// Says in a checkpoint's directory what is to be measured.
+    fn write(&self, dir: &Path, threads: i32, dtype: &str) {
         let bench = json!({
             "threads": threads, "dtype": dtype, "times": TIMES,
             "decode_rows": DECODE_ROWS, "decode_tokens": DECODE_TOKENS,
@@ -124,12 +139,32 @@ impl Workloads {
             "sample_prompts": self.sample_prompts, "sample_tokens": self.sample_tokens,
         });
         std::fs::write(dir.join("bench.json"), bench.to_string()).unwrap();
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/local_models.py");
-        let output = Command::new(python).arg(script).arg(dir).output().unwrap();
-        let told = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let found: Value = serde_json::from_str(told.lines().last().unwrap()).unwrap();
-        serde_json::from_value(found).unwrap()
+    }
+
+    /// The most that the machine could do, of workloads for which that is one number.
+    fn most(&self, needs: &Needs, machine: &Machine) -> BTreeMap<&'static str, f64> {
+        println!(
+            "reads {:.1} GB/s, multiplies at {:.0} GFLOP/s",
+            machine.bandwidth / 1e9,
+            machine.flops / 1e9
+        );
+        let prefill = needs.read_most(machine, &self.prefill_prompts);
+        BTreeMap::from([("decode_1", needs.decoded_most(machine)), ("prefill", prefill)])
+    }
+
+    /// Sampling and judging as calls of a backend.
+    fn as_calls(&self) -> replicas::Work<'_> {
+        let judged = self.judge_tails.iter();
+        replicas::Work {
+            prompts: &self.sample_prompts,
+            sampling: self
+                .sample_tokens
+                .iter()
+                .enumerate()
+                .map(|(row, &tokens)| sampling(tokens, Some(row as u64)))
+                .collect(),
+            judged: judged.map(|tail| [self.judge_prefix.as_slice(), tail].concat()).collect(),
+        }
     }
 
     /// What each workload is counted in, and how many.
@@ -151,7 +186,7 @@ impl Workloads {
 
 /// Seconds by workload.
 fn measure(llama: &Llama, workloads: &Workloads) -> BTreeMap<String, f64> {
-    let tokenizer = numbered_words();
+    let tokenizer = tokenizer();
     let mut found = BTreeMap::new();
     for rows in DECODE_ROWS {
         let run = |tokens: u32| {
@@ -186,7 +221,12 @@ fn measure(llama: &Llama, workloads: &Workloads) -> BTreeMap<String, f64> {
 }
 
 fn continuation(prompt: &[i64], max_tokens: u32, seed: Option<u64>) -> Continuation {
-    let sampling = Sampling {
+    Continuation { prompt: prompt.to_vec(), sampling: sampling(max_tokens, seed) }
+}
+
+/// Sampling from the whole distribution, or greedily without a seed.
+fn sampling(max_tokens: u32, seed: Option<u64>) -> Sampling {
+    Sampling {
         temperature: if seed.is_some() { 1.0 } else { 0.0 },
         top_p: 1.0,
         top_k: 0,
@@ -195,8 +235,7 @@ fn continuation(prompt: &[i64], max_tokens: u32, seed: Option<u64>) -> Continuat
         max_tokens,
         stop: vec![],
         seed,
-    };
-    Continuation { prompt: prompt.to_vec(), sampling }
+    }
 }
 
 fn seconds(work: impl FnOnce()) -> f64 {
@@ -205,30 +244,68 @@ fn seconds(work: impl FnOnce()) -> f64 {
     begun.elapsed().as_secs_f64()
 }
 
+/// What a script beside this file says of a checkpoint's directory.
+fn told(python: &str, script: &str, dir: &Path) -> Value {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches").join(script);
+    let output = Command::new(python).arg(script).arg(dir).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_str(told.lines().last().unwrap()).unwrap()
+}
+
+/// Holds llama.cpp to the same weights: it gives the likeliest first tokens about the same
+/// log-probabilities. Where two tokens are nearly as likely, it may find the other likelier.
+fn check_first(llama: &Llama, workloads: &Workloads, first: &Value) {
+    let first: Vec<(i64, f32)> = serde_json::from_value(first.clone()).unwrap();
+    let rows = workloads.decode_prompts.iter().take(first.len());
+    let rows = rows.map(|prompt| continuation(prompt, 1, None)).collect();
+    let ours = generate(llama, &tokenizer(), rows, 32);
+    let (mut same, mut worst) = (0, 0.0f32);
+    for (ours, (token, logprob)) in ours.iter().zip(&first) {
+        same += usize::from(ours.tokens[0] == *token);
+        worst = worst.max((ours.logprobs[0] - logprob).abs());
+    }
+    println!(
+        "llama.cpp finds {same} of {} first tokens likeliest that amend does, log-probabilities within {worst:.1e}",
+        first.len()
+    );
+    assert!(same * 2 > first.len() && worst < 0.05, "llama.cpp has other weights");
+}
+
 fn print_table(
     workloads: &Workloads,
     amend: &BTreeMap<String, f64>,
-    transformers: Option<&BTreeMap<String, f64>>,
+    others: [Option<&BTreeMap<String, f64>>; 2],
+    most: &BTreeMap<&'static str, f64>,
 ) {
-    println!("| workload | unit | amend | transformers | ratio |\n|---|---|--:|--:|--:|");
+    println!(
+        "| workload | unit | amend | transformers | ratio | llama.cpp | ratio | limit | reached |"
+    );
+    println!("|---|---|--:|--:|--:|--:|--:|--:|--:|");
     for (name, unit, count) in workloads.counts() {
         let ours = count / amend[&name];
-        match transformers.map(|found| count / found[&name]) {
-            Some(theirs) => {
-                println!("| {name} | {unit} | {ours:.1} | {theirs:.1} | {:.2} |", ours / theirs);
-            }
-            None => println!("| {name} | {unit} | {ours:.1} | | |"),
-        }
+        let beside = others.map(|found| {
+            let theirs = found.map(|found| count / found[&name]);
+            theirs.map_or(" | ".to_owned(), |theirs| format!("{theirs:.1} | {:.2}", ours / theirs))
+        });
+        let most = most.get(name.as_str());
+        let reached = most
+            .map_or(" | ".to_owned(), |most| format!("{most:.1} | {:.0} %", 100.0 * ours / most));
+        println!("| {name} | {unit} | {ours:.1} | {} | {reached} |", beside.join(" | "));
     }
 }
 
-/// A tokenizer of as many words as the model has.
-fn numbered_words() -> TextTokenizer {
+/// A tokenizer of as many words as the model has, as `tokenizer.json`.
+fn numbered_words() -> Vec<u8> {
     let vocab: serde_json::Map<String, Value> =
         (0..VOCAB).map(|id| (format!("w{id}"), id.into())).collect();
     let text = json!({
         "version": "1.0", "added_tokens": [], "pre_tokenizer": { "type": "WhitespaceSplit" },
         "model": { "type": "WordLevel", "vocab": vocab, "unk_token": "w0" },
     });
-    TextTokenizer::from_bytes(text.to_string().as_bytes(), Path::new("words")).unwrap()
+    text.to_string().into_bytes()
+}
+
+fn tokenizer() -> TextTokenizer {
+    TextTokenizer::from_bytes(&numbered_words(), Path::new("words")).unwrap()
 }

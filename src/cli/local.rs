@@ -6,8 +6,8 @@ use super::args::{Common, ModelArgs};
 use super::failure::Usage;
 use super::files;
 use crate::model::torch::{
-    DeviceChoice, GenerationConfig, Precision, TorchBackend, TorchOptions, is_preference_model,
-    weights_id,
+    CACHE_BYTES, DeviceChoice, GenerationConfig, Precision, TorchBackend, TorchOptions,
+    is_preference_model, weights_id,
 };
 use crate::model::{Prompt, Sampling};
 use crate::record::{Message, transcript};
@@ -40,6 +40,7 @@ impl LocalModel {
         let options = TorchOptions {
             name: name.clone(),
             threads: args.threads.unwrap_or(1) as usize,
+            replicas: args.replicas.map(|replicas| replicas as usize),
             device: match args.device {
                 Device::Auto => DeviceChoice::Auto,
                 Device::Cpu => DeviceChoice::Cpu,
@@ -51,6 +52,7 @@ impl LocalModel {
                 Dtype::Bf16 => Some(Precision::Bf16),
             },
             max_in_flight: 64,
+            cache_bytes: args.cache_mib.map_or(CACHE_BYTES, |mib| (mib as usize) << 20),
             ..TorchOptions::default()
         };
         let generation = GenerationConfig::read(&dir)?;
@@ -63,6 +65,11 @@ impl LocalModel {
     /// How it is sampled where nothing else is asked.
     pub(super) fn sampling(&self, max_tokens: u32) -> Sampling {
         self.generation.sampling(max_tokens)
+    }
+
+    /// Whether it is spoken to in transcripts: its answers then begin with a space.
+    pub(super) fn is_transcript(&self) -> bool {
+        !self.has_template
     }
 
     /// What it reads to answer a conversation; a transcript also ends where the human speaks again.

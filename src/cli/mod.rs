@@ -53,10 +53,13 @@ pub fn main() -> ExitCode {
         Err(status) => return status.into(),
     };
     #[cfg(feature = "torch")]
-    if matches!(cli.command, Command::Run(_) | Command::Chat(_) | Command::Serve(_)) {
+    if matches!(
+        cli.command,
+        Command::Run(_) | Command::Plan(_) | Command::Chat(_) | Command::Serve(_)
+    ) {
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         // What it fails to cure costs time only.
-        drop(crate::model::torch::quiet_openmp(threads));
+        drop(crate::model::torch::prepare_process(threads));
     }
     let screen = Screen::new(&cli.common);
     logging::begin(&cli.common, screen);

@@ -9,6 +9,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::screen::Screen;
 use super::table::{count, duration};
+use crate::engine::dispatch::Seen;
 use crate::engine::run::Progress;
 use crate::model::train;
 
@@ -40,7 +41,7 @@ pub(super) struct Silent;
 
 impl Progress for Silent {
     fn node(&self, _name: &str, _done: u64, _total: u64) {}
-    fn calls(&self, _in_flight: usize, _made: u64, _memo: u64, _tokens: u64, _cost_usd: f64) {}
+    fn calls(&self, _seen: &Seen) {}
     fn training(&self, _node: &str, _told: &train::Progress<'_>) {}
     fn message(&self, _line: &str) {}
 }
@@ -87,14 +88,13 @@ impl Progress for Bars {
         self.show(name, done, total, "");
     }
 
-    fn calls(&self, in_flight: usize, made: u64, memo: u64, tokens: u64, cost_usd: f64) {
+    fn calls(&self, seen: &Seen) {
         let (bar, since) = self.calls.get_or_init(|| {
             let style =
                 ProgressStyle::with_template("{spinner} {msg}").expect("the template is one");
             (bars().add(ProgressBar::new_spinner().with_style(style)), Instant::now())
         });
-        let rate = tokens as f64 / since.elapsed().as_secs_f64().max(0.001);
-        bar.set_message(said(in_flight, made, memo, rate, cost_usd));
+        bar.set_message(said(seen, since.elapsed()));
         bar.tick();
     }
 
@@ -145,11 +145,10 @@ impl Progress for Lines {
         }
     }
 
-    fn calls(&self, in_flight: usize, made: u64, memo: u64, tokens: u64, cost_usd: f64) {
+    fn calls(&self, seen: &Seen) {
         let mut state = locked(&self.state);
         if state.is_due("") {
-            let rate = tokens as f64 / state.began.elapsed().as_secs_f64().max(0.001);
-            self.screen.note(&said(in_flight, made, memo, rate, cost_usd));
+            self.screen.note(&said(seen, state.began.elapsed()));
         }
     }
 
@@ -200,17 +199,27 @@ fn paced(
     line
 }
 
-/// The calls in one line.
-fn said(in_flight: usize, made: u64, memo: u64, tokens_per_s: f64, cost_usd: f64) -> String {
-    let share = match made + memo {
+/// The calls in one line, and what the keys and values of local models take.
+fn said(seen: &Seen, elapsed: Duration) -> String {
+    let share = match seen.made + seen.memo {
         0 => 0.0,
-        all => 100.0 * memo as f64 / all as f64,
+        all => 100.0 * seen.memo as f64 / all as f64,
     };
-    let cost = if cost_usd > 0.0 { format!(" · ${cost_usd:.2}") } else { String::new() };
-    format!(
-        "{in_flight} in flight · {} calls made · memo {share:.0} % · {tokens_per_s:.0} tokens/s{cost}",
-        count(made)
-    )
+    let rate = seen.tokens as f64 / elapsed.as_secs_f64().max(0.001);
+    let mut said = format!(
+        "{} in flight · {} calls made · memo {share:.0} % · {rate:.0} tokens/s",
+        seen.in_flight,
+        count(seen.made)
+    );
+    if seen.cache_bytes.most > 0 {
+        let mib = |bytes: usize| count((bytes >> 20) as u64);
+        let (held, most) = (mib(seen.cache_bytes.held), mib(seen.cache_bytes.most));
+        let _ = write!(said, " · cache {held} of {most} MiB");
+    }
+    if seen.cost_usd > 0.0 {
+        let _ = write!(said, " · ${:.2}", seen.cost_usd);
+    }
+    said
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -220,14 +229,20 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::CacheBytes;
 
     #[test]
     fn the_calls_are_told_in_one_line() {
-        assert_eq!(
-            said(8, 1500, 500, 812.4, 0.0),
-            "8 in flight · 1,500 calls made · memo 25 % · 812 tokens/s"
-        );
-        assert!(said(0, 0, 0, 0.0, 1.5).ends_with("· $1.50"));
+        let mut seen =
+            Seen { in_flight: 8, made: 1500, memo: 500, tokens: 1625, ..Seen::default() };
+        let told = |seen: &Seen| said(seen, Duration::from_secs(2));
+        let calls = "8 in flight · 1,500 calls made · memo 25 % · 812 tokens/s";
+        assert_eq!(told(&seen), calls);
+        seen.cost_usd = 1.5;
+        assert_eq!(told(&seen), format!("{calls} · $1.50"));
+        seen.cache_bytes = CacheBytes { held: 300 << 20, most: 2 << 30 };
+        assert_eq!(told(&seen), format!("{calls} · cache 300 of 2,048 MiB · $1.50"));
+        assert!(told(&Seen::default()).starts_with("0 in flight · 0 calls made · memo 0 %"));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::engine::dispatch::Seen;
 use crate::engine::run::Progress;
 use crate::model::train::{self, Metric};
 
@@ -49,8 +50,8 @@ impl Progress for Tee {
         self.shown.node(name, done, total);
     }
 
-    fn calls(&self, in_flight: usize, made: u64, memo: u64, tokens: u64, cost_usd: f64) {
-        self.shown.calls(in_flight, made, memo, tokens, cost_usd);
+    fn calls(&self, seen: &Seen) {
+        self.shown.calls(seen);
     }
 
     fn training(&self, node: &str, told: &train::Progress<'_>) {

@@ -12,7 +12,7 @@ use crossbeam_channel::Sender;
 use indexmap::IndexMap;
 use timely::scheduling::SyncActivator;
 
-use crate::model::{Answer, Backend, CallError, Request};
+use crate::model::{Answer, Backend, CacheBytes, CallError, Request};
 use crate::operators::ModelRef;
 use crate::record::{CallKey, Id, IdMap};
 
@@ -43,6 +43,8 @@ pub struct Finished {
     pub key: CallKey,
     /// The model asked.
     pub model: ModelRef,
+    /// What its answers depend on besides the request: see [`Models::identity`].
+    pub identity: Id,
     /// What it was asked.
     pub request: Arc<Request>,
     /// The answer, or why there will never be one: status, message, whether it was too long.
@@ -142,6 +144,8 @@ pub struct Seen {
     pub tokens: u64,
     /// US dollars.
     pub cost_usd: f64,
+    /// What the local models hold.
+    pub cache_bytes: CacheBytes,
 }
 
 /// Whether calls are made or counted.
@@ -380,7 +384,9 @@ impl Dispatcher {
             Ok(()) => this.settle(key, told, attempts),
             Err(message) => this.stop(message),
         };
-        self.memory.remember(Finished { key, model, request, outcome }, Box::new(durable));
+        let identity = self.models.identity(&model);
+        let finished = Finished { key, model, identity, request, outcome };
+        self.memory.remember(finished, Box::new(durable));
     }
 
     /// A call is over: its permit is free, its waiters are told.
@@ -439,12 +445,17 @@ impl Dispatcher {
     pub fn seen(&self) -> Seen {
         let inner = self.lock();
         let in_flight = inner.queues.values().map(|queue| queue.in_flight).sum();
+        let mut cache_bytes = CacheBytes::default();
+        for backend in inner.queues.values().filter_map(|queue| queue.backend.as_ref()) {
+            cache_bytes.add(backend.cache_bytes());
+        }
         Seen {
             in_flight,
             made: inner.started - in_flight as u64,
             memo: inner.recalled,
             tokens: inner.spent_tokens,
             cost_usd: inner.spent_cost,
+            cache_bytes,
         }
     }
 

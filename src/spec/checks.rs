@@ -66,6 +66,9 @@ fn model(name: &Name, model: &Model, check: &mut Check<'_>) {
     if let Some(cache_mib) = &model.cache_mib {
         check.count("cache_mib", cache_mib);
     }
+    if let Some(replicas) = &model.replicas {
+        check.count("replicas", replicas);
+    }
     if let Some(threads) = &model.threads {
         check.count("threads", threads);
     }

@@ -81,6 +81,10 @@ pub struct Model {
     /// Threads inside one tensor operation of a checkpoint on CPU. Without it, 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<Spanned<u32>>,
+    /// Replicas of a checkpoint on CPU, each at work on rows of its own with as many threads. An answer is the same bits
+    /// whoever gives it. Without it, one for each core, where the weights are small.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<Spanned<u32>>,
     /// Mebibytes that the keys and values of a checkpoint's rows and shared prefixes take, about. Without it, 2048.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache_mib: Option<Spanned<u32>>,
@@ -139,6 +143,7 @@ impl Model {
             dtype: Dtype::default(),
             device: Device::default(),
             threads: None,
+            replicas: None,
             cache_mib: None,
         }
     }

@@ -21,6 +21,8 @@ mod property;
 mod schemas;
 #[cfg(feature = "torch")]
 mod serve;
+#[cfg(feature = "torch")]
+mod serve_node;
 mod setup;
 mod sketch;
 mod tidy;

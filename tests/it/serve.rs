@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::torch_tiny::{copied, fixture};
 
 /// A running server.
-struct Server {
+pub(crate) struct Server {
     child: Child,
     url: String,
     client: reqwest::Client,
@@ -18,10 +18,15 @@ struct Server {
 
 impl Server {
     fn start(dir: &std::path::Path, more: &[&str]) -> Server {
+        Server::spawn(dir.as_os_str(), &[more, &["--name", "tiny"]].concat())
+    }
+
+    /// Serves a node or a directory on a free port.
+    pub(crate) fn spawn(model: &std::ffi::OsStr, more: &[&str]) -> Server {
         let mut child = Command::new(env!("CARGO_BIN_EXE_amend"))
             .arg("serve")
-            .arg(dir)
-            .args(["--port", "0", "-o", "json", "--name", "tiny"])
+            .arg(model)
+            .args(["--port", "0", "-o", "json"])
             .args(more)
             .env_remove("AMEND_API_KEY")
             .stdout(Stdio::piped())
@@ -42,7 +47,7 @@ impl Server {
         (response.status().as_u16(), response.text().await.unwrap())
     }
 
-    async fn ask(&self, path: &str, body: Value) -> Value {
+    pub(crate) async fn ask(&self, path: &str, body: Value) -> Value {
         let (status, text) = self.post(path, body.to_string()).await;
         assert_eq!(status, 200, "{text}");
         serde_json::from_str(&text).unwrap()
@@ -56,7 +61,7 @@ impl Drop for Server {
     }
 }
 
-fn run(test: impl Future<Output = ()>) {
+pub(crate) fn run(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.unwrap().block_on(test);
 }
@@ -315,28 +320,28 @@ fn a_token_is_asked_for_and_without_one_the_server_stays_on_this_machine() {
 }
 
 /// What `amend chat` says to some lines.
-fn talk(dir: &std::path::Path, more: &[&str], lines: &str) -> String {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_amend"))
-        .arg("chat")
-        .arg(dir)
-        .args(more)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+pub(crate) fn talk(command: &mut Command, lines: &str) -> String {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success());
     String::from_utf8(output.stdout).unwrap()
 }
 
+fn chat_with(dir: &std::path::Path, more: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_amend"));
+    command.arg("chat").arg(dir).args(more);
+    command
+}
+
 #[test]
 fn a_first_look_at_a_model_is_one_line_a_turn() {
     let dir = fixture("llama_tiny");
     let greedy = ["--temperature", "0", "--max-tokens", "12"];
-    assert_eq!(talk(&dir, &greedy, "Which answer is better?\n"), "lP(el}\n");
+    assert_eq!(talk(&mut chat_with(&dir, &greedy), "Which answer is better?\n"), "lP(el}\n");
 
-    let told = talk(&dir, &["-o", "json", "--max-tokens", "5", "--system", "Wait."], "Hi\nMore\n");
+    let more = ["-o", "json", "--max-tokens", "5", "--system", "Wait."];
+    let told = talk(&mut chat_with(&dir, &more), "Hi\nMore\n");
     let told: Value = serde_json::from_str(&told).unwrap();
     let roles: Vec<&str> = told["messages"]
         .as_array()
@@ -351,7 +356,7 @@ fn a_first_look_at_a_model_is_one_line_a_turn() {
     let template =
         r"{% for m in messages %}{{ '\n\nHuman: ' + m.content }}{% endfor %}{{ '\n\nAssistant:' }}";
     std::fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
-    assert_eq!(talk(dir.path(), &greedy, "Which answer is better?\n"), "lP(el}\n");
+    assert_eq!(talk(&mut chat_with(dir.path(), &greedy), "Which answer is better?\n"), "lP(el}\n");
 }
 
 #[test]

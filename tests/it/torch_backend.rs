@@ -10,7 +10,7 @@ use amend::model::torch::{
     rewards, weights_id,
 };
 use amend::model::{
-    Answer, Backend, CallError, Estimator, Finish, Prompt, Request, Sampling, Task,
+    Answer, Backend, CacheBytes, CallError, Estimator, Finish, Prompt, Request, Sampling, Task,
 };
 use amend::record::Message;
 use tch::{Device, Kind};
@@ -53,6 +53,53 @@ fn requests_of_all_kinds_are_answered_together_as_they_are_alone() {
     assert_eq!((first.prompt_tokens, first.completion_tokens), (15, 6));
     assert_eq!((first.device.as_deref(), first.attempts), (Some("cpu"), 1));
     assert!(together[1].as_ref().unwrap().choice_logprobs.is_some());
+}
+
+#[test]
+fn an_answer_is_the_same_whichever_replica_gives_it() {
+    let requests: Vec<Request> = (0..60u64)
+        .map(|seed| match seed % 5 {
+            0 => score(&format!("{PROMPT} {seed}"), &[" (A)", " (B)"]),
+            _ => generate(PROMPT, sampled(seed, 5 + seed as u32 % 40)),
+        })
+        .collect();
+    let answers = |replicas: usize| {
+        let options =
+            TorchOptions { replicas: Some(replicas), max_in_flight: 16, ..TorchOptions::default() };
+        let backend = TorchBackend::open(&fixture("llama_tiny"), options).unwrap();
+        let answers = ask(&backend, requests.clone());
+        answers.iter().map(timeless).collect::<Vec<_>>()
+    };
+    let alone = answers(1);
+    for replicas in [2, 3] {
+        assert!(alone == answers(replicas), "{replicas} replicas");
+    }
+}
+
+#[test]
+fn keys_and_values_take_no_more_than_they_may_and_what_they_take_is_told() {
+    // All 80 rows at once would take more.
+    let most = 1 << 20;
+    for replicas in [1, 2] {
+        let options =
+            TorchOptions { cache_bytes: most, replicas: Some(replicas), ..TorchOptions::default() };
+        let backend = Arc::new(TorchBackend::open(&fixture("llama_tiny"), options).unwrap());
+        assert_eq!(backend.cache_bytes(), CacheBytes { held: 0, most });
+        let (sender, held) = mpsc::channel();
+        for seed in 0..80 {
+            let (sender, asked) = (sender.clone(), Arc::downgrade(&backend));
+            let done = move |answer: Result<Answer, CallError>| {
+                assert!(answer.is_ok());
+                let asked = asked.upgrade().unwrap();
+                sender.send(asked.cache_bytes().held).unwrap();
+            };
+            backend.submit(Arc::new(generate(PROMPT, sampled(seed, 30))), Box::new(done));
+        }
+        drop(sender);
+        let held: Vec<usize> = held.iter().collect();
+        let greatest = held.iter().copied().max().unwrap();
+        assert!(held.len() == 80 && greatest > 0 && greatest <= most, "{greatest} of {most}");
+    }
 }
 
 #[test]

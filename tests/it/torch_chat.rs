@@ -1,5 +1,5 @@
 //! Conversations and texts as local models read them: byte for byte as transformers renders them,
-//! and token for token as it cuts them. `make_chat.py` says what it makes.
+//! and token for token as it cuts them. `make_chat.py` and `make_tokenizers.py` say what they make.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
@@ -73,6 +73,41 @@ fn texts_in_many_scripts_are_cut_into_the_same_tokens_and_back() {
     for case in golden().tokens {
         assert_eq!(tokenizer.encode(&case.text).unwrap(), case.ids, "{:?}", case.text);
         assert_eq!(tokenizer.decode(&case.ids), case.decoded, "{:?}", case.text);
+    }
+}
+
+#[derive(Deserialize)]
+struct Families {
+    texts: Vec<String>,
+    tokens: BTreeMap<String, Vec<Cut>>,
+}
+
+/// A text's tokens, without those that the tokenizer puts before it, and back; where left out, as
+/// the one before.
+#[derive(Deserialize)]
+struct Cut {
+    ids: Vec<i64>,
+    plain: Option<Vec<i64>>,
+    decoded: Option<String>,
+}
+
+#[test]
+fn tokenizers_in_the_shape_of_each_familys_cut_texts_in_many_scripts_as_in_transformers() {
+    let dir = fixture("tokenizers");
+    let expected = std::fs::read(dir.join("expected.json")).unwrap();
+    let Families { texts, tokens } = serde_json::from_slice(&expected).unwrap();
+    assert!(texts.len() > 80 && tokens.len() == 7);
+    for (family, cuts) in tokens {
+        let path = dir.join(format!("{family}.json"));
+        let tokenizer = TextTokenizer::from_bytes(&std::fs::read(&path).unwrap(), &path).unwrap();
+        assert_eq!(cuts.len(), texts.len());
+        for (text, cut) in texts.iter().zip(&cuts) {
+            assert_eq!(tokenizer.encode(text).unwrap(), cut.ids, "{family}: {text:?}");
+            let plain = cut.plain.as_ref().unwrap_or(&cut.ids);
+            assert_eq!(&tokenizer.encode_rendered(text).unwrap(), plain, "{family}: {text:?}");
+            let decoded = cut.decoded.as_ref().unwrap_or(text);
+            assert_eq!(&tokenizer.decode(&cut.ids), decoded, "{family}: {text:?}");
+        }
     }
 }
 

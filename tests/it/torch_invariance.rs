@@ -92,18 +92,19 @@ fn tokenizer() -> TextTokenizer {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 20, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_row_is_continued_with_the_same_bits_whoever_shares_its_steps(
         seed in 0u64..1000,
+        kind in prop::sample::select(vec![Kind::Float, Kind::BFloat16]),
         shape in prop::sample::select(vec![(32, 4, 2), (48, 2, 2), (96, 4, 1), (96, 6, 2), (128, 4, 4)]),
         slots_max in prop::sample::select(vec![1, 16, 64]),
         cache_bytes in prop::sample::select(vec![0, 1 << 20, 1 << 30]),
         arrivals in prop::collection::vec(0usize..20, 1..6),
     ) {
         let (hidden, heads, key_heads) = shape;
-        let (llama, tokenizer) = (random(hidden, 2, heads, key_heads), tokenizer());
+        let (llama, tokenizer) = (random_of(kind, hidden, 2, heads, key_heads), tokenizer());
         let rows = rows(40, 70, seed);
         let in_order: Vec<usize> = (0..rows.len()).collect();
         let together = continue_in(&llama, &tokenizer, &rows, &in_order, &TOGETHER);
@@ -117,10 +118,11 @@ proptest! {
     fn a_row_is_scored_with_the_same_bits_whoever_shares_its_batch(
         seed in 0u64..1000,
         sizes in prop::collection::vec(1usize..9, 1..5),
+        kind in prop::sample::select(vec![Kind::Float, Kind::BFloat16]),
         shape in prop::sample::select(vec![(32, 4, 2), (96, 6, 2), (128, 4, 4)]),
     ) {
         let (hidden, heads, key_heads) = shape;
-        let llama = random(hidden, 2, heads, key_heads);
+        let llama = random_of(kind, hidden, 2, heads, key_heads);
         let texts: Vec<Vec<i64>> = rows(30, 90, seed).into_iter().map(|row| row.prompt).collect();
         let rows: Vec<Continued> = texts
             .iter()

@@ -22,6 +22,8 @@ pub(super) struct About {
 #[derive(Clone, Default)]
 pub(super) struct Written {
     pub(super) text: String,
+    /// A transcript's answer begins after a space, which is not part of it.
+    pub(super) is_transcript: bool,
     pub(super) tokens: Vec<Token>,
     pub(super) finish: Option<Finish>,
     pub(super) prompt_tokens: i64,
@@ -29,6 +31,14 @@ pub(super) struct Written {
 }
 
 impl Written {
+    /// Takes more of the text, and gives what of it is part of the answer.
+    pub(super) fn add<'a>(&mut self, text: &'a str) -> &'a str {
+        let is_begin = self.is_transcript && self.text.is_empty();
+        let text = if is_begin { text.trim_start() } else { text };
+        self.text.push_str(text);
+        text
+    }
+
     /// Takes how it ended.
     pub(super) fn end(&mut self, answer: &Answer) {
         self.finish = Some(answer.finish);

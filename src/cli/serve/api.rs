@@ -207,7 +207,8 @@ async fn answer(served: &Arc<Served>, common: &Common, asked: Asked) -> Result<R
         let begun = if asked.echo {
             echoed(served, prompt, asked.alternatives).await?
         } else {
-            Written::default()
+            let is_transcript = asked.is_chat && served.model.is_transcript();
+            Written { is_transcript, ..Written::default() }
         };
         written.extend(std::iter::repeat_n(begun, count));
     }
@@ -254,7 +255,7 @@ fn seed(asked: Option<i64>, number: u64, index: usize, is_greedy: bool) -> Optio
 fn take(written: &mut Written, event: Event) -> Result<(), Fault> {
     match event {
         Event::Piece(piece) => {
-            written.text.push_str(&piece.text);
+            written.add(&piece.text);
             written.tokens.extend(piece.tokens);
         }
         Event::End(answer) => written.end(&answer?),
@@ -345,11 +346,10 @@ impl Streaming {
         match event {
             Event::Piece(piece) => {
                 let offset = written.text.chars().count();
-                if !piece.text.is_empty() || !piece.tokens.is_empty() {
-                    let chunk = self.about.more(index, &piece.text, &piece.tokens, offset);
-                    self.ready.push_back(chunk);
+                let text = written.add(&piece.text);
+                if !text.is_empty() || !piece.tokens.is_empty() {
+                    self.ready.push_back(self.about.more(index, text, &piece.tokens, offset));
                 }
-                written.text.push_str(&piece.text);
             }
             Event::End(Ok(answer)) => {
                 written.end(&answer);

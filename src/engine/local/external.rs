@@ -96,7 +96,10 @@ fn run(
     progress: &dyn Fn(&Progress<'_>),
 ) -> Result<Vec<Metric>, String> {
     let (program, arguments) = command.split_first().expect("a command has a program");
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    #[cfg(feature = "torch")]
+    crate::model::torch::clean_child(&mut command);
+    let mut child = command
         .args(arguments)
         .current_dir(folder)
         .stdin(Stdio::null())

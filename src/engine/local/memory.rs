@@ -58,7 +58,7 @@ impl Memory for LocalMemory {
             key: finished.key,
             kind,
             model: name,
-            model_fingerprint: finished.model.fingerprint,
+            model_fingerprint: finished.identity,
             request_json: finished.request.json(),
             outcome,
             seed,

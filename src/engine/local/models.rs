@@ -10,11 +10,15 @@ use indexmap::IndexMap;
 use crate::engine::dispatch::Models;
 use crate::model::Backend;
 use crate::model::openai::{OpenAi, OpenAiOptions, Secret};
+#[cfg(feature = "torch")]
+use crate::model::torch::{DeviceChoice, Precision};
 use crate::operators::ModelRef;
 use crate::operators::train::Chat;
 use crate::plan::{ModelEdge, Plan, Step};
 use crate::record::{Id, KeyHasher};
-use crate::spec::model::{Dtype, Format};
+use crate::spec::model::Format;
+#[cfg(feature = "torch")]
+use crate::spec::model::{Device, Dtype};
 use crate::spec::{Backend as Behind, Limits, Model, Name};
 
 /// The models of a plan, opened when they are first asked.
@@ -64,11 +68,16 @@ impl LocalModels {
             self.entries.get(name).ok_or_else(|| format!("there is no model \"{name}\""))?;
         match entry.backend() {
             Behind::Endpoint { url, name } => endpoint(entry, url, name, &self.limits),
-            Behind::Checkpoint(written) => {
-                let trained = self.checkpoints.join(model.fingerprint.to_string());
-                let dir = if trained.is_dir() { trained } else { written.path.clone() };
-                checkpoint(name, entry, &dir)
-            }
+            Behind::Checkpoint(_) => checkpoint(name, entry, &self.dir(entry, model.fingerprint)),
+        }
+    }
+
+    /// Where a checkpoint is: what a node trained, or what the entry names.
+    fn dir(&self, entry: &Model, weights: Id) -> PathBuf {
+        let trained = self.checkpoints.join(weights.to_string());
+        match &entry.checkpoint {
+            Some(written) if !trained.is_dir() => written.path.clone(),
+            _ => trained,
         }
     }
 }
@@ -77,7 +86,10 @@ impl Models for LocalModels {
     fn identity(&self, model: &ModelRef) -> Id {
         let name: &str = &model.name;
         match self.entries.get(name) {
-            Some(entry) if !model.fingerprint.is_unknown() => identity(entry, model.fingerprint),
+            Some(entry) if !model.fingerprint.is_unknown() => {
+                let number_format = number_format(entry, || self.dir(entry, model.fingerprint));
+                identity(entry, number_format, model.fingerprint)
+            }
             _ => model.fingerprint,
         }
     }
@@ -112,21 +124,13 @@ fn endpoint(
 
 #[cfg(feature = "torch")]
 fn checkpoint(name: &str, entry: &Model, dir: &Path) -> Result<Arc<dyn Backend>, String> {
-    use crate::model::torch::{CACHE_BYTES, DeviceChoice, Precision, TorchBackend, TorchOptions};
-    use crate::spec::model::Device;
+    use crate::model::torch::{CACHE_BYTES, TorchBackend, TorchOptions};
     let options = TorchOptions {
         name: name.to_owned(),
         threads: entry.threads.as_ref().map_or(1, |threads| threads.value as usize),
-        device: match entry.device {
-            Device::Auto => DeviceChoice::Auto,
-            Device::Cpu => DeviceChoice::Cpu,
-            Device::Cuda(index) => DeviceChoice::Cuda(index as usize),
-        },
-        dtype: match entry.dtype {
-            Dtype::Auto => None,
-            Dtype::F32 => Some(Precision::F32),
-            Dtype::Bf16 => Some(Precision::Bf16),
-        },
+        replicas: entry.replicas.as_ref().map(|replicas| replicas.value as usize),
+        device: device(entry.device),
+        dtype: precision(entry.dtype),
         max_in_flight: match entry.max_in_flight {
             written if written.place.is_somewhere() => written.value as usize,
             _ => TorchOptions::default().max_in_flight,
@@ -144,21 +148,52 @@ fn checkpoint(name: &str, _entry: &Model, _dir: &Path) -> Result<Arc<dyn Backend
     Err(format!("model \"{name}\" is a checkpoint, and this amend was built without `torch`"))
 }
 
-/// What answers of an entry's weights depend on besides the request.
-fn identity(entry: &Model, weights: Id) -> Id {
+#[cfg(feature = "torch")]
+fn device(written: Device) -> DeviceChoice {
+    match written {
+        Device::Auto => DeviceChoice::Auto,
+        Device::Cpu => DeviceChoice::Cpu,
+        Device::Cuda(index) => DeviceChoice::Cuda(index as usize),
+    }
+}
+
+#[cfg(feature = "torch")]
+fn precision(written: Dtype) -> Option<Precision> {
+    match written {
+        Dtype::Auto => None,
+        Dtype::F32 => Some(Precision::F32),
+        Dtype::Bf16 => Some(Precision::Bf16),
+    }
+}
+
+/// The number format in which an entry's checkpoint computes on this machine.
+#[cfg(feature = "torch")]
+fn number_format(entry: &Model, dir: impl FnOnce() -> PathBuf) -> &'static str {
+    match entry.dtype {
+        Dtype::F32 => "f32",
+        Dtype::Bf16 => "bf16",
+        Dtype::Auto => crate::model::torch::usual_format(device(entry.device), dir),
+    }
+}
+
+/// Nothing is computed here.
+#[cfg(not(feature = "torch"))]
+fn number_format(_entry: &Model, _dir: impl FnOnce() -> PathBuf) -> &'static str {
+    "f32"
+}
+
+/// What answers of an entry's weights depend on besides the request: how conversations become
+/// text, and the number format, where it is not that of a CPU.
+fn identity(entry: &Model, number_format: &str, weights: Id) -> Id {
     let is_chat = entry.format == Format::Chat;
     let is_rendered = is_chat && (entry.chat_template.is_some() || !entry.template_args.is_empty());
     let is_endpoint = matches!(entry.backend(), Behind::Endpoint { .. });
-    if is_endpoint || (entry.dtype == Dtype::Auto && !is_rendered) {
+    if is_endpoint || (number_format == "f32" && !is_rendered) {
         return weights;
     }
-    let mut hasher = KeyHasher::new("amend/model/1");
+    let mut hasher = KeyHasher::new("amend/model/2");
     hasher.add_id(weights);
-    hasher.add_text(match entry.dtype {
-        Dtype::Auto => "auto",
-        Dtype::F32 => "f32",
-        Dtype::Bf16 => "bf16",
-    });
+    hasher.add_text(number_format);
     if is_rendered {
         hasher.add_text(entry.chat_template.as_ref().map_or("", |template| &template.value));
         for (name, argument) in &entry.template_args {
@@ -231,23 +266,23 @@ mod tests {
     #[test]
     fn a_call_is_another_where_the_model_is_run_otherwise_and_the_same_where_it_is_not() {
         let weights = Id::from_bits(7);
-        let of = |change: &dyn Fn(&mut Model)| {
+        let of = |number_format: &str, change: &dyn Fn(&mut Model)| {
             let mut entry = Model::from_scratch();
             change(&mut entry);
-            identity(&entry, weights)
+            identity(&entry, number_format, weights)
         };
         let arguments = |entry: &mut Model| {
             entry.template_args.insert("enable_thinking".to_owned(), false.into());
         };
         let chat = |entry: &mut Model| entry.format = Format::Chat;
-        assert_eq!(of(&|_| ()), weights);
-        assert_eq!(of(&|entry| entry.device = crate::spec::model::Device::Cpu), weights);
-        assert_eq!(of(&arguments), weights, "a transcript has no template");
-        assert_eq!(of(&chat), weights, "the checkpoint's own template is in its weights id");
+        let as_usual = |_: &mut Model| ();
+        assert_eq!(of("f32", &as_usual), weights);
+        assert_eq!(of("f32", &arguments), weights, "a transcript has no template");
+        assert_eq!(of("f32", &chat), weights, "the checkpoint's own template is in its weights id");
         let others = [
-            of(&|entry| entry.dtype = Dtype::Bf16),
-            of(&|entry| entry.dtype = Dtype::F32),
-            of(&|entry| {
+            of("bf16", &as_usual),
+            of("f16", &as_usual),
+            of("f32", &|entry| {
                 chat(entry);
                 arguments(entry);
             }),
@@ -255,5 +290,17 @@ mod tests {
         for (at, id) in others.iter().enumerate() {
             assert!(*id != weights && !others[..at].contains(id), "{at}");
         }
+    }
+
+    #[cfg(feature = "torch")]
+    #[test]
+    fn the_number_format_is_what_it_comes_to_on_this_machine() {
+        let of = |dtype: Dtype, device: Device| {
+            let entry = Model { dtype, device, ..Model::from_scratch() };
+            number_format(&entry, || unreachable!("a CPU computes in f32 whatever is stored"))
+        };
+        assert_eq!(of(Dtype::Auto, Device::Cpu), "f32");
+        assert_eq!(of(Dtype::F32, Device::Cpu), "f32");
+        assert_eq!(of(Dtype::Bf16, Device::Cpu), "bf16");
     }
 }

@@ -19,7 +19,7 @@ pub use report::{
 };
 
 use super::compile::{CompileError, compile};
-use super::dispatch::{Dispatcher, Limits, Mode};
+use super::dispatch::{Dispatcher, Limits, Mode, Seen};
 use super::session::{Desired, Session, Settled};
 use crate::model::train;
 use crate::operators::Predicate;
@@ -66,7 +66,7 @@ pub trait Progress: Send + Sync {
     /// Rows of a node done, of so many.
     fn node(&self, name: &str, done: u64, total: u64);
     /// What the calls of the run came to so far.
-    fn calls(&self, in_flight: usize, made: u64, memo: u64, tokens: u64, cost_usd: f64);
+    fn calls(&self, seen: &Seen);
     /// How far the training of a node is.
     fn training(&self, node: &str, told: &train::Progress<'_>);
     /// A line for a person.
@@ -208,9 +208,7 @@ fn watched<T>(dispatcher: &Dispatcher, options: &Options, run: impl FnOnce() -> 
                 if options.interrupt.load(Ordering::Acquire) {
                     dispatcher.stop("interrupted".to_owned());
                 }
-                let seen = dispatcher.seen();
-                let calls = (seen.made, seen.memo, seen.tokens);
-                options.progress.calls(seen.in_flight, calls.0, calls.1, calls.2, seen.cost_usd);
+                options.progress.calls(&dispatcher.seen());
                 std::thread::park_timeout(Duration::from_millis(50));
             }
         });

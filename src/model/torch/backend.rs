@@ -1,4 +1,8 @@
-//! A checkpoint as a backend: one thread owns the model and answers what comes through a channel.
+//! A checkpoint as a backend: a thread owns the model and answers what comes through a channel.
+//!
+//! Several threads may, each with a replica of the model: an answer is the same bits whoever gives it.
+//! Where products are small, as in sampling, two replicas of one thread do more than two threads that
+//! wait for each other in every operation.
 //!
 //! What is queued is gathered into batches: scores are read together by length, and prompts join
 //! the rows that are being continued as slots become free. The model is loaded when the first
@@ -6,10 +10,10 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{JoinHandle, ThreadId};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -24,11 +28,15 @@ use super::generate::CACHE_BYTES;
 use super::listen::{Listener, PromptDone, Told};
 use super::llama::Llama;
 use super::tokenizer::{TOKENIZER_FILE, TextTokenizer};
+use super::weights::weight_files;
 use super::worker::{Job, Reply, Worker};
-use crate::model::{Backend, CallError, Done, Estimator, Prompt, Request, Task};
+use crate::model::{Backend, CacheBytes, CallError, Done, Estimator, Prompt, Request, Task};
 
 /// How long a worker that was idle waits for more requests to read with the first.
 const GATHER: Duration = Duration::from_millis(1);
+
+/// A replica may hold all weights anew: without being told, no more are made than take so many bytes.
+const REPLICAS_BYTES: u64 = 1 << 30;
 
 /// How a checkpoint is run.
 #[derive(Clone, Debug)]
@@ -37,13 +45,17 @@ pub struct TorchOptions {
     pub name: String,
     /// Threads inside an operation. Bits are the same for the same number only.
     pub threads: usize,
+    /// Replicas of the model, each at work on rows of its own; on a GPU there is one. By default
+    /// one for each core, where the weights are small.
+    pub replicas: Option<usize>,
     /// Where it runs.
     pub device: DeviceChoice,
     /// What it computes in; by default what it is stored in, on a CPU f32.
     pub dtype: Option<Precision>,
     /// The most requests to have in flight, and rows in a step.
     pub max_in_flight: usize,
-    /// About how many bytes keys and values take: half for rows, half for shared prefixes.
+    /// About how many bytes keys and values take, of all replicas: half for rows, half for shared
+    /// prefixes.
     pub cache_bytes: usize,
     /// A chat template instead of the checkpoint's own.
     pub chat_template: Option<String>,
@@ -56,6 +68,7 @@ impl Default for TorchOptions {
         TorchOptions {
             name: "model".to_owned(),
             threads: 1,
+            replicas: None,
             device: DeviceChoice::Auto,
             dtype: None,
             max_in_flight: 128,
@@ -122,9 +135,26 @@ fn int_below(index: usize, count: i64) -> bool {
 pub struct TorchBackend {
     jobs: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
-    stopping: Arc<AtomicBool>,
+    shared: Arc<Shared>,
     max_in_flight: usize,
     has_chat_template: bool,
+}
+
+/// What the model's threads share with who asks.
+struct Shared {
+    stopping: AtomicBool,
+    /// Bytes of keys and values, by replica.
+    held: Vec<AtomicUsize>,
+    most: usize,
+    /// The threads that answer.
+    threads: Mutex<Vec<ThreadId>>,
+}
+
+impl Shared {
+    /// A thread that answers says that it is one.
+    fn enter(&self) {
+        self.threads.lock().expect("no holder panics").push(std::thread::current().id());
+    }
 }
 
 impl TorchBackend {
@@ -141,17 +171,22 @@ impl TorchBackend {
         let given = options.chat_template.as_deref();
         let has_chat_template = ChatTemplate::of(&files, given, &options.template_args)?.is_some();
         let (jobs, queue) = unbounded();
-        let stopping = Arc::new(AtomicBool::new(false));
+        let shared = Arc::new(Shared {
+            stopping: AtomicBool::new(false),
+            held: (0..replicas(dir, &options)).map(|_| AtomicUsize::new(0)).collect(),
+            most: options.cache_bytes,
+            threads: Mutex::default(),
+        });
         let max_in_flight = options.max_in_flight.max(1);
-        let (dir, is_stopping) = (dir.to_owned(), Arc::clone(&stopping));
+        let (dir, of_thread) = (dir.to_owned(), Arc::clone(&shared));
         let thread = std::thread::Builder::new()
             .name(format!("torch {}", options.name))
-            .spawn(move || serve(&dir, &options, &queue, &is_stopping))
+            .spawn(move || serve(&dir, &options, &queue, &of_thread))
             .map_err(TorchError::file("a thread for the model"))?;
         Ok(TorchBackend {
             jobs: Some(jobs),
             thread: Some(thread),
-            stopping,
+            shared,
             max_in_flight,
             has_chat_template,
         })
@@ -196,24 +231,58 @@ impl Backend for TorchBackend {
     fn max_in_flight(&self) -> usize {
         self.max_in_flight
     }
+
+    fn cache_bytes(&self) -> CacheBytes {
+        let held = self.shared.held.iter().map(|held| held.load(Ordering::Relaxed)).sum();
+        CacheBytes { held, most: self.shared.most }
+    }
 }
 
 impl Drop for TorchBackend {
     /// Stops after the step that is being done; what is not answered is told so.
     fn drop(&mut self) {
-        self.stopping.store(true, Ordering::Relaxed);
+        self.shared.stopping.store(true, Ordering::Relaxed);
         self.jobs = None;
         let here = std::thread::current().id();
-        // An answer's receiver may be what drops the backend, in the model's own thread.
-        if let Some(thread) = self.thread.take().filter(|thread| thread.thread().id() != here) {
+        // An answer's receiver may be what drops the backend, in a thread that then goes on.
+        let is_own = self.shared.threads.lock().is_ok_and(|threads| threads.contains(&here));
+        if let Some(thread) = self.thread.take().filter(|_| !is_own) {
             let _ = thread.join();
         }
     }
 }
 
-/// What the thread needs of a checkpoint.
+/// The number format in which a checkpoint computes where none is asked for: on a CPU `f32`, else what
+/// it is stored in.
+pub fn usual_format(device: DeviceChoice, dir: impl FnOnce() -> PathBuf) -> &'static str {
+    // A device that is not there, or a config that cannot be read, is said to be so by the run.
+    let is_gpu = device.device().is_ok_and(|device| device != Device::Cpu);
+    let config = is_gpu.then(|| LlamaConfig::read(&dir()).ok()).flatten();
+    match config.map(|config| config.dtype) {
+        Some(Kind::BFloat16) => "bf16",
+        Some(Kind::Half) => "f16",
+        _ => "f32",
+    }
+}
+
+/// How many replicas of a checkpoint there are on a CPU.
+fn replicas(dir: &Path, options: &TorchOptions) -> usize {
+    if let Some(replicas) = options.replicas {
+        return replicas.max(1);
+    }
+    // What cannot be read is said to be so when it is read.
+    let files = weight_files(dir).unwrap_or_default();
+    let sizes = files.iter().filter_map(|path| std::fs::metadata(path).ok());
+    let bytes: u64 = sizes.map(|file| file.len()).sum();
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let that_fit = usize::try_from(REPLICAS_BYTES / bytes.max(1)).unwrap_or(usize::MAX);
+    (cores / options.threads.max(1)).min(that_fit).max(1)
+}
+
+/// What the threads need of a checkpoint.
 struct Loaded {
-    llama: Llama,
+    /// One for each replica.
+    models: Vec<Llama>,
     tokenizer: TextTokenizer,
     chat: Option<ChatTemplate>,
 }
@@ -222,46 +291,63 @@ impl Loaded {
     fn read(dir: &Path, options: &TorchOptions) -> Result<Loaded, TorchError> {
         let device = options.device.device()?;
         let checkpoint = Checkpoint::read(dir)?;
+        let (config, weights) = (&checkpoint.config, &checkpoint.weights);
         let kind = match options.dtype {
             Some(precision) => precision.kind(),
             None if device == Device::Cpu => Kind::Float,
-            None => checkpoint.config.dtype,
+            None => config.dtype,
         };
-        let llama = Llama::new(&checkpoint.config, &checkpoint.weights, kind, device)?.stacked();
-        if checkpoint.config.head == Head::Lm && !llama.ignores_neighbours() {
+        let replicas = if device == Device::Cpu { replicas(dir, options) } else { 1 };
+        // Weights that are neither converted nor stacked are shared by all.
+        let model = |_| Ok(Llama::new(config, weights, kind, device)?.stacked());
+        let models = (0..replicas).map(model).collect::<Result<Vec<Llama>, TorchError>>()?;
+        if config.head == Head::Lm && !models[0].ignores_neighbours() {
             let model = &options.name;
             tracing::warn!(model, "on this machine an answer's last bits depend on its neighbours");
         }
         let given = options.chat_template.as_deref();
         let chat = ChatTemplate::of(&checkpoint.tokenizer_files, given, &options.template_args)?;
-        Ok(Loaded { llama, tokenizer: checkpoint.tokenizer()?, chat })
+        Ok(Loaded { models, tokenizer: checkpoint.tokenizer()?, chat })
     }
 }
 
-/// The life of the model's thread.
-fn serve(dir: &Path, options: &TorchOptions, queue: &Receiver<Job>, stopping: &AtomicBool) {
-    let _guard = tch::no_grad_guard();
-    tch::set_num_threads(i32::try_from(options.threads.max(1)).unwrap_or(i32::MAX));
+/// The life of the model's thread: it reads the model when the first request comes, and begins a
+/// thread for each further replica.
+fn serve(dir: &Path, options: &TorchOptions, queue: &Receiver<Job>, shared: &Shared) {
+    shared.enter();
     let Ok(first) = queue.recv() else { return };
+    let guard = tch::no_grad_guard();
+    tch::set_num_threads(i32::try_from(options.threads.max(1)).unwrap_or(i32::MAX));
     let loaded = match catch(|| Loaded::read(dir, options)) {
         Ok(Ok(loaded)) => loaded,
         Ok(Err(error)) => return refuse(first, queue, &error.to_string()),
         Err(message) => return refuse(first, queue, &message),
     };
-    let mut first = Some(first);
-    loop {
-        let worker = Worker::new(
-            &loaded.llama,
-            &loaded.tokenizer,
-            loaded.chat.as_ref(),
-            options.max_in_flight,
-            options.cache_bytes,
-        );
-        match work(worker, &mut first, queue, stopping) {
-            Ended::Closed => return,
-            Ended::Broken => tracing::warn!(model = options.name, "the model begins afresh"),
+    drop(guard);
+    let Loaded { mut models, tokenizer, chat } = loaded;
+    let (replicas, chat) = (models.len(), chat.as_ref());
+    let served = Served { tokenizer: &tokenizer, chat, options, queue, shared, replicas };
+    let own = models.swap_remove(0);
+    std::thread::scope(|scope| {
+        for (at, llama) in models.into_iter().enumerate() {
+            let served = &served;
+            scope.spawn(move || {
+                served.shared.enter();
+                served.replica(at + 1, llama, None);
+            });
         }
-    }
+        served.replica(0, own, Some(first));
+    });
+}
+
+/// What all replicas of a model have.
+struct Served<'a> {
+    tokenizer: &'a TextTokenizer,
+    chat: Option<&'a ChatTemplate>,
+    options: &'a TorchOptions,
+    queue: &'a Receiver<Job>,
+    shared: &'a Shared,
+    replicas: usize,
 }
 
 /// Why a worker ended.
@@ -270,43 +356,62 @@ enum Ended {
     Broken,
 }
 
-fn work(
-    mut worker: Worker<'_>,
-    first: &mut Option<Job>,
-    queue: &Receiver<Job>,
-    stopping: &AtomicBool,
-) -> Ended {
-    loop {
-        let is_open = gather(&mut worker, first, queue);
-        if stopping.load(Ordering::Relaxed) {
-            queue.try_iter().for_each(|job| worker.accept(job));
-            worker.fail_all(&stopped());
-            return Ended::Closed;
-        }
-        if let Err(message) = catch(|| worker.step()) {
-            worker.fail_all(&CallError::Outage { message });
-            return Ended::Broken;
-        }
-        if !is_open && worker.is_idle() {
-            return Ended::Closed;
-        }
-    }
-}
-
-/// Takes what is queued; waits for it if there is nothing else to do. False when no more can come.
-fn gather(worker: &mut Worker<'_>, first: &mut Option<Job>, queue: &Receiver<Job>) -> bool {
-    if worker.is_idle() {
-        let Some(job) = first.take().or_else(|| queue.recv().ok()) else { return false };
-        worker.accept(job);
-        while let Ok(job) = queue.recv_timeout(GATHER) {
-            worker.accept(job);
-            if worker.is_full() {
-                break;
+impl Served<'_> {
+    /// The life of a replica.
+    fn replica(&self, replica: usize, llama: Llama, mut first: Option<Job>) {
+        let _guard = tch::no_grad_guard();
+        tch::set_num_threads(i32::try_from(self.options.threads.max(1)).unwrap_or(i32::MAX));
+        loop {
+            let rows_max = self.options.max_in_flight.div_ceil(self.replicas);
+            let cache_bytes = self.options.cache_bytes / self.replicas;
+            let worker = Worker::new(&llama, self.tokenizer, self.chat, rows_max, cache_bytes);
+            match self.work(worker, &mut first, &self.shared.held[replica]) {
+                Ended::Closed => return,
+                Ended::Broken => {
+                    tracing::warn!(model = self.options.name, "the model begins afresh");
+                }
             }
         }
     }
-    queue.try_iter().for_each(|job| worker.accept(job));
-    true
+
+    fn work(&self, mut worker: Worker<'_>, first: &mut Option<Job>, held: &AtomicUsize) -> Ended {
+        loop {
+            let is_open = self.gather(&mut worker, first);
+            if self.shared.stopping.load(Ordering::Relaxed) {
+                self.queue.try_iter().for_each(|job| worker.accept(job));
+                worker.fail_all(&stopped());
+                return Ended::Closed;
+            }
+            if let Err(message) = catch(|| worker.step()) {
+                worker.fail_all(&CallError::Outage { message });
+                return Ended::Broken;
+            }
+            held.store(worker.cache_bytes(), Ordering::Relaxed);
+            if !is_open && worker.is_idle() {
+                return Ended::Closed;
+            }
+        }
+    }
+
+    /// Takes what is queued; waits for it if there is nothing else to do. False when no more can
+    /// come.
+    fn gather(&self, worker: &mut Worker<'_>, first: &mut Option<Job>) -> bool {
+        if worker.is_idle() {
+            let Some(job) = first.take().or_else(|| self.queue.recv().ok()) else { return false };
+            worker.accept(job);
+            while !worker.is_full() {
+                let Ok(job) = self.queue.recv_timeout(GATHER) else { break };
+                worker.accept(job);
+            }
+        }
+        // One alone takes all, for rows of like length to be read together; of several each leaves
+        // to the others what it could not begin at once.
+        while self.replicas == 1 || !worker.is_full() {
+            let Ok(job) = self.queue.try_recv() else { break };
+            worker.accept(job);
+        }
+        true
+    }
 }
 
 /// Answers everything with the reason why the model is not there.

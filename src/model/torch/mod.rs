@@ -24,15 +24,17 @@ mod block;
 mod cache;
 mod draw;
 mod error;
-mod openmp;
 mod prefix;
 mod reader;
+mod restart;
 mod rope;
 mod row;
 mod sampling;
 mod worker;
 
-pub use backend::{DeviceChoice, Precision, TorchBackend, TorchOptions, is_preference_model};
+pub use backend::{
+    DeviceChoice, Precision, TorchBackend, TorchOptions, is_preference_model, usual_format,
+};
 pub use chat::ChatTemplate;
 pub use checkpoint::{Checkpoint, weights_id};
 pub use config::{Head, LlamaConfig};
@@ -41,7 +43,7 @@ pub use generate::{CACHE_BYTES, Continuation, Generated, Generator, generate};
 pub use generation_config::GenerationConfig;
 pub use listen::{Event, Listener, Piece, PromptDone, Token};
 pub use llama::{AttentionMask, Llama};
-pub use openmp::quiet_openmp;
+pub use restart::{clean_child, prepare_process};
 pub use score::{rewards, score};
 pub use tokenizer::{Continued, TextTokenizer};
 pub use train::TorchTrainer;

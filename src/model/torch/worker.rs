@@ -111,6 +111,11 @@ impl<'m> Worker<'m> {
         self.continued.is_empty() && self.to_score.is_empty() && self.prompts.is_empty()
     }
 
+    /// Bytes of keys and values that it holds.
+    pub(super) fn cache_bytes(&self) -> usize {
+        self.generator.cache_bytes()
+    }
+
     pub(super) fn is_full(&self) -> bool {
         self.continued.len() + self.to_score.len() >= self.rows_max
     }
