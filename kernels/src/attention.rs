@@ -127,7 +127,7 @@ impl Pass {
             shares.push(tiles.split_off(tiles.len() - share));
         }
         shares.push(tiles);
-        each(shares, |tiles| dispatch(Tiles { tiles, heads, layer }));
+        each(shares, |tiles| dispatch(Share { tiles, heads, layer }));
     }
 }
 
@@ -139,16 +139,17 @@ struct Tile<'a> {
     context: &'a mut [f32], // (T, heads, D)
 }
 
-struct Tiles<'a> {
+/// What one thread computes of a pass.
+struct Share<'a> {
     tiles: Vec<Tile<'a>>,
     heads: Heads,
     layer: usize,
 }
 
-impl Work for Tiles<'_> {
+impl Work for Share<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        let Tiles { tiles, heads, layer } = self;
+        let Share { tiles, heads, layer } = self;
         let group = heads.queries / heads.keys;
         let mut room = Room::default();
         for mut tile in tiles {
@@ -423,7 +424,7 @@ mod tests {
 
         /// Reads tokens of texts that have all before them, at layer 1: each text's context.
         fn read(&self, texts: Vec<Text>, tokens: &[Range<usize>], threads: usize) -> Read {
-            let counts = tokens.iter().map(|tokens| tokens.len());
+            let counts = tokens.iter().map(ExactSizeIterator::len);
             let mut pass = Pass::new(texts.into_iter().zip(counts).collect(), threads);
             let of = |numbers: &[f32], heads: usize| {
                 let width = heads * self.heads.dim;
@@ -451,7 +452,9 @@ mod tests {
         }
 
         fn whole(&self) -> Vec<u32> {
-            self.read(vec![Text::new(self.heads)], &[0..TOKENS], 1).1.remove(0)
+            self.read(vec![Text::new(self.heads)], std::slice::from_ref(&(0..TOKENS)), 1)
+                .1
+                .remove(0)
         }
 
         /// softmax(q kᵀ / √d) v of one token and head, as it is written, in f64.
@@ -540,7 +543,8 @@ mod tests {
             let case = Case::new(shape, plainly());
             let width = case.heads.queries * case.heads.dim;
             let whole = case.whole();
-            let (begun, _) = case.read(vec![Text::new(case.heads)], &[0..37], 1);
+            let (begun, _) =
+                case.read(vec![Text::new(case.heads)], std::slice::from_ref(&(0..37)), 1);
             for threads in 1..4 {
                 let texts = vec![begun[0].clone(), Text::new(case.heads), begun[0].clone()];
                 let tokens = [37..TOKENS, 0..50, 37..38];

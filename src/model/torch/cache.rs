@@ -107,7 +107,7 @@ impl Cache {
                 hidden // (B, C)
             }
             Cache::Tensors(tensors) => {
-                let (mut ids, mut positions) = (vec![0; tensors.slots], vec![0; tensors.slots]);
+                let (mut ids, mut positions) = (vec![0; tensors.count], vec![0; tensors.count]);
                 for row in rows {
                     (ids[row.slot], positions[row.slot]) = (row.id, row.position);
                 }
@@ -121,7 +121,7 @@ impl Cache {
 /// Keys and values of every block.
 pub(super) struct Slots {
     blocks: Vec<(Tensor, Tensor)>, // (slots·KV, positions, D) each
-    slots: usize,
+    count: usize,
     positions: usize,
     positions_max: usize,
     key_heads: usize,
@@ -134,7 +134,7 @@ impl Slots {
         let empty = || Tensor::zeros([0, 0, dim], (llama.kind, llama.device));
         Slots {
             blocks: llama.blocks.iter().map(|_| (empty(), empty())).collect(),
-            slots: 0,
+            count: 0,
             positions: 0,
             positions_max: 0,
             key_heads: llama.config.num_key_value_heads as usize,
@@ -145,9 +145,9 @@ impl Slots {
     /// Makes room for positions, keeping what is there.
     fn grow_positions(&mut self, positions: usize) {
         if positions > self.positions {
-            let kept: Vec<usize> = (0..self.slots).collect();
+            let kept: Vec<usize> = (0..self.count).collect();
             let more = (self.positions * 3 / 2).min(self.positions_max);
-            self.rebuild(&kept, self.slots, positions.max(more));
+            self.rebuild(&kept, self.count, positions.max(more));
         }
     }
 
@@ -170,7 +170,7 @@ impl Slots {
         for (keys, values) in &mut self.blocks {
             (*keys, *values) = (rebuilt(keys), rebuilt(values));
         }
-        (self.slots, self.positions) = (slots, positions);
+        (self.count, self.positions) = (slots, positions);
     }
 
     /// Says that a row will have so many positions: room grows no further than the longest needs.
@@ -217,11 +217,11 @@ impl Slots {
 
     /// One token for every slot, at its position: what the head sees of each.
     fn step(&mut self, llama: &Llama, ids: &[i64], positions: &[usize]) -> Tensor {
-        assert!(ids.len() == self.slots && positions.len() == self.slots, "a token for each slot");
+        assert!(ids.len() == self.count && positions.len() == self.count, "a token for each slot");
         let last = positions.iter().copied().max().unwrap_or(0);
         self.grow_positions(last + 1);
         let count = round_up(last + 1, KEYS_STEP as usize).min(self.positions);
-        let rows = int(self.slots);
+        let rows = int(self.count);
 
         let heads = self.key_heads;
         let place = |(slot, &position): (usize, &usize)| {

@@ -177,7 +177,8 @@ impl<'m> Generator<'m> {
             self.cache = Cache::new(self.llama);
         }
         let free = self.slots_max - active;
-        let worth = self.waiting.len().min((self.slots_max / 8).max(ROWS_MIN));
+        let few = if self.llama.is_packed() { 1 } else { ROWS_MIN };
+        let worth = self.waiting.len().min((self.slots_max / 8).max(few));
         if self.waiting.is_empty() || (free < worth && active > 0) {
             return Vec::new();
         }

@@ -20,7 +20,7 @@ use super::prefix::{BlockId, Prefixes};
 use super::reader::{Group, Kept, ReadRow};
 
 /// The most tokens read by one pass, unless the last page of a row makes it more.
-const TOKENS_MAX: usize = 1024;
+pub(super) const TOKENS_MAX: usize = 1024;
 
 /// How many rows are read before pages that are too many are let go.
 const ROWS_MAX: usize = 256;

@@ -25,7 +25,7 @@ impl Llama {
     /// How its heads are shaped, if it is one that is read by pages.
     pub(super) fn heads(&self) -> Option<Heads> {
         let config = &self.config;
-        self.is_packed().then(|| Heads {
+        self.is_packed().then_some(Heads {
             layers: self.blocks.len(),
             queries: config.num_attention_heads as usize,
             keys: config.num_key_value_heads as usize,

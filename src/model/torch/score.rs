@@ -13,12 +13,15 @@
 
 use std::collections::BTreeSet;
 
+use amend_kernels::Text;
 use tch::{Kind, Tensor};
 
 use super::draw::select_rows;
 use super::generate::CACHE_BYTES;
 use super::int;
 use super::llama::Llama;
+use super::page_reader::TOKENS_MAX;
+use super::pages::Part;
 use super::reader::{Branches, ReadRow, Reader};
 use super::tokenizer::Continued;
 
@@ -106,7 +109,7 @@ pub(super) fn score_prompt(
     ids: &[i64],
     alternatives_max: usize,
 ) -> Vec<(Option<f32>, Vec<(i64, f32)>)> {
-    let hidden = llama.hidden(&Tensor::from_slice(ids).to_device(llama.device).view([1, -1]));
+    let hidden = hidden_of(llama, ids);
     let mut scores = vec![(None, Vec::new())];
     let places: Vec<usize> = (0..ids.len() - 1).collect();
     for places in places.chunks(LOGITS_MAX) {
@@ -122,6 +125,21 @@ pub(super) fn score_prompt(
         }
     }
     scores
+}
+
+/// What the head sees of every token of a text.
+fn hidden_of(llama: &Llama, ids: &[i64]) -> Tensor {
+    let Some(heads) = llama.heads() else {
+        return llama.hidden(&Tensor::from_slice(ids).to_device(llama.device).view([1, -1]));
+    };
+    let (mut text, mut hidden) = (Text::new(heads), Vec::new());
+    for ids in ids.chunks(TOKENS_MAX) {
+        let part = Part { text, ids, branches: None, wanted: None };
+        let (of_part, mut texts) = llama.read_parts(vec![part]);
+        hidden.push(of_part);
+        text = texts.remove(0);
+    }
+    Tensor::cat(&hidden, 0) // (T, C)
 }
 
 impl Packed {
