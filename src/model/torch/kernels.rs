@@ -80,12 +80,12 @@ pub(super) fn floats(tensor: &Tensor) -> &[f32] {
     unsafe { std::slice::from_raw_parts(numbers, tensor.numel()) }
 }
 
-/// A new tensor, filled.
+/// A new tensor, which is to be filled whole.
 pub(super) fn filled(shape: &[i64], fill: impl FnOnce(&mut [f32])) -> Tensor {
     let tensor = Tensor::empty(shape, (Kind::Float, Device::Cpu));
     if tensor.numel() > 0 {
-        // SAFETY: as above, and nothing else knows the tensor. What `fill` does not write is any
-        // number: memory of libtorch is not uninitialised to Rust.
+        // SAFETY: as above, and nothing else knows the tensor. Kernels write all of it and read
+        // none.
         fill(unsafe {
             std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<f32>(), tensor.numel())
         });

@@ -148,7 +148,8 @@ impl Llama {
     /// The same model with stacked projections, for running without gradients.
     ///
     /// The stacked ones are copies: after a training step, stack again. On a processor in f32 they
-    /// are packed, and [`Generator`](super::Generator) and [`score`](super::score()) read by pages.
+    /// are packed, and [`Generator`](super::Generator) and [`score`](super::score()) read by pages;
+    /// what is packed is shared with a model that is stacked again.
     #[must_use]
     pub fn stacked(&self) -> Llama {
         let _guard = tch::no_grad_guard();
