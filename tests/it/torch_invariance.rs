@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 
 use amend::model::torch::{
-    Continuation, Continued, Generated, Generator, Llama, TextTokenizer, rewards, score,
+    Checkpoint, Continuation, Continued, Generated, Generator, Head, Llama, TextTokenizer, rewards,
+    score,
 };
 use proptest::prelude::*;
 use rand_chacha::ChaCha8Rng;
@@ -181,7 +182,7 @@ fn rows_in_bf16_are_the_same_bits_too() {
 
 #[test]
 fn a_preference_model_gives_a_row_the_same_bits_alone_and_together() {
-    let checkpoint = amend::model::torch::Checkpoint::read(&fixture("llama_tiny_scorer")).unwrap();
+    let checkpoint = Checkpoint::read(&fixture("llama_tiny_scorer")).unwrap();
     let llama =
         Llama::new(&checkpoint.config, &checkpoint.weights, Kind::Float, tch::Device::Cpu).unwrap();
     tch::set_num_threads(1);
@@ -189,5 +190,31 @@ fn a_preference_model_gives_a_row_the_same_bits_alone_and_together() {
     let together = rewards(&llama, &texts);
     for (text, score) in texts.iter().zip(&together) {
         assert_eq!(rewards(&llama, std::slice::from_ref(text))[0].to_bits(), score.to_bits());
+    }
+}
+
+#[test]
+fn every_family_scores_a_row_with_the_same_bits_alone_and_together() {
+    tch::set_num_threads(1);
+    let folder = fixture("conformance");
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let dir = entry.unwrap().path();
+        let checkpoint = Checkpoint::read(&dir).unwrap();
+        if checkpoint.config.head != Head::Lm {
+            continue;
+        }
+        let (config, weights) = (&checkpoint.config, &checkpoint.weights);
+        let llama = Llama::new(config, weights, Kind::Float, tch::Device::Cpu).unwrap().stacked();
+        // Odd numbers of tokens: what does not fill a register must not be computed otherwise.
+        let rows: Vec<Continued> = (1..30)
+            .map(|length| Continued {
+                prefix: (0..length).map(|at| (at * at + length) % 50).collect(),
+                tails: vec![vec![5, 6], vec![7]],
+            })
+            .collect();
+        for (row, together) in rows.iter().zip(score(&llama, &rows)) {
+            let alone = score(&llama, std::slice::from_ref(row)).remove(0);
+            assert_eq!(alone, together, "{} tokens, {}", row.prefix.len(), dir.display());
+        }
     }
 }

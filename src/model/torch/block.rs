@@ -5,81 +5,17 @@
 //! differentiable in the first case. Attention is a product, a softmax and a product: the fused
 //! kernels give a row other bits when its neighbours change.
 
+use amend_kernels::{Pass, Sight};
 use tch::{Kind, Tensor};
 
 use super::config::{Activation, LlamaConfig};
+use super::kernels;
+use super::linear::{Linear, Linears};
 use super::rope::Rotation;
 
 /// Keys of a cache are looked at in multiples of so many. With fewer, the products of small models
 /// are so small that another kernel takes them.
 pub(super) const KEYS_STEP: i64 = 64;
-
-/// `y = x Wᵀ + b`.
-pub(super) struct Linear {
-    pub(super) weight: Tensor,       // (out, in)
-    pub(super) bias: Option<Tensor>, // (out)
-}
-
-impl Linear {
-    pub(super) fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight, self.bias.as_ref())
-    }
-
-    /// The same in one piece of memory, which some families do not store it in.
-    pub(super) fn compact(&self) -> Linear {
-        let bias = self.bias.as_ref().map(Tensor::shallow_clone);
-        Linear { weight: self.weight.contiguous(), bias }
-    }
-
-    /// Several over the same input as one.
-    fn stacked(linears: &[Linear]) -> Linear {
-        let weights: Vec<&Tensor> = linears.iter().map(|linear| &linear.weight).collect();
-        let biases: Option<Vec<&Tensor>> =
-            linears.iter().map(|linear| linear.bias.as_ref()).collect();
-        Linear {
-            weight: Tensor::cat(&weights, 0),
-            bias: biases.map(|biases| Tensor::cat(&biases, 0)),
-        }
-    }
-}
-
-/// Several linears over the same input: apart where each is trained, as one where they are run or
-/// are stored so.
-pub(super) enum Linears {
-    Apart(Vec<Linear>),
-    /// One after the other, of these sizes.
-    Stacked(Linear, Vec<i64>),
-    /// Queries, keys and values head by head, of these numbers of heads and dimensions.
-    ByHead(Linear, i64, i64),
-}
-
-impl Linears {
-    pub(super) fn stack(&self) -> Linears {
-        match self {
-            Linears::Apart(linears) => {
-                let sizes = linears.iter().map(|linear| linear.weight.size()[0]).collect();
-                Linears::Stacked(Linear::stacked(linears), sizes)
-            }
-            Linears::Stacked(linear, sizes) => Linears::Stacked(linear.compact(), sizes.clone()),
-            Linears::ByHead(linear, heads, dim) => Linears::ByHead(linear.compact(), *heads, *dim),
-        }
-    }
-
-    pub(super) fn forward(&self, x: &Tensor) -> Vec<Tensor> {
-        match self {
-            Linears::Apart(linears) => linears.iter().map(|linear| linear.forward(x)).collect(),
-            Linears::Stacked(linear, sizes) => {
-                linear.forward(x).split_with_sizes(sizes.as_slice(), -1)
-            }
-            Linears::ByHead(linear, heads, dim) => {
-                let mut shape = x.size();
-                shape.pop();
-                shape.extend([*heads, 3, *dim]);
-                linear.forward(x).view(shape.as_slice()).unbind(-2) // 3 × (…, H, D)
-            }
-        }
-    }
-}
 
 /// A norm, computed in f32: by the root mean square (Zhang and Sennrich 2019), or with a bias by
 /// mean and variance (Ba et al. 2016).
@@ -87,6 +23,8 @@ pub(super) struct Norm {
     pub(super) weight: Tensor,       // (C)
     pub(super) bias: Option<Tensor>, // (C)
     pub(super) eps: f64,
+    /// It is only run, where there are kernels for it.
+    pub(super) is_packed: bool,
 }
 
 impl Norm {
@@ -95,6 +33,9 @@ impl Norm {
             let width = self.weight.size();
             return x.layer_norm(width, Some(&self.weight), self.bias.as_ref(), self.eps, false);
         }
+        if self.is_packed {
+            return kernels::normalise(x, &self.weight, self.eps);
+        }
         let kind = x.kind();
         let x = x.to_kind(Kind::Float);
         let variance = x.square().mean_dim(-1, true, Kind::Float); // (…, 1)
@@ -102,9 +43,11 @@ impl Norm {
         normed.to_kind(kind) * &self.weight
     }
 
-    pub(super) fn shallow_clone(&self) -> Norm {
-        let bias = self.bias.as_ref().map(Tensor::shallow_clone);
-        Norm { weight: self.weight.shallow_clone(), bias, eps: self.eps }
+    /// The same, to be run without gradients.
+    pub(super) fn ready(&self) -> Norm {
+        let (weight, bias) = (&self.weight, self.bias.as_ref().map(Tensor::shallow_clone));
+        let is_packed = kernels::are_for(weight.kind(), weight.device());
+        Norm { weight: weight.contiguous(), bias, eps: self.eps, is_packed }
     }
 }
 
@@ -135,6 +78,25 @@ pub(super) enum View<'a> {
     Fused { mask: Option<&'a Mask> },
     /// One token a row: its key and value are written to the cache, and it sees the first `count`.
     Cache(CacheView<'a>),
+    /// The next tokens of many texts, one after the other in one row.
+    Pages(PagesView<'a>),
+}
+
+/// What the tokens of a pass see at one block.
+pub(super) struct PagesView<'a> {
+    pub(super) pass: &'a mut Pass,
+    pub(super) layer: usize,
+    pub(super) sights: &'a Sights,
+    /// Of which tokens the block's result is wanted, if not of all; the others' keys and values are
+    /// kept alike.
+    pub(super) wanted: Option<&'a Tensor>, // (M)
+}
+
+/// What the tokens of a pass see.
+pub(super) struct Sights {
+    pub(super) full: Vec<Sight>,
+    /// The same for layers that see a window, where there are any.
+    pub(super) windowed: Option<Vec<Sight>>,
 }
 
 /// A block's cache as one step sees it.
@@ -147,6 +109,19 @@ pub(super) struct CacheView<'a> {
     pub(super) count: i64,
     /// (B, 1, 1, count)
     pub(super) mask: &'a Mask,
+}
+
+impl PagesView<'_> {
+    /// Heads (1, N, H or KV, D) of the tokens of a pass: their context (1, N, H, D).
+    fn attend(self, query: &Tensor, key: &Tensor, value: &Tensor, is_windowed: bool) -> Tensor {
+        let sights = self.sights.windowed.as_ref().filter(|_| is_windowed);
+        let sights = sights.unwrap_or(&self.sights.full);
+        let (query, key, value) = (query.contiguous(), key.contiguous(), value.contiguous());
+        let [query_numbers, key, value] = [&query, &key, &value].map(kernels::floats);
+        kernels::filled(&query.size(), |context| {
+            self.pass.attend(self.layer, query_numbers, key, value, sights, context);
+        })
+    }
 }
 
 /// One block.
@@ -207,7 +182,12 @@ impl Block {
         rotation: Option<&Rotation>,
         view: View<'_>,
     ) -> Tensor {
+        let wanted = match &view {
+            View::Pages(view) => view.wanted.map(|wanted| x.index_select(1, wanted)),
+            _ => None,
+        };
         let attended = self.attend(&self.input_norm.forward(x), rotation, view);
+        let x = wanted.as_ref().unwrap_or(x);
         if self.shape.is_parallel {
             return x + attended + self.feed(&self.post_attention_norm.forward(x));
         }
@@ -215,22 +195,26 @@ impl Block {
         &x + self.feed(&self.post_attention_norm.forward(&x))
     }
 
-    /// The same block with stacked projections, each in one piece of memory.
+    /// The same block with stacked projections, to be run without gradients.
     pub(super) fn stacked(&self) -> Block {
         let norms = self.query_key_norms.as_ref();
         Block {
-            input_norm: self.input_norm.shallow_clone(),
+            input_norm: self.input_norm.ready(),
             query_key_value: self.query_key_value.stack(),
-            query_key_norms: norms.map(|(query, key)| (query.shallow_clone(), key.shallow_clone())),
-            output: self.output.compact(),
-            post_attention_norm: self.post_attention_norm.shallow_clone(),
+            query_key_norms: norms.map(|(query, key)| (query.ready(), key.ready())),
+            output: self.output.ready(),
+            post_attention_norm: self.post_attention_norm.ready(),
             up: self.up.stack(),
-            down: self.down.compact(),
+            down: self.down.ready(),
             shape: self.shape,
         }
     }
 
     fn feed(&self, x: &Tensor) -> Tensor {
+        let pair = self.up.packed_pair().filter(|_| self.shape.activation == Activation::Silu);
+        if let Some(pair) = pair {
+            return self.down.forward(&kernels::gate(&pair.forward(x)));
+        }
         let up = self.up.forward(x);
         let inner = self.shape.activation.apply(&up[0]); // (B, T, I)
         self.down.forward(&up[1..].iter().fold(inner, |inner, up| inner * up))
@@ -239,8 +223,18 @@ impl Block {
     fn attend(&self, x: &Tensor, rotation: Option<&Rotation>, view: View<'_>) -> Tensor {
         let BlockShape { heads, key_heads, dim, is_windowed, .. } = self.shape;
         let (rows, tokens, _) = x.size3().expect("the input of a block has three dimensions");
-        let [query, key, value] = self.project(x, rotation); // (B, T, H or KV, D)
+        let is_packed = matches!(view, View::Pages(_));
+        let [query, key, value] = self.project(x, rotation, is_packed); // (B, T, H or KV, D)
         let context = match view {
+            View::Pages(view) => {
+                let wanted = view.wanted;
+                let context = view.attend(&query, &key, &value, is_windowed);
+                let context = context.view([rows, tokens, heads * dim]);
+                return match wanted {
+                    Some(wanted) => self.output.forward(&context.index_select(1, wanted)),
+                    None => self.output.forward(&context),
+                };
+            }
             View::Fused { mask } => {
                 let mask = mask.map(|mask| mask.of(is_windowed));
                 self.weigh_fused(&query, &key, &value, mask)
@@ -277,7 +271,7 @@ impl Block {
     }
 
     /// Queries, keys and values, rotated: (B, T, H or KV, D).
-    fn project(&self, x: &Tensor, rotation: Option<&Rotation>) -> [Tensor; 3] {
+    fn project(&self, x: &Tensor, rotation: Option<&Rotation>, is_packed: bool) -> [Tensor; 3] {
         let BlockShape { heads, key_heads, dim, is_rotated, .. } = self.shape;
         let (rows, tokens, _) = x.size3().expect("the input of a block has three dimensions");
         let projected = self.query_key_value.forward(x);
@@ -287,7 +281,11 @@ impl Block {
             (query, key) = (query_norm.forward(&query), key_norm.forward(&key));
         }
         if let Some(rotation) = rotation.filter(|_| is_rotated) {
-            (query, key) = (rotation.apply(&query), rotation.apply(&key));
+            let rotate = |x: &Tensor| match is_packed {
+                true => rotation.apply_packed(x),
+                false => rotation.apply(x),
+            };
+            (query, key) = (rotate(&query), rotate(&key));
         }
         [query, key, projected[2].reshape([rows, tokens, key_heads, dim])]
     }

@@ -16,24 +16,24 @@ pub(super) struct Drawer {
 }
 
 impl Drawer {
-    /// Draws a token for each row from what the head sees of it.
-    pub(super) fn draw(&mut self, llama: &Llama, hidden: &Tensor, mut rows: Vec<Option<&mut Row>>) {
+    /// Draws a token for each row from what the head sees of it; there may be more of that.
+    pub(super) fn draw(&mut self, llama: &Llama, hidden: &Tensor, mut rows: Vec<&mut Row>) {
         let whole = llama.logits(hidden); // (B, V)
         let logits = penalised(&whole, &rows);
         let (count, vocab) = logits.size2().expect("logits are a matrix");
         let mut tokens = vec![0i64; count as usize];
-        if rows.iter().flatten().any(|row| row.draws.is_greedy()) {
+        if rows.iter().any(|row| row.draws.is_greedy()) {
             logits
                 .argmax(-1, false)
                 .to_device(tch::Device::Cpu)
                 .copy_data(&mut tokens, count as usize);
         }
-        if rows.iter().flatten().any(|row| !row.draws.is_greedy()) {
+        if rows.iter().any(|row| !row.draws.is_greedy()) {
             self.fill_probabilities(&logits, &rows);
             for ((row, token), probabilities) in
                 rows.iter_mut().zip(&mut tokens).zip(self.probabilities.chunks(vocab as usize))
             {
-                if let Some(row) = row.as_mut().filter(|row| !row.draws.is_greedy()) {
+                if !row.draws.is_greedy() {
                     *token = int(row.draws.draw(probabilities));
                 }
             }
@@ -44,18 +44,16 @@ impl Drawer {
         let logprobs = table.gather(1, &index, false).view([-1]);
         let logprobs = Vec::<f32>::try_from(logprobs).expect("log-probabilities are f32");
         for ((row, token), logprob) in rows.iter_mut().zip(tokens).zip(logprobs) {
-            if let Some(row) = row {
-                row.tokens.push(token);
-                row.logprobs.push(logprob);
-            }
+            row.tokens.push(token);
+            row.logprobs.push(logprob);
         }
     }
 
     /// Fills `probabilities` with the softmax of each row at its temperature.
-    fn fill_probabilities(&mut self, logits: &Tensor, rows: &[Option<&mut Row>]) {
-        let temperature = |row: &Option<&mut Row>| match row {
-            Some(row) if !row.draws.is_greedy() => row.draws.temperature as f32,
-            _ => 1.0,
+    fn fill_probabilities(&mut self, logits: &Tensor, rows: &[&mut Row]) {
+        let temperature = |row: &&mut Row| match row.draws.is_greedy() {
+            true => 1.0,
+            false => row.draws.temperature as f32,
         };
         let mut temperatures: Vec<f32> = rows.iter().map(temperature).collect();
         temperatures.resize(logits.size()[0] as usize, 1.0);
@@ -72,8 +70,8 @@ impl Drawer {
 }
 
 /// Keeps the likeliest tokens of a table of log-probabilities, for rows that ask for them.
-fn tell_alternatives(table: &Tensor, rows: &mut [Option<&mut Row>]) {
-    let most = rows.iter().flatten().map(|row| row.alternatives_max).max().unwrap_or(0);
+fn tell_alternatives(table: &Tensor, rows: &mut [&mut Row]) {
+    let most = rows.iter().map(|row| row.alternatives_max).max().unwrap_or(0);
     if most == 0 {
         return;
     }
@@ -82,7 +80,7 @@ fn tell_alternatives(table: &Tensor, rows: &mut [Option<&mut Row>]) {
     let logprobs = Vec::<Vec<f32>>::try_from(logprobs).expect("log-probabilities are f32");
     let tokens = Vec::<Vec<i64>>::try_from(tokens).expect("tokens are integers");
     for ((row, tokens), logprobs) in rows.iter_mut().zip(tokens).zip(logprobs) {
-        if let Some(row) = row.as_mut().filter(|row| row.alternatives_max > 0) {
+        if row.alternatives_max > 0 {
             let pairs = tokens.into_iter().zip(logprobs);
             row.alternatives.push(pairs.take(row.alternatives_max).collect());
         }
@@ -90,14 +88,12 @@ fn tell_alternatives(table: &Tensor, rows: &mut [Option<&mut Row>]) {
 }
 
 /// Logits in which tokens that occurred in a row are less likely, where the row asks for it.
-fn penalised(logits: &Tensor, rows: &[Option<&mut Row>]) -> Tensor {
-    let asks = |row: &Option<&mut Row>| row.as_ref().is_some_and(|row| row.draws.is_penalised());
-    if !rows.iter().any(asks) {
+fn penalised(logits: &Tensor, rows: &[&mut Row]) -> Tensor {
+    if !rows.iter().any(|row| row.draws.is_penalised()) {
         return logits.shallow_clone();
     }
     let changed = logits.copy();
-    for (at, row) in rows.iter().enumerate() {
-        let Some(row) = row.as_ref().filter(|row| row.draws.is_penalised()) else { continue };
+    for (at, row) in rows.iter().enumerate().filter(|(_, row)| row.draws.is_penalised()) {
         let penalty = row.draws.repetition_penalty;
         let seen: BTreeSet<i64> = row.prompt.iter().chain(&row.tokens).copied().collect();
         let seen = Vec::from_iter(seen);

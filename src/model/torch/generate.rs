@@ -7,14 +7,15 @@
 //! ```
 //!
 //! A row's tokens and their bits do not depend on who shares its steps. Its prompt is read in
-//! blocks that are a function of the prompt ([`reader`](super::reader)), a product always has
-//! [`ROWS_MIN`] rows, and free slots compute what nobody reads.
+//! a way that does not depend on others ([`reader`](super::reader)), and the kernels sum in one
+//! order for any number of rows; or, by libtorch, a product always has [`ROWS_MIN`] rows, and free
+//! slots compute what nobody reads.
 //!
 //! Memory is bounded: rows wait while the cache could not hold them at their longest.
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::cache::Cache;
+use super::cache::{Cache, Last};
 use super::draw::{Drawer, select_rows};
 use super::llama::Llama;
 use super::reader::{Group, ReadRow, Reader, bytes_per_token};
@@ -127,8 +128,10 @@ impl<'m> Generator<'m> {
     /// Forgets a row: nobody wants it any more.
     pub(super) fn cancel(&mut self, tag: u64) {
         self.waiting.retain(|row| row.tag != tag);
-        for slot in &mut self.slots {
-            slot.take_if(|row| row.tag == tag);
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            if slot.take_if(|row| row.tag == tag).is_some() {
+                self.cache.clear(index);
+            }
         }
     }
 
@@ -142,24 +145,22 @@ impl<'m> Generator<'m> {
     pub fn step(&mut self) -> Vec<(u64, Generated)> {
         let mut done = self.admit();
         self.shrink();
-        if self.active() > 0 {
-            let ids: Vec<i64> =
-                self.slots.iter().map(|slot| slot.as_ref().map_or(0, Row::last)).collect();
-            let positions: Vec<usize> =
-                self.slots.iter().map(|slot| slot.as_ref().map_or(0, Row::position)).collect();
-            let hidden = self.cache.step(self.llama, &ids, &positions); // (B, C)
-            let mut slots = std::mem::take(&mut self.slots);
-            let rows = slots.iter_mut().map(Option::as_mut).collect();
-            self.drawer.draw(self.llama, &hidden, rows);
-            for slot in &mut slots {
-                let Some(generated) =
-                    slot.as_ref().and_then(|row| row.finished(self.llama, self.tokenizer))
-                else {
-                    continue;
-                };
-                done.extend(slot.take().map(|row| (row.tag, generated)));
+        let last = |(slot, row): (usize, &Option<Row>)| {
+            let row = row.as_ref()?;
+            Some(Last { slot, id: row.last(), position: row.position() })
+        };
+        let rows: Vec<Last> = self.slots.iter().enumerate().filter_map(last).collect();
+        if rows.is_empty() {
+            return done;
+        }
+        let hidden = self.cache.step(self.llama, &rows); // (B, C)
+        self.drawer.draw(self.llama, &hidden, self.slots.iter_mut().flatten().collect());
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            let finished = slot.as_ref().and_then(|row| row.finished(self.llama, self.tokenizer));
+            if let Some((row, generated)) = finished.and_then(|found| Some((slot.take()?, found))) {
+                self.cache.clear(index);
+                done.push((row.tag, generated));
             }
-            self.slots = slots;
         }
         done
     }
@@ -176,7 +177,8 @@ impl<'m> Generator<'m> {
             self.cache = Cache::new(self.llama);
         }
         let free = self.slots_max - active;
-        let worth = self.waiting.len().min((self.slots_max / 8).max(ROWS_MIN));
+        let few = if self.llama.is_packed() { 1 } else { ROWS_MIN };
+        let worth = self.waiting.len().min((self.slots_max / 8).max(few));
         if self.waiting.is_empty() || (free < worth && active > 0) {
             return Vec::new();
         }
@@ -229,10 +231,9 @@ impl<'m> Generator<'m> {
             by_prompt.entry(row.prompt.clone()).or_default().push(row);
         }
         let (prompts, mut rows): (Vec<Vec<i64>>, Vec<Vec<Row>>) = by_prompt.into_iter().unzip();
-        let read: Vec<ReadRow<'_>> =
-            prompts.iter().map(|ids| ReadRow { ids, plain: ids.len(), branches: None }).collect();
+        let read: Vec<ReadRow<'_>> = prompts.iter().map(|ids| ReadRow::plain(ids)).collect();
         let mut groups = Vec::new();
-        self.reader.read(&read, |group| groups.push(group.shallow_clone()));
+        self.reader.read(&read, |group| groups.push(group));
         let mut done = Vec::new();
         for group in groups {
             let of_group = group.rows.iter().map(|&prompt| std::mem::take(&mut rows[prompt]));
@@ -244,7 +245,6 @@ impl<'m> Generator<'m> {
     /// Draws the first token of rows, given those of each prompt of a group, and puts those that
     /// go on into slots.
     fn begin(&mut self, group: &Group, rows: Vec<Vec<Row>>) -> Vec<(u64, Generated)> {
-        let tokens = group.hidden.size()[1] as usize;
         let mut of_row = Vec::new();
         let mut all = Vec::new();
         for (at, rows) in rows.into_iter().enumerate() {
@@ -252,9 +252,9 @@ impl<'m> Generator<'m> {
             all.extend(rows);
         }
         let last = of_row.iter().zip(&all);
-        let last = last.map(|(&at, row)| at * tokens + row.prompt.len() - group.start - 1);
+        let last = last.map(|(&at, row)| group.place(at, row.prompt.len() - 1));
         let hidden = select_rows(&group.hidden, &last.collect::<Vec<_>>());
-        self.drawer.draw(self.llama, &hidden, all.iter_mut().map(Some).collect());
+        self.drawer.draw(self.llama, &hidden, all.iter_mut().collect());
 
         let mut done = Vec::new();
         let mut going = Vec::new();
@@ -268,15 +268,10 @@ impl<'m> Generator<'m> {
             return done;
         }
         let free = self.free_slots(going.len());
-        let length_max = going.iter().map(|(_, row)| row.length_max()).max().unwrap_or(0);
-        self.cache.expect_positions(length_max);
-        let of_slots: Vec<usize> = going.iter().map(|(at, _)| *at).collect();
-        if let Some(past) = &group.past {
-            self.cache.fill(&free, past, &of_slots, 0);
-        }
-        // Padding may reach past the last position that the row will have.
-        let rest = going.iter().map(|(_, row)| row.prompt.len() - group.start).max();
-        self.cache.fill_rest(&free, &group.kept, &of_slots, group.start, rest.unwrap_or(0));
+        let filled = going.iter().zip(&free);
+        let filled =
+            filled.map(|((at, row), &slot)| (slot, *at, row.prompt.len(), row.length_max()));
+        self.cache.fill(group, &filled.collect::<Vec<_>>());
         for ((_, row), slot) in going.into_iter().zip(free) {
             self.slots[slot] = Some(row);
         }
@@ -305,7 +300,7 @@ impl<'m> Generator<'m> {
     fn resize(&mut self, slots: usize) {
         let taken = self.slots.iter().enumerate().filter(|(_, slot)| slot.is_some());
         let kept: Vec<usize> = taken.map(|(index, _)| index).collect();
-        self.cache.rebuild(&kept, slots, 0);
+        self.cache.rebuild(&kept, slots);
         self.slots = std::mem::take(&mut self.slots).into_iter().flatten().map(Some).collect();
         self.slots.resize_with(slots, || None);
     }

@@ -5,9 +5,10 @@ mod recompute;
 use tch::{Device, Kind, Tensor};
 
 pub(super) use self::recompute::Tape;
-use super::block::{Block, BlockShape, KeysValues, Linear, Linears, Mask, Norm, View};
+use super::block::{Block, BlockShape, KeysValues, Mask, Norm, View};
 use super::config::{Head, Joined, LlamaConfig};
 use super::error::TorchError;
+use super::linear::{Linear, Linears};
 use super::rope::{Rope, Rotation};
 use super::weights::Weights;
 
@@ -27,15 +28,21 @@ pub struct Llama {
     /// Learned positions.
     positions: Option<Tensor>, // (P, C)
     norm: Norm,
-    /// The head's weight, which may be the embeddings.
-    head: Tensor, // (V or 1, C)
+    head: HeadWeight,
+}
+
+/// What stands on the backbone.
+enum HeadWeight {
+    /// To logits; its weight may be the embeddings.
+    Lm(Linear), // (V, C)
+    Score(Tensor), // (1, C)
 }
 
 /// What the model makes of positions.
 pub(super) struct Positions {
     /// Added to the embeddings.
     added: Option<Tensor>, // (T, C) or (B, T, C)
-    rotation: Option<Rotation>,
+    pub(super) rotation: Option<Rotation>,
 }
 
 /// An additive mask of attention, for [`Llama::hidden_at`].
@@ -62,6 +69,7 @@ impl Parts<'_> {
             weight: self.weight(&format!("{name}.weight"))?,
             bias,
             eps: self.config.norm_eps,
+            is_packed: false,
         })
     }
 
@@ -69,7 +77,7 @@ impl Parts<'_> {
         let bias = bias.then(|| self.weight(&format!("{name}.bias"))).transpose()?;
         let weight = self.weight(&format!("{name}.weight"))?;
         let weight = if self.config.family.is_transposed { weight.tr() } else { weight };
-        Ok(Linear { weight, bias })
+        Ok(Linear::Plain { weight, bias })
     }
 
     fn block(&self, layer: usize) -> Result<Block, TorchError> {
@@ -117,9 +125,13 @@ impl Llama {
         let embeddings = parts.weight(&config.embeddings_name())?;
         let positions = config.family.has_learned_positions;
         let positions = positions.then(|| parts.weight(&config.positions_name())).transpose()?;
+        let head = || match config.tie_word_embeddings && config.head == Head::Lm {
+            true => Ok(embeddings.shallow_clone()),
+            false => parts.weight(&config.head_name()),
+        };
         let head = match config.head {
-            Head::Lm if config.tie_word_embeddings => embeddings.shallow_clone(),
-            Head::Lm | Head::Score => parts.weight(&config.head_name())?,
+            Head::Lm => HeadWeight::Lm(Linear::Plain { weight: head()?, bias: None }),
+            Head::Score => HeadWeight::Score(head()?),
         };
         Ok(Llama {
             blocks: (0..config.layers.len())
@@ -138,7 +150,9 @@ impl Llama {
 
     /// The same model with stacked projections, for running without gradients.
     ///
-    /// The stacked ones are copies: after a training step, stack again.
+    /// The stacked ones are copies: after a training step, stack again. On a processor in f32 they
+    /// are packed, and [`Generator`](super::Generator) and [`score`](super::score()) read by pages;
+    /// what is packed is shared with a model that is stacked again.
     #[must_use]
     pub fn stacked(&self) -> Llama {
         let _guard = tch::no_grad_guard();
@@ -148,8 +162,11 @@ impl Llama {
             rope: rope.map(|rope| Rope::new(rope, self.kind, self.device)),
             embeddings: self.embeddings.shallow_clone(),
             positions: self.positions.as_ref().map(Tensor::shallow_clone),
-            norm: self.norm.shallow_clone(),
-            head: self.head.shallow_clone(),
+            norm: self.norm.ready(),
+            head: match &self.head {
+                HeadWeight::Lm(head) => HeadWeight::Lm(head.ready()),
+                HeadWeight::Score(weight) => HeadWeight::Score(weight.shallow_clone()),
+            },
             kind: self.kind,
             device: self.device,
             config: self.config.clone(),
@@ -197,16 +214,18 @@ impl Llama {
 
     /// Logits in f32 over the vocabulary, of hidden states (…, C).
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
-        debug_assert_eq!(self.config.head, Head::Lm, "a preference model has no logits");
-        hidden.linear(&self.head, None::<&Tensor>).to_kind(Kind::Float) // (…, V)
+        let HeadWeight::Lm(head) = &self.head else { panic!("a preference model has no logits") };
+        head.forward(hidden).to_kind(Kind::Float) // (…, V)
     }
 
     /// Scores in f32, one for each hidden state (…, C).
     ///
     /// A product and a sum: a matrix product with one column is another kernel for other rows.
     pub fn scores(&self, hidden: &Tensor) -> Tensor {
-        debug_assert_eq!(self.config.head, Head::Score, "a language model has no scores");
-        let weight = self.head.select(0, 0).to_kind(Kind::Float); // (C)
+        let HeadWeight::Score(weight) = &self.head else {
+            panic!("a language model has no scores")
+        };
+        let weight = weight.select(0, 0).to_kind(Kind::Float); // (C)
         (hidden.to_kind(Kind::Float) * weight).sum_dim_intlist(-1, false, Kind::Float) // (…)
     }
 
@@ -242,7 +261,10 @@ impl Llama {
                 && same(config.intermediate_size, &|x| block.down.forward(x))
         };
         self.blocks.first().is_none_or(of_block)
-            && same(config.hidden_size, &|x| x.linear(&self.head, None::<&Tensor>))
+            && match &self.head {
+                HeadWeight::Lm(head) => same(config.hidden_size, &|x| head.forward(x)),
+                HeadWeight::Score(_) => true,
+            }
     }
 
     /// So many positions from a first one on, the same for every row.
@@ -290,16 +312,21 @@ impl Llama {
         Mask { full: additive(visible), windowed: window.map(within) }
     }
 
-    fn has_windows(&self) -> bool {
+    /// Whether it was made to be run by kernels.
+    pub(super) fn is_packed(&self) -> bool {
+        self.norm.is_packed
+    }
+
+    pub(super) fn has_windows(&self) -> bool {
         self.config.layers.iter().any(|layer| layer.is_windowed)
     }
 
-    fn embed(&self, ids: &Tensor, positions: &Positions) -> Tensor {
+    pub(super) fn embed(&self, ids: &Tensor, positions: &Positions) -> Tensor {
         let x = Tensor::embedding(&self.embeddings, ids, -1, false, false); // (B, T, C)
         positions.added.as_ref().map_or_else(|| x.shallow_clone(), |added| &x + added)
     }
 
-    fn finish(&self, x: &Tensor) -> Tensor {
+    pub(super) fn finish(&self, x: &Tensor) -> Tensor {
         self.norm.forward(x)
     }
 

@@ -3,9 +3,11 @@
 //! `config.json` and safetensors become a [`Checkpoint`], its weights a [`Llama`], which reads
 //! whole sequences (training, scoring) or one token a row with a cache (sampling).
 //!
-//! What a row gets is the same bits whatever its neighbours are, their number and their order:
-//! every matrix product has at least [`ROWS_MIN`] rows, attention is written as products and a
-//! softmax, and a row's draws are a function of its seed. Measured and tested with one thread.
+//! What a row gets is the same bits whatever its neighbours are, their number and their order, and
+//! a row's draws are a function of its seed. On a processor in f32 a model is run by kernels of our
+//! own (`amend_kernels`), which sum in one order whatever the shape and the number of threads.
+//! Elsewhere libtorch runs it: every matrix product has at least [`ROWS_MIN`] rows, attention is
+//! written as products and a softmax. That is measured, and tested with one thread.
 
 pub mod backend;
 pub mod chat;
@@ -21,9 +23,14 @@ pub mod train;
 pub mod weights;
 
 mod block;
+mod block_reader;
 mod cache;
 mod draw;
 mod error;
+mod kernels;
+mod linear;
+mod page_reader;
+mod pages;
 mod prefix;
 mod reader;
 mod restart;
@@ -49,7 +56,8 @@ pub use tokenizer::{Continued, TextTokenizer};
 pub use train::TorchTrainer;
 pub use weights::Weights;
 
-/// The fewest rows of a matrix product: below it another kernel is chosen, with other bits.
+/// The fewest rows of a matrix product of libtorch: below it another kernel is chosen, with other
+/// bits.
 pub const ROWS_MIN: usize = 8;
 
 /// A count or an index as libtorch takes it.

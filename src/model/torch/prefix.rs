@@ -1,4 +1,4 @@
-//! Prefixes that many rows share, kept as keys and values of blocks of tokens.
+//! Prefixes that many rows share, kept as blocks of tokens with their keys and values.
 //!
 //! ```text
 //! root ── few-shot examples, 64 tokens ── 64 more ──┬── principle 1 ── …
@@ -11,35 +11,29 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use super::block::KeysValues;
-
-/// Tokens of a block.
-pub(super) const BLOCK: usize = 64;
-
 /// Names a block; 0 is the beginning of every text.
 pub(super) type BlockId = u64;
 
-/// The blocks that are kept.
-pub(super) struct Prefixes {
+/// The blocks that are kept, with T of each.
+pub(super) struct Prefixes<T> {
     found: BTreeMap<(BlockId, Vec<i64>), BlockId>,
-    blocks: BTreeMap<BlockId, Block>,
+    blocks: BTreeMap<BlockId, Block<T>>,
     blocks_max: usize,
     made: BlockId,
     reads: u64,
 }
 
-struct Block {
+struct Block<T> {
     before: BlockId,
     tokens: Vec<i64>,
-    /// Of each layer, (1, KV, BLOCK, D).
-    layers: Vec<KeysValues>,
+    kept: T,
     /// The last read that used it; of a block at least that of any after it.
     used: u64,
 }
 
-impl Prefixes {
+impl<T> Prefixes<T> {
     /// None yet, and at most so many when nothing is being read.
-    pub(super) fn new(blocks_max: usize) -> Prefixes {
+    pub(super) fn new(blocks_max: usize) -> Prefixes<T> {
         let (found, blocks) = (BTreeMap::new(), BTreeMap::new());
         Prefixes { found, blocks, blocks_max, made: 0, reads: 0 }
     }
@@ -57,23 +51,22 @@ impl Prefixes {
     }
 
     /// Keeps a block.
-    pub(super) fn insert(
-        &mut self,
-        before: BlockId,
-        tokens: &[i64],
-        layers: Vec<KeysValues>,
-    ) -> BlockId {
-        debug_assert_eq!(tokens.len(), BLOCK, "a block is whole");
+    pub(super) fn insert(&mut self, before: BlockId, tokens: &[i64], kept: T) -> BlockId {
         self.made += 1;
         let tokens = tokens.to_vec();
         self.found.insert((before, tokens.clone()), self.made);
-        self.blocks.insert(self.made, Block { before, tokens, layers, used: self.reads });
+        self.blocks.insert(self.made, Block { before, tokens, kept, used: self.reads });
         self.made
     }
 
-    /// Keys and values of a block, layer by layer.
-    pub(super) fn layers(&self, id: BlockId) -> &[KeysValues] {
-        &self.blocks[&id].layers
+    /// What is kept of a block.
+    pub(super) fn get(&self, id: BlockId) -> &T {
+        &self.blocks[&id].kept
+    }
+
+    /// Whether there is room for a block that may not be asked for again.
+    pub(super) fn has_room(&self) -> bool {
+        self.blocks.len() < self.blocks_max
     }
 
     /// Lets go of what there is too much of.
@@ -105,12 +98,12 @@ mod tests {
     #[test]
     fn what_was_not_used_for_longest_goes_first_and_never_before_what_comes_after_it() {
         let mut prefixes = Prefixes::new(3);
-        let tokens = |first: i64| vec![first; BLOCK];
+        let tokens = |first: i64| vec![first; 64];
         prefixes.begin();
-        let shared = prefixes.insert(0, &tokens(1), vec![]);
-        let a = prefixes.insert(shared, &tokens(2), vec![]);
-        let b = prefixes.insert(shared, &tokens(3), vec![]);
-        let c = prefixes.insert(b, &tokens(4), vec![]);
+        let shared = prefixes.insert(0, &tokens(1), ());
+        let a = prefixes.insert(shared, &tokens(2), ());
+        let b = prefixes.insert(shared, &tokens(3), ());
+        let c = prefixes.insert(b, &tokens(4), ());
         prefixes.begin();
         assert_eq!(prefixes.find(0, &tokens(1)), Some(shared));
         assert_eq!(prefixes.find(shared, &tokens(2)), Some(a));

@@ -1,276 +1,117 @@
-//! Prompts are read: in blocks, each distinct block once, and what is left of each row after them.
+//! Prompts are read: what they share once, and the rest of each row after it.
 //!
-//! Where a row is cut depends on the row alone, so its bits are the same whether its beginning was
-//! shared, read long before, or read now; and a pass is of bounded size however long a prompt is.
+//! By pages where there are kernels for it, else in blocks by libtorch. Either way a row's bits
+//! are the same whether its beginning was shared, read long before, or read now, and a pass is of
+//! bounded size however long a prompt is.
 
-use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use tch::{Kind, Tensor};
+use amend_kernels::Text;
+use tch::Tensor;
 
-use super::block::{KeysValues, Mask};
-use super::llama::{Llama, Positions};
-use super::prefix::{BLOCK, BlockId, Prefixes};
-use super::{ROWS_MIN, int, round_up};
-
-/// The rest of a row is padded to multiples of so many tokens.
-const REST_STEP: usize = 16;
-
-/// The most tokens read by one forward pass.
-const TOKENS_MAX: usize = 1024;
-
-/// The most attention weights of one block in one forward pass, unless one row needs more.
-const WEIGHTS_MAX: usize = 1 << 26;
-
-/// How many rows are read before blocks that are too many are let go.
-const ROWS_MAX: usize = 256;
+use super::block::KeysValues;
+use super::block_reader::BlockReader;
+use super::llama::Llama;
+use super::page_reader::PageReader;
 
 /// A row to be read.
 pub(super) struct ReadRow<'a> {
     pub(super) ids: &'a [i64],
     /// How many tokens come one after the other from position 0, each seeing all before it. The
-    /// last of them is never part of a block.
+    /// last of them is never part of what is kept for other rows.
     pub(super) plain: usize,
     /// Where tokens after those stand and whom they see, for choices beside each other.
     pub(super) branches: Option<Branches<'a>>,
+    /// What the head sees of these tokens is wanted: in order, none before the last plain one.
+    pub(super) wanted: Vec<usize>,
 }
 
-/// The positions of all tokens of a row, and their segments: a token sees its own and segment 0.
+impl<'a> ReadRow<'a> {
+    /// A row of which the last token is wanted.
+    pub(super) fn plain(ids: &'a [i64]) -> ReadRow<'a> {
+        ReadRow { ids, plain: ids.len(), branches: None, wanted: vec![ids.len() - 1] }
+    }
+}
+
+/// The positions of all tokens of a row, and their segments in order: a token sees its own and
+/// segment 0.
 #[derive(Clone, Copy)]
 pub(super) struct Branches<'a> {
     pub(super) positions: &'a [i64],
     pub(super) segments: &'a [i64],
 }
 
-/// Rows whose rests were read together.
+/// Rows whose ends were read together.
 pub(super) struct Group {
     /// Which of the rows.
     pub(super) rows: Vec<usize>,
-    /// How many tokens of each were in blocks.
-    pub(super) start: usize,
-    /// What the head sees of the rests.
-    pub(super) hidden: Tensor, // (B, T, C)
-    /// Keys and values of the blocks, layer by layer; one entry where all rows share them.
-    pub(super) past: Option<Rc<Vec<KeysValues>>>, // (B or 1, KV, start, D)
-    /// Keys and values of the rests.
-    pub(super) kept: Vec<KeysValues>, // (B, KV, T, D)
+    /// What the head sees.
+    pub(super) hidden: Tensor, // (…, C)
+    /// Of each row the tokens of which that is told, in order, and which of `hidden` is the first.
+    pub(super) told: Vec<(Vec<usize>, usize)>,
+    /// Keys and values of the rows.
+    pub(super) kept: Kept,
+}
+
+/// Keys and values of some rows.
+pub(super) enum Kept {
+    /// By pages.
+    Texts(Vec<Text>),
+    /// As tensors, layer by layer.
+    Tensors {
+        /// How many tokens were in blocks.
+        start: usize,
+        /// Of the blocks; one entry where all rows share them.
+        past: Option<Rc<Vec<KeysValues>>>, // (B or 1, KV, start, D)
+        /// Of the rests.
+        rest: Vec<KeysValues>, // (B, KV, T, D)
+    },
 }
 
 impl Group {
-    pub(super) fn shallow_clone(&self) -> Group {
-        let kept = self.kept.iter();
-        Group {
-            rows: self.rows.clone(),
-            start: self.start,
-            hidden: self.hidden.shallow_clone(),
-            past: self.past.clone(),
-            kept: kept
-                .map(|(keys, values)| (keys.shallow_clone(), values.shallow_clone()))
-                .collect(),
-        }
+    /// Which of `hidden` is a token of a row of the group.
+    pub(super) fn place(&self, at: usize, token: usize) -> usize {
+        let (tokens, first) = &self.told[at];
+        first + tokens.binary_search(&token).expect("what was wanted is told")
     }
 }
 
 /// Reads rows with one model, and remembers prefixes.
-pub(super) struct Reader<'m> {
-    pub(super) llama: &'m Llama,
-    prefixes: Prefixes,
-    /// The last chain of blocks that was put together, by its last block.
-    joined: Option<(BlockId, Rc<Vec<KeysValues>>)>,
+pub(super) enum Reader<'m> {
+    Pages(PageReader<'m>),
+    Blocks(BlockReader<'m>),
 }
 
 impl<'m> Reader<'m> {
     /// A reader that keeps about so many bytes of prefixes.
     pub(super) fn new(llama: &'m Llama, bytes_max: usize) -> Reader<'m> {
-        let blocks_max = bytes_max / (BLOCK * bytes_per_token(llama));
-        Reader { llama, prefixes: Prefixes::new(blocks_max), joined: None }
+        match llama.heads() {
+            Some(heads) => Reader::Pages(PageReader::new(llama, heads, bytes_max)),
+            None => Reader::Blocks(BlockReader::new(llama, bytes_max)),
+        }
+    }
+
+    pub(super) fn llama(&self) -> &'m Llama {
+        match self {
+            Reader::Pages(reader) => reader.llama,
+            Reader::Blocks(reader) => reader.llama,
+        }
     }
 
     /// How many bytes of prefixes are kept.
     pub(super) fn bytes(&self) -> usize {
-        self.prefixes.len() * BLOCK * bytes_per_token(self.llama)
+        match self {
+            Reader::Pages(reader) => reader.bytes(),
+            Reader::Blocks(reader) => reader.bytes(),
+        }
     }
 
     /// Reads rows, and shows them in groups.
-    pub(super) fn read(&mut self, rows: &[ReadRow<'_>], mut show: impl FnMut(&Group)) {
-        // Rows that begin alike are read together, so that what they share is kept as long.
-        let mut order: Vec<usize> = (0..rows.len()).collect();
-        order.sort_by(|&a, &b| rows[a].ids.cmp(rows[b].ids));
-        for window in order.chunks(ROWS_MAX) {
-            self.prefixes.begin();
-            let chains = self.read_blocks(rows, window);
-            self.read_rests(rows, window, &chains, &mut show);
-            self.prefixes.trim();
+    pub(super) fn read(&mut self, rows: &[ReadRow<'_>], show: impl FnMut(Group)) {
+        match self {
+            Reader::Pages(reader) => reader.read(rows, show),
+            Reader::Blocks(reader) => reader.read(rows, show),
         }
-        self.joined = None;
-    }
-
-    /// Reads the blocks that are not kept yet, all first ones, then all second ones, and so on.
-    /// Returns each row's chain.
-    fn read_blocks(&mut self, rows: &[ReadRow<'_>], window: &[usize]) -> Vec<Vec<BlockId>> {
-        let blocks_of = |row: usize| rows[row].plain.saturating_sub(1) / BLOCK;
-        let mut chains: Vec<Vec<BlockId>> = vec![Vec::new(); window.len()];
-        for level in 0..window.iter().map(|&row| blocks_of(row)).max().unwrap_or(0) {
-            let tokens = |row: usize| &rows[row].ids[level * BLOCK..(level + 1) * BLOCK];
-            let before = |chain: &[BlockId]| chain.last().copied().unwrap_or(0);
-            let mut missing: BTreeMap<(BlockId, &[i64]), Vec<BlockId>> = BTreeMap::new();
-            let going = |at: &usize| blocks_of(window[*at]) > level;
-            for at in (0..window.len()).filter(going) {
-                let (before, tokens) = (before(&chains[at]), tokens(window[at]));
-                if self.prefixes.find(before, tokens).is_none() {
-                    missing.insert((before, tokens), chains[at].clone());
-                }
-            }
-            let missing: Vec<_> = missing.into_iter().collect();
-            for batch in missing.chunks(TOKENS_MAX / BLOCK) {
-                self.read_level(level, batch);
-            }
-            for at in (0..window.len()).filter(going) {
-                let before = before(&chains[at]);
-                let found = self.prefixes.find(before, tokens(window[at]));
-                chains[at].push(found.expect("the block was just read"));
-            }
-        }
-        chains
-    }
-
-    /// Reads some blocks that all have as many blocks before them.
-    fn read_level(&mut self, level: usize, batch: &[((BlockId, &[i64]), Vec<BlockId>)]) {
-        let ids: Vec<i64> = batch.iter().flat_map(|((_, tokens), _)| *tokens).copied().collect();
-        let ids = self.tensor(&ids, batch.len());
-        let start = int(level * BLOCK);
-        let chains: Vec<&[BlockId]> = batch.iter().map(|(_, chain)| chain.as_slice()).collect();
-        let past = self.past(&chains);
-        let mut kept = Vec::new();
-        let positions = self.llama.positions_from(start, int(BLOCK));
-        let mask = self.llama.mask_after(start, int(BLOCK));
-        let past = past.as_ref().map(|past| past.as_slice());
-        let _hidden = self.llama.run(&ids, &positions, &mask, past, Some(&mut kept));
-        for (row, ((before, tokens), _)) in batch.iter().enumerate() {
-            // A copy: a view would keep the whole batch.
-            let own = |tensor: &Tensor| tensor.narrow(0, int(row), 1).copy();
-            let layers = kept.iter().map(|(keys, values)| (own(keys), own(values))).collect();
-            self.prefixes.insert(*before, tokens, layers);
-        }
-    }
-
-    fn read_rests(
-        &mut self,
-        rows: &[ReadRow<'_>],
-        window: &[usize],
-        chains: &[Vec<BlockId>],
-        show: &mut impl FnMut(&Group),
-    ) {
-        let mut groups: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
-        for (at, &row) in window.iter().enumerate() {
-            let start = chains[at].len() * BLOCK;
-            let rest = rows[row].ids.len() - start;
-            groups.entry((start, round_up(rest, REST_STEP))).or_default().push(at);
-        }
-        let heads = self.llama.config.num_attention_heads as usize;
-        for ((start, padded), mut members) in groups {
-            members.sort_by_key(|&at| chains[at].last().copied());
-            let weights = heads * padded * (start + padded);
-            let rows_max = (TOKENS_MAX / padded).min(WEIGHTS_MAX / weights).max(1);
-            for batch in members.chunks(rows_max) {
-                let of_batch: Vec<&[BlockId]> =
-                    batch.iter().map(|&at| chains[at].as_slice()).collect();
-                let past = self.past(&of_batch);
-                let batch: Vec<usize> = batch.iter().map(|&at| window[at]).collect();
-                show(&self.read_rest(rows, batch, start, padded, past));
-            }
-        }
-    }
-
-    fn read_rest(
-        &self,
-        rows: &[ReadRow<'_>],
-        batch: Vec<usize>,
-        start: usize,
-        padded: usize,
-        past: Option<Rc<Vec<KeysValues>>>,
-    ) -> Group {
-        const { assert!(REST_STEP >= ROWS_MIN, "one row alone has enough rows for a product") };
-        let column = |of: &dyn Fn(usize) -> Vec<i64>, padding: i64| {
-            let mut values = vec![padding; batch.len() * padded];
-            for (&row, values) in batch.iter().zip(values.chunks_mut(padded)) {
-                let rest = of(row);
-                values[..rest.len()].copy_from_slice(&rest);
-            }
-            self.tensor(&values, batch.len())
-        };
-        let ids = column(&|row| rows[row].ids[start..].to_vec(), 0); // (B, T)
-        let (positions, mask) = if rows[batch[0]].branches.is_some() {
-            let branches =
-                |row: usize| rows[row].branches.expect("all rows have branches, or none");
-            let positions = column(&|row| branches(row).positions[start..].to_vec(), 0);
-            let segments = column(&|row| branches(row).segments[start..].to_vec(), -1);
-            let end = batch.iter().flat_map(|&row| branches(row).positions).max();
-            self.branched(start, &positions, &segments, end.map_or(1, |last| last + 1) as usize)
-        } else {
-            let (start, padded) = (int(start), int(padded));
-            (self.llama.positions_from(start, padded), self.llama.mask_after(start, padded))
-        };
-        let mut kept = Vec::new();
-        let of_past = past.as_ref().map(|past| past.as_slice());
-        let hidden = self.llama.run(&ids, &positions, &mask, of_past, Some(&mut kept));
-        Group { rows: batch, start, hidden, past, kept }
-    }
-
-    /// Positions and mask of rows with branches after a past that all see.
-    fn branched(
-        &self,
-        start: usize,
-        positions: &Tensor, // (B, T)
-        segments: &Tensor,  // (B, T)
-        end: usize,
-    ) -> (Positions, Mask) {
-        let (rows, tokens) = positions.size2().expect("positions are a matrix");
-        let of_key = segments.unsqueeze(1); // (B, 1, T)
-        let visible = of_key.eq(0).logical_or(&of_key.eq_tensor(&segments.unsqueeze(2))); // (B, T, T)
-        let visible = visible.logical_and(&visible.ones_like().tril(0));
-        let options = (Kind::Int64, self.llama.device);
-        let before = Tensor::ones([rows, tokens, int(start)], (Kind::Bool, self.llama.device));
-        let visible = Tensor::cat(&[before, visible], 2); // (B, T, S)
-        let before = Tensor::arange(int(start), options).unsqueeze(0).expand([rows, -1], false);
-        let keys = Tensor::cat(&[&before, positions], 1); // (B, S)
-        let mask = self.llama.mask(&visible, positions, &keys);
-        (self.llama.positions_at(positions, end), mask)
-    }
-
-    /// Keys and values of chains of as many blocks: one entry where all are the same.
-    fn past(&mut self, chains: &[&[BlockId]]) -> Option<Rc<Vec<KeysValues>>> {
-        let last = *chains[0].last()?;
-        if chains.iter().any(|chain| chain.last() != Some(&last)) {
-            let pasts: Vec<Vec<KeysValues>> = chains.iter().map(|chain| self.join(chain)).collect();
-            let layer = |layer: usize| {
-                let keys: Vec<&Tensor> = pasts.iter().map(|past| &past[layer].0).collect();
-                let values: Vec<&Tensor> = pasts.iter().map(|past| &past[layer].1).collect();
-                (Tensor::cat(&keys, 0), Tensor::cat(&values, 0))
-            };
-            return Some(Rc::new((0..self.llama.blocks.len()).map(layer).collect()));
-        }
-        if let Some((_, joined)) = self.joined.as_ref().filter(|(block, _)| *block == last) {
-            return Some(Rc::clone(joined));
-        }
-        let joined = Rc::new(self.join(chains[0]));
-        self.joined = Some((last, Rc::clone(&joined)));
-        Some(joined)
-    }
-
-    fn join(&self, chain: &[BlockId]) -> Vec<KeysValues> {
-        let blocks: Vec<&[KeysValues]> =
-            chain.iter().map(|&block| self.prefixes.layers(block)).collect();
-        let layer = |layer: usize| {
-            let keys: Vec<&Tensor> = blocks.iter().map(|block| &block[layer].0).collect();
-            let values: Vec<&Tensor> = blocks.iter().map(|block| &block[layer].1).collect();
-            (Tensor::cat(&keys, 2), Tensor::cat(&values, 2)) // (1, KV, P, D)
-        };
-        (0..self.llama.blocks.len()).map(layer).collect()
-    }
-
-    fn tensor(&self, values: &[i64], rows: usize) -> Tensor {
-        Tensor::from_slice(values).to_device(self.llama.device).view([int(rows), -1])
     }
 }
 

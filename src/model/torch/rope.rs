@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use tch::{Device, Kind, Tensor};
 
 use super::config::{RopeConfig, RopeScaling};
-use super::int;
+use super::{int, kernels};
 
 /// The fewest positions of a table.
 const POSITIONS_MIN: usize = 256;
@@ -92,6 +92,7 @@ impl Tables {
 }
 
 impl Rotation {
+    /// Rotates heads (…, H, D).
     pub(super) fn apply(&self, x: &Tensor) -> Tensor {
         let dim = x.size().last().copied().unwrap_or(0);
         if dim == self.dim {
@@ -99,6 +100,11 @@ impl Rotation {
         }
         let rotated = self.rotate(&x.narrow(-1, 0, self.dim));
         Tensor::cat(&[rotated, x.narrow(-1, self.dim, dim - self.dim)], -1) // (B, T, H, D)
+    }
+
+    /// The same without gradients, where there are kernels for it and each token has its row.
+    pub(super) fn apply_packed(&self, x: &Tensor) -> Tensor {
+        kernels::rotate(x, &self.cos, &self.sin)
     }
 
     fn rotate(&self, x: &Tensor) -> Tensor {

@@ -11,12 +11,17 @@
 //! sees        ·──── prompt ────· own │   own │      (the last token of a choice is not read)
 //! ```
 
+use std::collections::BTreeSet;
+
+use amend_kernels::Text;
 use tch::{Kind, Tensor};
 
 use super::draw::select_rows;
 use super::generate::CACHE_BYTES;
 use super::int;
 use super::llama::Llama;
+use super::page_reader::TOKENS_MAX;
+use super::pages::Part;
 use super::reader::{Branches, ReadRow, Reader};
 use super::tokenizer::Continued;
 
@@ -45,24 +50,23 @@ pub fn score(llama: &Llama, rows: &[Continued]) -> Vec<Vec<f64>> {
 
 /// The same, with the prefixes that a reader keeps.
 pub(super) fn score_with(reader: &mut Reader<'_>, rows: &[Continued]) -> Vec<Vec<f64>> {
-    let llama = reader.llama;
+    let llama = reader.llama();
     let packed: Vec<Packed> = rows.iter().map(pack).collect();
     let mut scores: Vec<Vec<f64>> = rows.iter().map(|row| vec![0.0; row.tails.len()]).collect();
     let read: Vec<ReadRow<'_>> =
         rows.iter().zip(&packed).map(|(row, packed)| packed.row(row)).collect();
     reader.read(&read, |group| {
-        let tokens = group.hidden.size()[1] as usize;
+        let group = &group;
         let wanted = group.rows.iter().enumerate().flat_map(|(at, &row)| {
             packed[row].targets.iter().enumerate().flat_map(move |(choice, targets)| {
-                let place = move |place: usize| at * tokens + place - group.start;
-                targets.iter().map(move |&(at, token)| (row, choice, place(at), token))
+                let place = move |token: usize| group.place(at, token);
+                targets.iter().map(move |&(token, target)| (row, choice, place(token), target))
             })
         });
         let wanted: Vec<(usize, usize, usize, i64)> = wanted.collect();
         for wanted in wanted.chunks(LOGITS_MAX) {
-            let places: Vec<usize> = wanted.iter().map(|&(_, _, place, _)| place).collect();
-            let tokens: Vec<i64> = wanted.iter().map(|&(_, _, _, token)| token).collect();
-            let logprobs = logprobs_at(llama, &group.hidden, &places, tokens);
+            let cells: Vec<_> = wanted.iter().map(|&(_, _, place, token)| (place, token)).collect();
+            let logprobs = logprobs_at(llama, &group.hidden, &cells);
             for (&(row, choice, _, _), logprob) in wanted.iter().zip(logprobs) {
                 scores[row][choice] += f64::from(logprob);
             }
@@ -83,13 +87,12 @@ pub fn rewards(llama: &Llama, rows: &[Vec<i64>]) -> Vec<f32> {
 /// The same, with the prefixes that a reader keeps.
 pub(super) fn rewards_with(reader: &mut Reader<'_>, rows: &[Vec<i64>]) -> Vec<f32> {
     assert!(rows.iter().all(|row| !row.is_empty()), "a score is that of a token");
-    let llama = reader.llama;
+    let llama = reader.llama();
     let mut scores = vec![0.0; rows.len()];
-    let read = rows.iter().map(|ids| ReadRow { ids, plain: ids.len(), branches: None });
+    let read = rows.iter().map(|ids| ReadRow::plain(ids));
     reader.read(&read.collect::<Vec<_>>(), |group| {
-        let tokens = group.hidden.size()[1] as usize;
         let last = group.rows.iter().enumerate();
-        let last = last.map(|(at, &row)| at * tokens + rows[row].len() - group.start - 1);
+        let last = last.map(|(at, &row)| group.place(at, rows[row].len() - 1));
         let hidden = select_rows(&group.hidden, &last.collect::<Vec<_>>());
         let found = Vec::<f32>::try_from(llama.scores(&hidden)).expect("scores are f32");
         for (&row, score) in group.rows.iter().zip(found) {
@@ -106,7 +109,7 @@ pub(super) fn score_prompt(
     ids: &[i64],
     alternatives_max: usize,
 ) -> Vec<(Option<f32>, Vec<(i64, f32)>)> {
-    let hidden = llama.hidden(&Tensor::from_slice(ids).to_device(llama.device).view([1, -1]));
+    let hidden = hidden_of(llama, ids);
     let mut scores = vec![(None, Vec::new())];
     let places: Vec<usize> = (0..ids.len() - 1).collect();
     for places in places.chunks(LOGITS_MAX) {
@@ -124,10 +127,27 @@ pub(super) fn score_prompt(
     scores
 }
 
+/// What the head sees of every token of a text.
+fn hidden_of(llama: &Llama, ids: &[i64]) -> Tensor {
+    let Some(heads) = llama.heads() else {
+        return llama.hidden(&Tensor::from_slice(ids).to_device(llama.device).view([1, -1]));
+    };
+    let (mut text, mut hidden) = (Text::new(heads), Vec::new());
+    for ids in ids.chunks(TOKENS_MAX) {
+        let part = Part { text, ids, branches: None, wanted: None };
+        let (of_part, mut texts) = llama.read_parts(vec![part]);
+        hidden.push(of_part);
+        text = texts.remove(0);
+    }
+    Tensor::cat(&hidden, 0) // (T, C)
+}
+
 impl Packed {
     fn row(&self, of: &Continued) -> ReadRow<'_> {
         let branches = Branches { positions: &self.positions, segments: &self.segments };
-        ReadRow { ids: &self.ids, plain: of.prefix.len(), branches: Some(branches) }
+        let wanted: BTreeSet<usize> = self.targets.iter().flatten().map(|&(at, _)| at).collect();
+        let wanted = Vec::from_iter(wanted);
+        ReadRow { ids: &self.ids, plain: of.prefix.len(), branches: Some(branches), wanted }
     }
 }
 
@@ -167,14 +187,20 @@ fn shared_prefix(tails: &[Vec<i64>]) -> usize {
     others.iter().map(common).min().unwrap_or(first.len())
 }
 
-/// The log-probability of a token at each of some places of (B, T, C).
-fn logprobs_at(llama: &Llama, hidden: &Tensor, places: &[usize], mut tokens: Vec<i64>) -> Vec<f32> {
-    let hidden = select_rows(hidden, places); // (N, C)
-    let count = hidden.size()[0];
-    tokens.resize(count as usize, 0);
-    let tokens = Tensor::from_slice(&tokens).to_device(llama.device).view([count, 1]);
-    let logprobs = llama.logits(&hidden).log_softmax(-1, Kind::Float).gather(1, &tokens, false);
-    Vec::<f32>::try_from(logprobs.view([-1])).expect("log-probabilities are f32")
+/// The log-probability of a token at each of some places of (…, C), each place read once.
+fn logprobs_at(llama: &Llama, hidden: &Tensor, wanted: &[(usize, i64)]) -> Vec<f32> {
+    let places: BTreeSet<usize> = wanted.iter().map(|&(place, _)| place).collect();
+    let places = Vec::from_iter(places);
+    let hidden = select_rows(hidden, &places); // (N, C)
+    let table = llama.logits(&hidden).log_softmax(-1, Kind::Float); // (N, V)
+    let vocab = table.size()[1];
+    let cell = |&(place, token): &(usize, i64)| {
+        int(places.binary_search(&place).expect("the place was read")) * vocab + token
+    };
+    let cells: Vec<i64> = wanted.iter().map(cell).collect();
+    let cells = Tensor::from_slice(&cells).to_device(llama.device);
+    let logprobs = table.view([-1]).index_select(0, &cells);
+    Vec::<f32>::try_from(logprobs).expect("log-probabilities are f32")
 }
 
 #[cfg(test)]

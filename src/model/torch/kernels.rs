@@ -1,0 +1,94 @@
+//! The kernels of `amend_kernels` over tensors: what a model is run by on a processor in f32.
+//!
+//! This file holds what `unsafe` the crate has. libtorch gives the numbers of a tensor as a
+//! pointer, and a copy of all that goes through a model would cost as much as a norm of it. A
+//! tensor is read only while it is borrowed, and written only before anything else knows it.
+
+#![allow(unsafe_code, reason = "libtorch gives the numbers of a tensor as a pointer")]
+
+use amend_kernels::Packed;
+use tch::{Device, Kind, Tensor};
+
+use super::int;
+
+/// Whether tensors like this one are what the kernels take.
+pub(super) fn are_for(kind: Kind, device: Device) -> bool {
+    kind == Kind::Float && device == Device::Cpu
+}
+
+/// How many threads may compute.
+pub(super) fn threads() -> usize {
+    usize::try_from(tch::get_num_threads()).unwrap_or(1).max(1)
+}
+
+/// A matrix (out, in) with its bias, made ready.
+pub(super) fn pack(weight: &Tensor, bias: Option<&Tensor>) -> Packed {
+    let (outputs, _) = weight.size2().expect("a weight is a matrix");
+    let (weight, bias) = (weight.contiguous(), bias.map(Tensor::contiguous));
+    Packed::new(floats(&weight), outputs as usize, bias.as_ref().map(floats))
+}
+
+/// `x Wᵀ + b` of (…, in).
+pub(super) fn product(packed: &Packed, x: &Tensor) -> Tensor {
+    let x = x.contiguous();
+    let mut shape = x.size();
+    *shape.last_mut().expect("rows have numbers") = int(packed.outputs());
+    filled(&shape, |y| packed.product(floats(&x), y, threads())) // (…, out)
+}
+
+/// The norm of (…, C) by its root mean square.
+pub(super) fn normalise(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
+    let x = x.contiguous();
+    filled(&x.size(), |y| {
+        amend_kernels::normalise(floats(&x), floats(weight), eps as f32, y, threads());
+    })
+}
+
+/// Heads (…, H, D) rotated by the cosines and sines (…, 1, R) of their tokens.
+pub(super) fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
+    let (x, cos, sin) = (x.contiguous(), cos.contiguous(), sin.contiguous());
+    let [.., heads, dim] = x.size()[..] else { unreachable!("heads have a last dimension") };
+    let tokens = x.numel() / (heads * dim) as usize;
+    filled(&x.size(), |y| {
+        amend_kernels::rotate(floats(&x), floats(&cos), floats(&sin), tokens, dim as usize, y);
+    })
+}
+
+/// `silu(gate) · up` of (…, gate and up).
+pub(super) fn gate(x: &Tensor) -> Tensor {
+    let x = x.contiguous();
+    let mut shape = x.size();
+    let width = shape.last_mut().expect("rows have numbers");
+    *width /= 2;
+    let inner = *width as usize;
+    filled(&shape, |y| amend_kernels::gate(floats(&x), inner, y, threads()))
+}
+
+/// The numbers of a tensor.
+///
+/// # Panics
+/// When they are not f32 in one piece on the processor.
+pub(super) fn floats(tensor: &Tensor) -> &[f32] {
+    assert!(are_for(tensor.kind(), tensor.device()), "kernels read f32 on the processor");
+    assert!(tensor.is_contiguous(), "kernels read what is in one piece");
+    let numbers = tensor.data_ptr().cast::<f32>().cast_const();
+    if tensor.numel() == 0 {
+        return &[];
+    }
+    // SAFETY: a contiguous tensor of f32 is so many of them; it lives as long as the borrow, and
+    // nothing here writes into a tensor that was given out.
+    unsafe { std::slice::from_raw_parts(numbers, tensor.numel()) }
+}
+
+/// A new tensor, which is to be filled whole.
+pub(super) fn filled(shape: &[i64], fill: impl FnOnce(&mut [f32])) -> Tensor {
+    let tensor = Tensor::empty(shape, (Kind::Float, Device::Cpu));
+    if tensor.numel() > 0 {
+        // SAFETY: as above, and nothing else knows the tensor. Kernels write all of it and read
+        // none.
+        fill(unsafe {
+            std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<f32>(), tensor.numel())
+        });
+    }
+    tensor
+}
