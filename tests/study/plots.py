@@ -12,6 +12,8 @@ class Plot:
 
     def __init__(self, title, x, y):
         (self.x_name, self.x_low, self.x_high), (self.y_name, self.y_low, self.y_high) = x, y
+        # A curve that does not move has a range all the same.
+        self.x_high, self.y_high = max(self.x_high, self.x_low + 1e-6), max(self.y_high, self.y_low + 1e-6)
         self.parts, self.named = [], 0
         self.text(LEFT, 18, title, weight="bold")
         self.parts.append(f'<path d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - RIGHT}" stroke="#888" fill="none"/>')
