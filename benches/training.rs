@@ -241,7 +241,10 @@ fn one(dir: &Path) {
             patience: None,
         })
     };
-    let words = |ids: &[usize]| ids.iter().map(|id| format!("w{id} ")).collect::<String>();
+    let words = |ids: &[usize]| -> String {
+        let words: Vec<String> = ids.iter().map(|id| format!("w{id} ")).collect();
+        words.concat()
+    };
     let id = |row: usize| KeyHasher::new("amend/bench/1").u64(row as u64).id();
     let example = |(row, (ids, &prompt)): (usize, (&Vec<usize>, &usize))| -> Example {
         let (row_id, text): (Id, String) = (id(row), words(&ids[..prompt]));

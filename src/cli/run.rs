@@ -13,7 +13,9 @@ use super::shares;
 use super::table::{TextTable, count, counted, duration, some};
 use super::tensorboard::Tee;
 use super::{files, progress};
-use crate::engine::run::{Options, Report, run as run_plan, run_unchanged};
+#[cfg(all(target_os = "linux", feature = "torch"))]
+use crate::engine::run::run_unchanged;
+use crate::engine::run::{Options, Report, run as run_plan};
 use crate::plan::Plan;
 use crate::query::Reader;
 use crate::store::Store;

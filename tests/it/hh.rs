@@ -39,6 +39,52 @@ impl Lab {
         let row = rows[0].as_object().unwrap();
         row.values().next().unwrap().as_u64().unwrap()
     }
+
+    /// Every row that a node was given is a parent of what it made, or of a reject of it.
+    fn conserves(&self, from: &str, made: &str, node: &str, each: u64) {
+        let lost = format!("(select parents from rejects where node = '{node}')");
+        let unnested = |of: &str| format!("(select unnest(parents) as parent from {of} as made)");
+        let given = self.count(&format!("select count(*) from {from} as given"));
+        assert!(given > 1_000, "{node} is given {given} rows");
+        let unaccounted = format!(
+            "select count(*) from {from} as given
+             where row_id not in {} and row_id not in {}",
+            unnested(made),
+            unnested(&lost)
+        );
+        assert_eq!(self.count(&unaccounted), 0, "rows lost silently at {node}");
+        let out = format!(
+            "select count(*) from {} as p where parent in (select row_id from {from} as given)",
+            unnested(made)
+        );
+        let gone = format!(
+            "select count(*) from {} as p where parent in (select row_id from {from} as given)",
+            unnested(&lost)
+        );
+        assert_eq!(self.count(&out) + self.count(&gone), given * each, "rows of {node}");
+    }
+}
+
+/// What is given to each node that makes rows of rows: `(given, made, node, rows made of one)`.
+fn steps() -> Vec<(String, String, &'static str, u64)> {
+    let mut steps = vec![
+        ("prompts".to_owned(), "drafts".to_owned(), "drafts", 1),
+        ("prompts".to_owned(), "pairs".to_owned(), "pairs", 2),
+    ];
+    let of_round = |table: &str, round: u64| {
+        format!("(select row_id, parents from {table} where round = {round})")
+    };
+    let table = |table: &str| format!("\"{table}\"");
+    for round in 1..=ROUNDS {
+        let before = match round {
+            1 => table("drafts"),
+            _ => of_round("revisions", round - 1),
+        };
+        let critiques = of_round("\"revisions.critiques\"", round);
+        steps.push((before, critiques.clone(), "revisions.critiques", 1));
+        steps.push((critiques, of_round("revisions", round), "revisions", 1));
+    }
+    steps
 }
 
 #[test]
@@ -63,45 +109,8 @@ fn every_row_of_a_real_file_is_accounted_for_at_every_node() {
         from rejects where node = 'prompts')";
     assert_eq!(lab.count(twice), lines, "each line is there once");
 
-    // (what reached the node, what it made, the node, rows made of one)
-    let mut steps = vec![
-        ("prompts".to_owned(), "drafts".to_owned(), "drafts", 1),
-        ("prompts".to_owned(), "pairs".to_owned(), "pairs", 2),
-    ];
-    let of_round = |table: &str, round: u64| {
-        format!("(select row_id, parents from {table} where round = {round})")
-    };
-    let table = |table: &str| format!("\"{table}\"");
-    for round in 1..=ROUNDS {
-        let before = match round {
-            1 => table("drafts"),
-            _ => of_round("revisions", round - 1),
-        };
-        let critiques = of_round("\"revisions.critiques\"", round);
-        steps.push((before, critiques.clone(), "revisions.critiques", 1));
-        steps.push((critiques, of_round("revisions", round), "revisions", 1));
-    }
-    for (from, made, node, each) in steps {
-        let lost = format!("(select parents from rejects where node = '{node}')");
-        let unnested = |of: &str| format!("(select unnest(parents) as parent from {of} as made)");
-        let given = lab.count(&format!("select count(*) from {from} as given"));
-        assert!(given > 1_000, "{node} is given {given} rows");
-        let unaccounted = format!(
-            "select count(*) from {from} as given
-             where row_id not in {} and row_id not in {}",
-            unnested(&made),
-            unnested(&lost)
-        );
-        assert_eq!(lab.count(&unaccounted), 0, "rows lost silently at {node}");
-        let out = format!(
-            "select count(*) from {} as p where parent in (select row_id from {from} as given)",
-            unnested(&made)
-        );
-        let gone = format!(
-            "select count(*) from {} as p where parent in (select row_id from {from} as given)",
-            unnested(&lost)
-        );
-        assert_eq!(lab.count(&out) + lab.count(&gone), given * each, "rows of {node}");
+    for (from, made, node, each) in steps() {
+        lab.conserves(&from, &made, node, each);
     }
     // A pair has two parents; one whose sibling failed is a reject of the other.
     let pairs = lab.count("select count(*) from preferences");

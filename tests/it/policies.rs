@@ -1,5 +1,6 @@
 //! Change policies beside `retrain` and `hold`: a warm start, and changes too small to train for.
 
+#[cfg(feature = "torch")]
 use std::fs;
 
 use amend::engine::session::Settled;
