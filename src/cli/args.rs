@@ -307,7 +307,7 @@ pub(super) struct ModelArgs {
     /// Threads inside one tensor operation on CPU
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(super) threads: Option<u32>,
-    /// Replicas on CPU, each at work on answers of its own [default: one for each core, where the weights are small]
+    /// Replicas on CPU, each at work on answers of its own [default: one for each core, at most 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(super) replicas: Option<u32>,
     /// Mebibytes that keys and values take, about [default: 2048]

@@ -81,8 +81,8 @@ pub struct Model {
     /// Threads inside one tensor operation of a checkpoint on CPU. Without it, 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<Spanned<u32>>,
-    /// Replicas of a checkpoint on CPU, each at work on rows of its own with as many threads. An answer is the same bits
-    /// whoever gives it. Without it, one for each core, where the weights are small.
+    /// Replicas of a checkpoint on CPU, each at work on rows of its own with as many threads. They share the weights, and
+    /// an answer is the same bits whoever gives it. Without it, one for each core, if each has 32 of `max_in_flight`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicas: Option<Spanned<u32>>,
     /// Mebibytes that the keys and values of a checkpoint's rows and shared prefixes take, about. Without it, 2048.

@@ -28,15 +28,15 @@ use super::generate::CACHE_BYTES;
 use super::listen::{Listener, PromptDone, Told};
 use super::llama::Llama;
 use super::tokenizer::{TOKENIZER_FILE, TextTokenizer};
-use super::weights::weight_files;
 use super::worker::{Job, Reply, Worker};
 use crate::model::{Backend, CacheBytes, CallError, Done, Estimator, Prompt, Request, Task};
 
 /// How long a worker that was idle waits for more requests to read with the first.
 const GATHER: Duration = Duration::from_millis(1);
 
-/// A replica may hold all weights anew: without being told, no more are made than take so many bytes.
-const REPLICAS_BYTES: u64 = 1 << 30;
+/// Without being told, there are no more replicas than have so many of the requests in flight each:
+/// a step of fewer rows reads as many weights.
+const REPLICA_ROWS_MIN: usize = 32;
 
 /// How a checkpoint is run.
 #[derive(Clone, Debug)]
@@ -46,7 +46,7 @@ pub struct TorchOptions {
     /// Threads inside an operation. Bits are the same for the same number only.
     pub threads: usize,
     /// Replicas of the model, each at work on rows of its own; on a GPU there is one. By default
-    /// one for each core, where the weights are small.
+    /// one for each core, as long as each has a share of the requests in flight.
     pub replicas: Option<usize>,
     /// Where it runs.
     pub device: DeviceChoice,
@@ -173,7 +173,7 @@ impl TorchBackend {
         let (jobs, queue) = unbounded();
         let shared = Arc::new(Shared {
             stopping: AtomicBool::new(false),
-            held: (0..replicas(dir, &options)).map(|_| AtomicUsize::new(0)).collect(),
+            held: (0..replicas(&options)).map(|_| AtomicUsize::new(0)).collect(),
             most: options.cache_bytes,
             threads: Mutex::default(),
         });
@@ -265,18 +265,13 @@ pub fn usual_format(device: DeviceChoice, dir: impl FnOnce() -> PathBuf) -> &'st
     }
 }
 
-/// How many replicas of a checkpoint there are on a CPU.
-fn replicas(dir: &Path, options: &TorchOptions) -> usize {
-    if let Some(replicas) = options.replicas {
-        return replicas.max(1);
-    }
-    // What cannot be read is said to be so when it is read.
-    let files = weight_files(dir).unwrap_or_default();
-    let sizes = files.iter().filter_map(|path| std::fs::metadata(path).ok());
-    let bytes: u64 = sizes.map(|file| file.len()).sum();
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let that_fit = usize::try_from(REPLICAS_BYTES / bytes.max(1)).unwrap_or(usize::MAX);
-    (cores / options.threads.max(1)).min(that_fit).max(1)
+/// How many replicas there are on a CPU.
+fn replicas(options: &TorchOptions) -> usize {
+    let usual = || {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        (cores / options.threads.max(1)).min(options.max_in_flight / REPLICA_ROWS_MIN)
+    };
+    options.replicas.unwrap_or_else(usual).max(1)
 }
 
 /// What the threads need of a checkpoint.
@@ -297,10 +292,11 @@ impl Loaded {
             None if device == Device::Cpu => Kind::Float,
             None => config.dtype,
         };
-        let replicas = if device == Device::Cpu { replicas(dir, options) } else { 1 };
-        // Weights that are neither converted nor stacked are shared by all.
-        let model = |_| Ok(Llama::new(config, weights, kind, device)?.stacked());
-        let models = (0..replicas).map(model).collect::<Result<Vec<Llama>, TorchError>>()?;
+        let replicas = if device == Device::Cpu { replicas(options) } else { 1 };
+        let model = Llama::new(config, weights, kind, device)?.stacked();
+        // What is stacked is shared with those that are stacked again.
+        let mut models: Vec<Llama> = (1..replicas).map(|_| model.stacked()).collect();
+        models.push(model);
         if config.head == Head::Lm && !models[0].ignores_neighbours() {
             let model = &options.name;
             tracing::warn!(model, "on this machine an answer's last bits depend on its neighbours");
