@@ -323,10 +323,12 @@ fn direct_preferences_move_the_policy_to_what_the_labels_prefer() {
     let (_again, twice) = learn(dpo_settings());
     assert_eq!(trained.weights, twice.weights);
 
-    // A label of one half asks for no preference, and the start has none.
+    // A label of one half asks for no preference, and the start has none. Where all are, it is an
+    // error: a few say a little.
     let even = |n: usize| match comparison(n) {
         Example::Comparison { row_id, prompt, a, b, weight, source, category, .. } => {
-            Example::Comparison { row_id, prompt, a, b, p: 0.5, weight, source, category }
+            let p = if n < 4 { 0.55 } else { 0.5 };
+            Example::Comparison { row_id, prompt, a, b, p, weight, source, category }
         }
         other => panic!("{other:?}"),
     };
