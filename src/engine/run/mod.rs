@@ -123,18 +123,11 @@ impl From<CompileError> for RunError {
 /// The report of a run that has nothing to do, if this is one: no model is opened, nothing is read
 /// but the manifest and what tells whether a file changed.
 pub fn run_unchanged(plan: &Plan, options: &Options) -> Result<Option<Report>, RunError> {
-    if options.until.is_some() {
-        return Ok(None);
-    }
     let began = Instant::now();
     let store = Store::new(&options.store);
     let _lock = store.lock(&plan.pipeline().name, options.now_ms * 1000)?;
     let snapshots = store.snapshots(&plan.pipeline().name);
-    let report = unchanged::unchanged(plan, options, &snapshots, began)?;
-    if report.is_some() {
-        snapshots.repair()?;
-    }
-    Ok(report)
+    unchanged::unchanged(plan, options, &snapshots, began)
 }
 
 /// Runs a plan.
@@ -143,10 +136,7 @@ pub fn run(plan: &Plan, options: &Options) -> Result<Report, RunError> {
     let store = Store::new(&options.store);
     let _lock = store.lock(&plan.pipeline().name, options.now_ms * 1000)?;
     let snapshots = store.snapshots(&plan.pipeline().name);
-    if options.until.is_none()
-        && let Some(report) = unchanged::unchanged(plan, options, &snapshots, began)?
-    {
-        snapshots.repair()?;
+    if let Some(report) = unchanged::unchanged(plan, options, &snapshots, began)? {
         return Ok(report);
     }
     let plan = match &options.until {

@@ -13,13 +13,17 @@ use crate::record::read::fingerprint;
 use crate::store::manifest::SourceFile;
 use crate::store::{Snapshot, Snapshots};
 
-/// The report of a run that has nothing to do, if this is one.
+/// The report of a run that has nothing to do, if this is one; the paths of its snapshot are mended
+/// where a killed run left them behind.
 pub(super) fn unchanged(
     plan: &Plan,
     options: &Options,
     snapshots: &Snapshots,
     began: Instant,
 ) -> Result<Option<Report>, RunError> {
+    if options.until.is_some() {
+        return Ok(None);
+    }
     let Some(latest) = snapshots.latest()? else { return Ok(None) };
     let manifest = latest.manifest();
     let now = inputs(plan, options, manifest.inputs.sources.clone());
@@ -27,6 +31,7 @@ pub(super) fn unchanged(
     if !same || options.retry_rejects || is_to_be_asked_again(&latest)? {
         return Ok(None);
     }
+    snapshots.repair()?;
     let tables = plan.tables();
     let listed = manifest.nodes.iter().filter(|(name, _)| tables.contains_key(name.as_str()));
     let nodes = listed.map(|(name, node)| NodeReport {
