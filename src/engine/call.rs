@@ -87,6 +87,12 @@ pub(super) fn call<'s>(input: Coll<'s, Ask>, spec: Spec, shared: &Arc<Shared>) -
     stream.as_collection()
 }
 
+/// How many rows are begun before replies are looked for.
+const AT_ONCE: usize = 64;
+
+/// How many rows are made before they are kept.
+const KEPT_AT_ONCE: usize = 1024;
+
 struct Caller {
     spec: Spec,
     shared: Arc<Shared>,
@@ -170,9 +176,13 @@ impl Caller {
             assert_eq!(*diff, -1, "a row is there once");
             self.retract(time, ask);
         }
-        for (ask, diff) in asks.iter().filter(|(_, diff)| *diff > 0) {
+        for (at, (ask, diff)) in asks.iter().filter(|(_, diff)| *diff > 0).enumerate() {
             assert_eq!(*diff, 1, "a row is there once");
             self.advance(*ask, Pending::new(time));
+            // What has come is done with while it is in the processor's caches.
+            if at % AT_ONCE == AT_ONCE - 1 {
+                self.take_replies();
+            }
         }
     }
 
@@ -344,6 +354,9 @@ impl Caller {
     }
 
     fn finish(&mut self, ask: Ask, time: Time, made: Made) {
+        if self.rows.as_ref().is_some_and(|builder| builder.len() >= KEPT_AT_ONCE) {
+            self.keep_rows();
+        }
         self.tasks.insert(ask, Task::Done(made));
         self.emit(time, made, 1);
     }
@@ -373,12 +386,16 @@ impl Caller {
         }
     }
 
-    /// What was made, by time; the rows are kept before anybody hears of them.
-    fn flush(&mut self) -> BTreeMap<Time, Vec<(Made, Time, isize)>> {
+    fn keep_rows(&mut self) {
         if let Some(builder) = self.rows.take_if(|builder| !builder.is_empty()) {
             let (batch, ids) = builder.finish();
             self.shared.rows.keep(batch, &ids);
         }
+    }
+
+    /// What was made, by time; the rows are kept before anybody hears of them.
+    fn flush(&mut self) -> BTreeMap<Time, Vec<(Made, Time, isize)>> {
+        self.keep_rows();
         if !self.rejects.is_empty() {
             let empty = BatchBuilder::new(Relation::Rejects);
             let (batch, ids) = std::mem::replace(&mut self.rejects, empty).finish();

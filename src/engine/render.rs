@@ -20,7 +20,7 @@ use super::shape::{DrawShape, Kind, Node, NodeIdx, Shape, Take};
 use super::shared::{Shared, Stream};
 use super::time::{self, Time};
 use crate::operators::ModelRef;
-use crate::record::Id;
+use crate::record::{Id, IdMap};
 
 /// How many keys a one-row collection is copied to, so that joining it is shared by workers.
 const SPREAD: u64 = 16;
@@ -310,8 +310,10 @@ impl<'s> Renderer<'s, '_> {
         });
         let shared = Arc::clone(self.shared);
         if total == 1 {
+            let mut contexts = IdMap::<(Id, Id), Id>::default();
             return drawn.map(move |(row, (_, _, text, stages))| {
-                (row, shared.contexts.keep(stages, &[vec![text]]))
+                let keep = || shared.contexts.keep(stages, &[vec![text]]);
+                (row, *contexts.entry((stages, text)).or_insert_with(keep))
             });
         }
         drawn.reduce_named("Draws", move |_row, picks, output| {

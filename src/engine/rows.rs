@@ -86,6 +86,12 @@ impl<V: Clone> Sharded<V> {
         let mut shard = self.shard(id).write().expect("no holder of a shard panics");
         shard.entry(id).or_insert(value);
     }
+
+    /// Inserts a value that is at hand and mostly new.
+    fn put(&self, id: Id, value: V) {
+        let mut shard = self.shard(id).write().expect("no holder of a shard panics");
+        shard.entry(id).or_insert(value);
+    }
 }
 
 /// The rows of a session, by content, version and row id. Shared by all workers.
@@ -108,9 +114,9 @@ impl Rows {
         let batch = Arc::new(batch);
         let keep = |(index, (content, version)): (usize, &(Id, Id))| {
             let row = batch.row(index);
-            let slot = || Slot { batch: Arc::clone(&batch), index };
-            self.slots.insert(*content, slot);
-            self.slots.insert(*version, slot);
+            let slot = Slot { batch: Arc::clone(&batch), index };
+            self.slots.put(*content, slot.clone());
+            self.slots.put(*version, slot);
             Rec { row: row.row_id(), content: *content, version: *version }
         };
         ids.iter().enumerate().map(keep).collect()

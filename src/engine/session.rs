@@ -278,14 +278,20 @@ impl Running {
 
 fn apply(table: &mut BTreeMap<Id, Rec>, mut changes: Vec<(Rec, isize)>) {
     differential_dataflow::consolidation::consolidate(&mut changes);
-    for (rec, _) in changes.iter().filter(|(_, diff)| *diff < 0) {
-        let removed = table.remove(&rec.row);
-        assert_eq!(removed, Some(*rec), "what goes was there");
-    }
-    for (rec, diff) in changes.iter().filter(|(_, diff)| *diff > 0) {
-        assert_eq!(*diff, 1, "a row is there once");
-        let before = table.insert(rec.row, *rec);
-        assert_eq!(before, None, "a row is there once");
+    // Sorted by row: what a row was and what it is now lie side by side.
+    for of_row in changes.chunk_by(|(a, _), (b, _)| a.row == b.row) {
+        let of = |sign: isize| {
+            let mut recs = of_row.iter().filter(|(_, diff)| *diff == sign).map(|(rec, _)| *rec);
+            (recs.next(), recs.next())
+        };
+        let (went, came) = (of(-1), of(1));
+        let known = [went.0, came.0].into_iter().flatten().count();
+        assert_eq!((known, went.1, came.1), (of_row.len(), None, None), "a row is there once");
+        let before = match came.0 {
+            Some(rec) => table.insert(rec.row, rec),
+            None => table.remove(&of_row[0].0.row),
+        };
+        assert_eq!(before, went.0, "what goes was there, and what comes was not");
     }
 }
 

@@ -11,6 +11,11 @@ use super::key::{Id, KeyHasher};
 use super::message::Message;
 use super::relation::{Column, Kind, Part, Relation};
 
+/// The domain of the hash of a row's content columns.
+pub(super) const CONTENT: &str = "amend/content/1";
+/// The domain of the hash of a whole row.
+pub(super) const VERSION: &str = "amend/version/2";
+
 /// Rows of one relation; its schema is the relation's, always.
 #[derive(Clone, Debug)]
 pub struct Batch {
@@ -229,7 +234,7 @@ impl<'a> Row<'a> {
             Kind::Int32 | Kind::Int64 => Cell::Int(self.int(name).expect("not null")),
             Kind::Float => Cell::Float(self.float(name).expect("not null")),
             Kind::Bool => Cell::Bool(self.bool(name).expect("not null")),
-            Kind::Messages => Cell::Messages(Cow::Owned(self.messages(name))),
+            Kind::Messages => Cell::Turns(self.turns(name)),
             Kind::Texts | Kind::Ids => Cell::Texts(self.texts(name)),
             Kind::Ints => Cell::Ints(self.ints(name)),
             Kind::Floats32 | Kind::Floats => Cell::Floats(self.floats(name)),
@@ -252,12 +257,13 @@ impl<'a> Row<'a> {
 
     /// The hash of the row's content columns: what consumers that spend read.
     pub fn content_hash(self) -> Id {
-        self.hash("amend/content/1", |column| column.part == Part::Content)
+        self.hash(CONTENT, |column| column.part == Part::Content)
     }
 
-    /// The hash of the whole row but for `content`: what a published row says.
+    /// The hash of the whole row: of its content's hash and of the other columns. What a
+    /// published row says.
     pub fn version_hash(self) -> Id {
-        self.hash("amend/version/1", |column| column.name != "content")
+        self.hash(VERSION, |column| column.part != Part::Content)
     }
 
     fn hash(self, domain: &str, part: impl Fn(&Column) -> bool) -> Id {
@@ -294,13 +300,17 @@ impl<'a> Iterator for Turns<'a> {
     }
 }
 
+impl ExactSizeIterator for Turns<'_> {}
+
 /// The value of one column of a row to be.
 #[derive(Clone, Debug)]
 pub enum Cell<'a> {
     /// Null.
     Null,
-    /// A text, also an id's digits.
+    /// A text.
     Text(Cow<'a, str>),
+    /// An id, which is kept and hashed as its digits.
+    Id(Id),
     /// A whole number.
     Int(i64),
     /// A number.
@@ -309,8 +319,12 @@ pub enum Cell<'a> {
     Bool(bool),
     /// A conversation.
     Messages(Cow<'a, [Message]>),
+    /// A conversation as it lies in a batch.
+    Turns(Turns<'a>),
     /// A list of texts.
     Texts(Vec<String>),
+    /// A list of ids.
+    Ids(&'a [Id]),
     /// A list of whole numbers.
     Ints(Vec<i32>),
     /// A list of numbers.
@@ -329,12 +343,7 @@ impl<'a> Cell<'a> {
 
     /// An id.
     pub fn id(id: Id) -> Cell<'a> {
-        Cell::Text(Cow::Owned(id.hex()))
-    }
-
-    /// A list of ids.
-    pub fn ids(ids: &[Id]) -> Cell<'a> {
-        Cell::Texts(ids.iter().map(|id| id.hex()).collect())
+        Cell::Id(id)
     }
 
     /// A conversation.
@@ -355,6 +364,10 @@ impl<'a> Cell<'a> {
                 hasher.add_u64(1);
                 hasher.add_text(text);
             }
+            Cell::Id(id) => {
+                hasher.add_u64(1);
+                hasher.add_bytes(&id.digits());
+            }
             Cell::Int(number) => {
                 hasher.add_u64(2);
                 hasher.add_u64(*number as u64);
@@ -372,10 +385,23 @@ impl<'a> Cell<'a> {
                     hasher.add_text(&message.content);
                 }
             }
+            Cell::Turns(turns) => {
+                hasher.add_u64(6);
+                hasher.add_u64(turns.len() as u64);
+                for (role, content) in turns.clone() {
+                    hasher.add_text(role);
+                    hasher.add_text(content);
+                }
+            }
             Cell::Texts(texts) => {
                 hasher.add_u64(7);
                 hasher.add_u64(texts.len() as u64);
                 texts.iter().for_each(|text| hasher.add_text(text));
+            }
+            Cell::Ids(ids) => {
+                hasher.add_u64(7);
+                hasher.add_u64(ids.len() as u64);
+                ids.iter().for_each(|id| hasher.add_bytes(&id.digits()));
             }
             Cell::Ints(numbers) => {
                 hasher.add_u64(8);

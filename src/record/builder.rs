@@ -9,7 +9,7 @@ use arrow::array::{
 };
 use arrow::datatypes::{DataType, Field};
 
-use super::batch::{Batch, Cell};
+use super::batch::{Batch, CONTENT, Cell, VERSION};
 use super::key::{Id, KeyHasher};
 use super::relation::{Column, Kind, Part, Relation, file_fields, message_fields};
 
@@ -70,33 +70,34 @@ impl BatchBuilder {
         let own = columns.iter().filter(|column| column.part != Part::Common);
         let own: Vec<(&Column, Cow<'_, Cell<'_>>)> =
             own.map(|column| (column, read(find(cells, column.name, &mut next)))).collect();
-        let mut content = KeyHasher::new("amend/content/1");
+        let mut content = KeyHasher::new(CONTENT);
         content.add_text(self.relation.name());
         for (_, cell) in own.iter().filter(|(column, _)| column.part == Part::Content) {
             cell.hash_into(&mut content);
         }
         let content = content.id();
 
-        let mut version = KeyHasher::new("amend/version/1");
+        let mut version = KeyHasher::new(VERSION);
         version.add_text(self.relation.name());
         let common = [
-            Cell::id(origin.row_id),
-            Cell::id(content),
-            Cell::id(origin.root_id),
-            Cell::ids(&origin.parents),
-            Cell::ids(&origin.call_keys),
+            Cell::Id(origin.row_id),
+            Cell::Id(content),
+            Cell::Id(origin.root_id),
+            Cell::Ids(&origin.parents),
+            Cell::Ids(&origin.call_keys),
         ];
         let common = columns.iter().zip(&common);
         for (at, (column, cell)) in
             common.chain(own.iter().map(|(column, cell)| (*column, &**cell))).enumerate()
         {
-            if column.name != "content" {
+            if column.part != Part::Content {
                 cell.hash_into(&mut version);
             }
             self.columns[at].push(column, cell);
         }
-        self.ids.push((content, version.id()));
-        (content, version.id())
+        let version = version.id();
+        self.ids.push((content, version));
+        (content, version)
     }
 
     /// The batch, and each row's content and version.
@@ -184,6 +185,7 @@ impl ColumnBuilder {
         assert!(column.nullable || !matches!(cell, Cell::Null), "{} is not null", column.name);
         match (self, cell) {
             (ColumnBuilder::Text(to), Cell::Text(text)) => to.append_value(text),
+            (ColumnBuilder::Text(to), Cell::Id(id)) => to.append_value(digits(&id.digits())),
             (ColumnBuilder::Text(to), Cell::Null) => to.append_null(),
             (ColumnBuilder::Int32(to), Cell::Int(number)) => {
                 to.append_value(i32::try_from(*number).expect("a column of Int32 holds 32 bits"));
@@ -197,6 +199,10 @@ impl ColumnBuilder {
             (ColumnBuilder::Bool(to), Cell::Null) => to.append_null(),
             (ColumnBuilder::Texts(to), Cell::Texts(texts)) => {
                 texts.iter().for_each(|text| to.values().append_value(text));
+                to.append(true);
+            }
+            (ColumnBuilder::Texts(to), Cell::Ids(ids)) => {
+                ids.iter().for_each(|id| to.values().append_value(digits(&id.digits())));
                 to.append(true);
             }
             (ColumnBuilder::Texts(to), Cell::Null) => to.append_null(),
@@ -216,13 +222,10 @@ impl ColumnBuilder {
             }
             (ColumnBuilder::Floats(to), Cell::Null) => to.append_null(),
             (ColumnBuilder::Structs(to), Cell::Messages(messages)) => {
-                for message in messages.iter() {
-                    push_text(to.values(), 0, &message.role);
-                    push_text(to.values(), 1, &message.content);
-                    to.values().append(true);
-                }
-                to.append(true);
+                let turns = messages.iter();
+                push_turns(to, turns.map(|turn| (&*turn.role, &*turn.content)));
             }
+            (ColumnBuilder::Structs(to), Cell::Turns(turns)) => push_turns(to, turns.clone()),
             (ColumnBuilder::Structs(to), Cell::Files(files)) => {
                 for (name, bytes, sha256) in files {
                     push_text(to.values(), 0, name);
@@ -253,6 +256,22 @@ impl ColumnBuilder {
             ColumnBuilder::Structs(from) => Arc::new(from.finish()),
         }
     }
+}
+
+fn push_turns<'t>(
+    to: &mut ListBuilder<StructBuilder>,
+    turns: impl Iterator<Item = (&'t str, &'t str)>,
+) {
+    for (role, content) in turns {
+        push_text(to.values(), 0, role);
+        push_text(to.values(), 1, content);
+        to.values().append(true);
+    }
+    to.append(true);
+}
+
+fn digits(hex: &[u8; 32]) -> &str {
+    std::str::from_utf8(hex).expect("hex digits are text")
 }
 
 fn push_text(to: &mut StructBuilder, field: usize, text: &str) {

@@ -44,11 +44,20 @@ impl Id {
         self.0 as u64
     }
 
-    /// The 32 hex digits, as [`Display`](fmt::Display) writes them: tables are full of them.
+    /// The 32 hex digits, as [`Display`](fmt::Display) writes them.
     pub fn hex(self) -> String {
+        self.digits().into_iter().map(char::from).collect()
+    }
+
+    /// The hex digits as ASCII, without a text of their own: tables are full of them.
+    pub(super) fn digits(self) -> [u8; 32] {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let digit = |at: u32| char::from(DIGITS[(self.0 >> (4 * (31 - at))) as usize & 15]);
-        (0..32).map(digit).collect()
+        let mut digits = [0; 32];
+        for (two, byte) in digits.chunks_exact_mut(2).zip(self.0.to_be_bytes()) {
+            two[0] = DIGITS[usize::from(byte >> 4)];
+            two[1] = DIGITS[usize::from(byte & 15)];
+        }
+        digits
     }
 
     /// An id of the given bits.
