@@ -54,7 +54,8 @@ fn main() {
     let is_bf16 = variable("AMEND_BENCH_DTYPE").as_deref() == Some("bf16");
     let share = if variable("AMEND_BENCH_SMALL").is_some() { 8 } else { 1 };
     // With one thread too: the last table has two.
-    drop(prepare_process(2));
+    let arguments: Vec<_> = std::env::args_os().collect();
+    drop(prepare_process(2, &arguments));
     tch::set_num_threads(threads);
 
     let (config, weights) = model();

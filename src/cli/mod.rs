@@ -48,19 +48,13 @@ use screen::Screen;
 
 /// Runs the command that the process was given, and says how it ended.
 pub fn main() -> ExitCode {
-    let cli = match parse(std::env::args_os()) {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let cli = match parse(&arguments) {
         Ok(cli) => cli,
         Err(status) => return status.into(),
     };
     #[cfg(feature = "torch")]
-    if matches!(
-        cli.command,
-        Command::Run(_) | Command::Plan(_) | Command::Chat(_) | Command::Serve(_)
-    ) {
-        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        // What it fails to cure costs time only.
-        drop(crate::model::torch::prepare_process(threads));
-    }
+    prepare(&cli.command, &arguments);
     let screen = Screen::new(&cli.common);
     logging::begin(&cli.common, screen);
     let status = match dispatch(&cli.command, &cli.common, screen) {
@@ -70,8 +64,19 @@ pub fn main() -> ExitCode {
     status.into()
 }
 
+/// Starts the process again as libtorch needs it, for a command that may use models.
+#[cfg(feature = "torch")]
+fn prepare(command: &Command, arguments: &[OsString]) {
+    if matches!(command, Command::Run(_) | Command::Plan(_) | Command::Chat(_) | Command::Serve(_))
+    {
+        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        // What it fails to cure costs time only.
+        drop(crate::model::torch::prepare_process(threads, arguments));
+    }
+}
+
 /// Answers a command that asks no model, before libtorch starts up: its exit code, or nothing where
-/// [`main`] is to be called. The process has no runtime of Rust's yet, and must not ask for its
+/// [`main`] is to be called, in a process that is as libtorch needs it. The process has no runtime of Rust's yet, and must not ask for its
 /// arguments.
 #[cfg(all(target_os = "linux", feature = "torch"))]
 pub fn early() -> Option<u8> {
@@ -79,28 +84,30 @@ pub fn early() -> Option<u8> {
 
     let line = std::fs::read("/proc/self/cmdline").ok()?;
     let arguments = line.strip_suffix(&[0])?.split(|byte| *byte == 0);
-    let arguments = arguments.map(|argument| OsString::from_vec(argument.to_vec()));
-    let cli = match parse(arguments) {
+    let arguments: Vec<OsString> =
+        arguments.map(|argument| OsString::from_vec(argument.to_vec())).collect();
+    let cli = match parse(&arguments) {
         Ok(cli) => cli,
         Err(status) => return Some(status.code()),
     };
     let screen = Screen::new(&cli.common);
     let status = match &cli.command {
-        Command::Run(args) => run::unchanged(args, &cli.common, screen)?,
-        Command::Plan(_) | Command::Chat(_) | Command::Serve(_) => return None,
+        Command::Run(args) => run::unchanged(args, &cli.common, screen),
+        Command::Plan(_) | Command::Chat(_) | Command::Serve(_) => None,
         command => {
             logging::begin(&cli.common, screen);
-            match dispatch(command, &cli.common, screen) {
-                Ok(status) => status,
-                Err(error) => failure::show(&error, screen),
-            }
+            let status = dispatch(command, &cli.common, screen);
+            Some(status.unwrap_or_else(|error| failure::show(&error, screen)))
         }
     };
-    Some(status.code())
+    if status.is_none() {
+        prepare(&cli.command, &arguments);
+    }
+    status.map(Status::code)
 }
 
 /// The command; or, where help was asked for and printed, or a mistake was, how that ends.
-fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Cli, Status> {
+fn parse(arguments: &[OsString]) -> Result<Cli, Status> {
     Cli::try_parse_from(arguments).map_err(|error| {
         // Help and version are no failures; what cannot be printed has no reader.
         let is_help = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);

@@ -7,7 +7,7 @@ use super::failure::Status;
 use super::files;
 use super::options::{self, Setup};
 use super::screen::Screen;
-use super::table::{TextTable, count, counted, up_to, usd};
+use super::table::{TextTable, about, count, counted, up_to, usd};
 use crate::engine::run::{Forecast, NodeForecast, TrainingForecast, foretell};
 use crate::plan::{NodeIdx, Plan};
 
@@ -52,8 +52,8 @@ fn text(plan: &Plan, forecast: &Forecast, screen: Screen) -> String {
             up_to(node.calls.total, node.calls.exact),
             up_to(node.calls.memo, true),
             up_to(node.calls.to_make, node.calls.exact),
-            up_to(node.tokens, true),
-            usd(node.cost_usd),
+            about(node.tokens),
+            usd(node.cost_usd.filter(|_| node.calls.to_make > 0)),
             training.unwrap_or_default(),
         ]);
     }
@@ -61,10 +61,18 @@ fn text(plan: &Plan, forecast: &Forecast, screen: Screen) -> String {
     let totals = &forecast.totals;
     let _ = writeln!(
         text,
-        "\nin all {} to make, {} in the memo{}",
+        "\nin all {} to make, {} in the memo{}{}",
         calls(totals.calls.to_make, totals.calls.exact),
         count(totals.calls.memo),
-        totals.cost_usd.map_or_else(String::new, |cost| format!(", ${cost:.2}")),
+        match totals.tokens {
+            None => ", of tokens not yet known".to_owned(),
+            Some(0) => String::new(),
+            Some(tokens) => format!(", about {} tokens", count(tokens)),
+        },
+        match totals.cost_usd {
+            Some(cost) if totals.calls.to_make > 0 => format!(", about ${cost:.2}"),
+            _ => String::new(),
+        },
     );
     text
 }
@@ -190,7 +198,7 @@ mod tests {
             rows: RowsForecast { total, changed, exact: true },
             calls: CallsForecast { total, memo: total - to_make, to_make, exact: true },
             training: None,
-            tokens: 0,
+            tokens: Some(0),
             cost_usd: None,
         }
     }

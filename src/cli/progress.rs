@@ -118,12 +118,14 @@ struct State {
     began: Instant,
     /// When the last line of each was written; the calls' is under no name.
     said: BTreeMap<String, Instant>,
+    /// How many calls that line named.
+    calls: u64,
     paces: BTreeMap<String, Pace>,
 }
 
 impl State {
     fn new(began: Instant) -> State {
-        State { began, said: BTreeMap::new(), paces: BTreeMap::new() }
+        State { began, said: BTreeMap::new(), calls: 0, paces: BTreeMap::new() }
     }
 
     /// Whether a line of this name is due.
@@ -147,7 +149,11 @@ impl Progress for Lines {
 
     fn calls(&self, seen: &Seen) {
         let mut state = locked(&self.state);
-        if state.is_due("") {
+        let calls = seen.made + seen.memo;
+        // While a model is trained there is nothing to say.
+        let is_idle = seen.in_flight == 0 && calls == state.calls;
+        if !is_idle && state.is_due("") {
+            state.calls = calls;
             self.screen.note(&said(seen, state.began.elapsed()));
         }
     }

@@ -82,6 +82,15 @@ pub(super) fn up_to(number: u64, exact: bool) -> String {
     }
 }
 
+/// About how many, where it is known.
+pub(super) fn about(number: Option<u64>) -> String {
+    match number {
+        None => "?".to_owned(),
+        Some(0) => "-".to_owned(),
+        Some(number) => format!("~ {}", count(number)),
+    }
+}
+
 /// A price.
 pub(super) fn usd(cost: Option<f64>) -> String {
     cost.map_or_else(|| "-".to_owned(), |cost| format!("${cost:.2}"))

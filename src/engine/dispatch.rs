@@ -12,6 +12,9 @@ use crossbeam_channel::Sender;
 use indexmap::IndexMap;
 use timely::scheduling::SyncActivator;
 
+use super::estimate::Volume;
+pub use super::tally::Calls;
+use super::tally::Tally;
 use crate::model::{Answer, Backend, CacheBytes, CallError, Request};
 use crate::operators::ModelRef;
 use crate::record::{CallKey, Id, IdMap};
@@ -105,32 +108,6 @@ pub struct Limits {
     pub retry_rejects: bool,
 }
 
-/// What one node asked in an epoch, counted by distinct call.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Calls {
-    /// Calls made.
-    pub made: u64,
-    /// Calls that the memo had.
-    pub memo: u64,
-    /// Requests sent, retries included.
-    pub attempts: u64,
-    /// In a plan: calls that may be made, of rows not yet known. Never exceeded.
-    pub up_to: u64,
-    /// Tokens read and written by the calls made.
-    pub tokens: u64,
-}
-
-impl Calls {
-    /// Adds another node's.
-    pub fn add(&mut self, other: Calls) {
-        self.made += other.made;
-        self.memo += other.memo;
-        self.attempts += other.attempts;
-        self.up_to += other.up_to;
-        self.tokens += other.tokens;
-    }
-}
-
 /// What the calls of a run came to so far.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Seen {
@@ -172,27 +149,11 @@ struct Queue {
     backend: Option<Arc<dyn Backend>>,
 }
 
-#[derive(Clone, Copy)]
-struct Asked {
-    node: usize,
-    state: State,
-    attempts: u64,
-    tokens: u64,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
-    Waiting,
-    Made,
-    Memo,
-}
-
 #[derive(Default)]
 struct Inner {
     pending: IdMap<CallKey, Pending>,
     queues: IndexMap<(Arc<str>, u128), Queue>,
-    asked: IdMap<CallKey, Asked>,
-    up_to: BTreeMap<usize, u64>,
+    tally: Tally,
     failed: IdMap<CallKey, String>,
     arrivals: u64,
     started: u64,
@@ -247,30 +208,31 @@ impl Dispatcher {
     ) -> (CallKey, Option<Outcome>) {
         let key = request.key(self.models.identity(model));
         let mut inner = self.lock();
-        if let Some(asked) = inner.asked.get_mut(&key) {
-            asked.node = asked.node.min(node);
-        }
         if let Some(message) = inner.failed.get(&key) {
-            return (key, Some(Outcome::Transient { message: message.clone() }));
+            let outcome = Outcome::Transient { message: message.clone() };
+            inner.tally.needed(&key, node);
+            return (key, Some(outcome));
         }
         if let Some(pending) = inner.pending.get_mut(&key) {
             pending.waiters.push(waiter());
-            let asked = Asked { node, state: State::Waiting, attempts: 0, tokens: 0 };
-            inner.asked.entry(key).or_insert(asked);
+            inner.tally.asked(key, node);
             return (key, None);
         }
         if let Some(outcome) = self.recall(&key) {
-            let asked = Asked { node, state: State::Memo, attempts: 0, tokens: 0 };
-            inner.asked.entry(key).or_insert(asked);
+            let is_first = inner.tally.recalled(key, node);
+            if let (Mode::Plan, true, Outcome::Answer(answer)) = (self.mode, is_first, &outcome) {
+                inner.tally.estimate(node).made += Volume::made(&request, answer);
+            }
             inner.recalled += 1;
             return (key, Some(outcome));
         }
-        let asked = Asked { node, state: State::Waiting, attempts: 0, tokens: 0 };
+        let is_first = inner.tally.asked(key, node);
         if self.mode == Mode::Plan {
-            inner.asked.entry(key).or_insert(asked);
+            if is_first {
+                inner.tally.estimate(node).wanted += Volume::wanted(&request);
+            }
             return (key, Some(Outcome::Unknown));
         }
-        inner.asked.insert(key, asked);
         let waiters = vec![waiter()];
         let (request, model) = (Arc::new(request), model.clone());
         let queue = (Arc::clone(&model.name), model.fingerprint.bits());
@@ -292,7 +254,7 @@ impl Dispatcher {
 
     /// In a plan: a row of the node is not known and may need so many calls.
     pub(super) fn may_ask(&self, node: usize, calls: u64) {
-        *self.lock().up_to.entry(node).or_default() += calls;
+        self.lock().tally.may_ask(node, calls);
     }
 
     /// The row that asked is gone: the call is not made, unless it is under way or others wait.
@@ -304,7 +266,7 @@ impl Dispatcher {
             .retain(|waiter| waiter.ticket != ticket || !Arc::ptr_eq(&waiter.wake, wake));
         if pending.waiters.is_empty() && !pending.started {
             inner.pending.swap_remove(key);
-            inner.asked.swap_remove(key);
+            inner.tally.cancelled(key);
         }
     }
 
@@ -401,11 +363,7 @@ impl Dispatcher {
             _ => 0,
         };
         inner.spent_tokens += tokens;
-        if let Some(asked) = inner.asked.get_mut(&key) {
-            asked.attempts += attempts;
-            asked.tokens += tokens;
-            asked.state = State::Made;
-        }
+        inner.tally.made(&key, attempts, tokens);
         let queue = (Arc::clone(&pending.model.name), pending.model.fingerprint.bits());
         inner.queues.get_mut(&queue).expect("a model that was asked has a queue").in_flight -= 1;
         let over = self.limits.max_tokens.is_some_and(|most| inner.spent_tokens >= most)
@@ -461,28 +419,12 @@ impl Dispatcher {
 
     /// Forgets what was asked so far: the nodes that asked are no more.
     pub(super) fn forget_calls(&self) {
-        let mut inner = self.lock();
-        inner.asked.clear();
-        inner.up_to.clear();
+        self.lock().tally = Tally::default();
     }
 
     /// What each of `nodes` nodes asked since the last time this was taken. A call counts for the
     /// first node in plan order that needs it.
     pub fn take_calls(&self, nodes: usize) -> Vec<Calls> {
-        let mut inner = self.lock();
-        let mut calls = vec![Calls::default(); nodes];
-        for asked in std::mem::take(&mut inner.asked).into_values() {
-            let node = &mut calls[asked.node];
-            match asked.state {
-                State::Memo => node.memo += 1,
-                State::Made | State::Waiting => node.made += 1,
-            }
-            node.attempts += asked.attempts;
-            node.tokens += asked.tokens;
-        }
-        for (node, up_to) in std::mem::take(&mut inner.up_to) {
-            calls[node].up_to += up_to;
-        }
-        calls
+        std::mem::take(&mut self.lock().tally).take(nodes)
     }
 }

@@ -73,6 +73,12 @@ impl Lab {
         serde_json::from_str(&stdout)
             .unwrap_or_else(|error| panic!("{args:?}: {error} in {stdout}"))
     }
+
+    /// What all calls cost.
+    fn usd(&self) -> f64 {
+        let rows = self.json(&["query", "select sum(cost_usd) as usd from calls"]);
+        rows[0]["usd"].as_f64().unwrap_or_else(|| panic!("{rows}"))
+    }
 }
 
 fn node<'a>(document: &'a Value, name: &str) -> &'a Value {
@@ -99,6 +105,32 @@ fn a_run_makes_the_calls_that_the_plan_foretold_and_a_second_none() {
     let (code, stdout, _) = lab.amend(&["plan", "small.yaml"]);
     assert_eq!(code, 0);
     assert!(stdout.starts_with("nothing changes"), "{stdout}");
+}
+
+#[test]
+fn a_plan_says_about_how_many_tokens_and_dollars_a_run_takes() {
+    let lab = Lab::new(json!({}));
+    let priced = "max_in_flight: 8, price: { input: 2.0, output: 8.0 }";
+    lab.write("small.yaml", &PIPELINE.replace("max_in_flight: 8", priced));
+    let first = lab.json(&["plan", "small.yaml"]);
+    // Of nothing like it was asked yet: prompts by their length, answers as long as they may be.
+    let drafts = node(&first, "drafts");
+    assert!(drafts["tokens"].as_u64().unwrap() > 20 * ROWS as u64, "{drafts}");
+    assert!(drafts["cost_usd"].as_f64().unwrap() > 0.0, "{drafts}");
+    // What drafts will say is not known, so neither is what a critique reads.
+    assert!(node(&first, "critiques")["tokens"].is_null(), "{first}");
+    assert!(first["totals"]["tokens"].is_null() && first["totals"]["cost_usd"].is_null());
+
+    assert_eq!(lab.amend(&["run", "small.yaml"]).0, 0);
+    let done = lab.json(&["plan", "small.yaml"]);
+    assert_eq!(done["totals"]["tokens"], 0, "{done}");
+    lab.constitution("Say at length what is wrong with this answer, and why it is wrong.");
+    let (plan, before) = (lab.json(&["plan", "small.yaml"]), lab.usd());
+    assert_eq!(lab.amend(&["run", "small.yaml"]).0, 0);
+    let spent = lab.usd() - before;
+    let foretold = plan["totals"]["cost_usd"].as_f64().unwrap();
+    // Revisions of critiques that came out the same are not made again.
+    assert!(spent > 0.0 && foretold > 0.8 * spent && foretold < 1.6 * spent, "{foretold}: {spent}");
 }
 
 #[test]

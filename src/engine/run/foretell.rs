@@ -9,11 +9,13 @@ use super::report::{
 use super::world::LocalWorld;
 use super::{Options, RunError, by_table, desired};
 use crate::engine::dispatch::{Limits, Mode};
+use crate::engine::estimate::Tokens;
 use crate::engine::policy::KeptBy;
 use crate::engine::session::{Session, Table};
 use crate::engine::shared::TrainingState;
-use crate::plan::Plan;
+use crate::plan::{Ask, ModelEdge, Node, Plan, Step};
 use crate::record::Id;
+use crate::spec::model::Price;
 use crate::store::{Snapshot, Store};
 
 /// Says what a run would do: rows, calls and trainings, before anything is spent.
@@ -32,6 +34,8 @@ pub fn foretell(plan: &Plan, options: &Options) -> Result<Forecast, RunError> {
     let before = world.latest.as_ref();
     let nodes = by_table(plan, &settled, |name, nodes, calls| {
         let rows = rows_forecast(name, nodes, session.tables(), before);
+        let tokens = calls.estimate.tokens(calls.made + calls.up_to);
+        let price = price(plan, &plan.nodes[nodes[0]]);
         NodeForecast {
             name: name.to_owned(),
             op: plan.op(&plan.nodes[nodes[0]]).verb().to_owned(),
@@ -43,12 +47,20 @@ pub fn foretell(plan: &Plan, options: &Options) -> Result<Forecast, RunError> {
                 exact: calls.up_to == 0,
             },
             training: settled.trainings.get(&nodes[0]).map(|state| training(name, *state, before)),
-            tokens: calls.tokens,
-            cost_usd: None,
+            tokens: tokens.map(|tokens| (tokens.read + tokens.written).round() as u64),
+            cost_usd: price.zip(tokens).map(|(price, Tokens { read, written })| {
+                (read * price.input + written * price.output) / 1e6
+            }),
         }
     });
     let totals = totals(&nodes);
     Ok(Forecast { pipeline: plan.pipeline().name.value.clone(), nodes, totals })
+}
+
+/// The price of what a node asks; what a pipeline trains has none.
+fn price(plan: &Plan, node: &Node) -> Option<Price> {
+    let Step::Ask(Ask { model: ModelEdge::Entry(name), .. }) = &node.step else { return None };
+    plan.pipeline().models.get(name.as_str())?.price
 }
 
 /// Rows that differ from the snapshot before: new, gone, or saying something else.
@@ -101,7 +113,12 @@ fn training(name: &str, state: TrainingState, before: Option<&Snapshot>) -> Trai
 }
 
 fn totals(nodes: &[NodeForecast]) -> Totals {
-    let mut totals = Totals::default();
+    let asks = || nodes.iter().filter(|node| node.calls.to_make > 0);
+    let mut totals = Totals {
+        tokens: asks().map(|node| node.tokens).sum(),
+        cost_usd: asks().map(|node| node.cost_usd).sum(),
+        ..Totals::default()
+    };
     totals.rows.exact = nodes.iter().all(|node| node.rows.exact);
     totals.calls.exact = nodes.iter().all(|node| node.calls.exact);
     for node in nodes {
@@ -110,7 +127,6 @@ fn totals(nodes: &[NodeForecast]) -> Totals {
         totals.calls.total += node.calls.total;
         totals.calls.memo += node.calls.memo;
         totals.calls.to_make += node.calls.to_make;
-        totals.tokens += node.tokens;
         let trains = node.training.as_ref().is_some_and(TrainingForecast::trains);
         totals.trainings += u64::from(trains);
     }

@@ -83,9 +83,10 @@ pub struct NodeForecast {
     pub calls: CallsForecast,
     /// Its training, if it trains.
     pub training: Option<TrainingForecast>,
-    /// Tokens of the calls to make.
-    pub tokens: u64,
-    /// Their price.
+    /// About how many tokens the calls to make read and write; nothing where no call like them is
+    /// known.
+    pub tokens: Option<u64>,
+    /// About what they cost; nothing where that is not known, or the model has no price.
     pub cost_usd: Option<f64>,
 }
 
@@ -141,8 +142,8 @@ pub struct Totals {
     pub calls: CallsForecast,
     /// Trainings that run.
     pub trainings: u64,
-    /// Tokens.
-    pub tokens: u64,
-    /// Their price.
+    /// About how many tokens, if it is known of every node.
+    pub tokens: Option<u64>,
+    /// About what the calls cost, if it is known of every node that makes any.
     pub cost_usd: Option<f64>,
 }

@@ -23,9 +23,9 @@ const GPU_LIBRARY: &str = "libtorch_cuda.so";
 /// Replaces the process by itself if it has to be otherwise for so many threads, or for a GPU.
 ///
 /// With one thread there is no barrier, and nobody spins. Call it before any thread, lock or file:
-/// nothing of the process is left. Returns when nothing was to be done, or with the reason why it
+/// nothing of the process is left but its `arguments`, the name first. Returns when nothing was to be done, or with the reason why it
 /// could not: the run is then slower, or on the CPU, and no less right.
-pub fn prepare_process(threads: usize) -> std::io::Result<()> {
+pub fn prepare_process(threads: usize, arguments: &[OsString]) -> std::io::Result<()> {
     let mut variables: Vec<(&str, OsString)> = Vec::new();
     if threads > 1 && WAIT.iter().all(|name| env::var_os(name).is_none()) {
         variables.push(("GOMP_SPINCOUNT", "0".into()));
@@ -35,7 +35,7 @@ pub fn prepare_process(threads: usize) -> std::io::Result<()> {
     if let Some(library) = gpu_library(&maps, &preloaded).filter(|library| library.is_file()) {
         variables.push((PRELOAD, [preloaded.as_os_str(), library.as_os_str()].join(":".as_ref())));
     }
-    if variables.is_empty() { Ok(()) } else { restart(&variables) }
+    if variables.is_empty() { Ok(()) } else { restart(arguments, &variables) }
 }
 
 /// Where the part of libtorch for GPUs would lie, if it is neither mapped nor was asked for in vain.
@@ -63,17 +63,16 @@ pub fn clean_child(command: &mut Command) {
 }
 
 #[cfg(unix)]
-fn restart(variables: &[(&str, OsString)]) -> std::io::Result<()> {
+fn restart(arguments: &[OsString], variables: &[(&str, OsString)]) -> std::io::Result<()> {
     use std::os::unix::process::CommandExt;
 
-    let mut arguments = env::args_os();
-    let shown_as = arguments.next().unwrap_or_default();
+    let Some((shown_as, arguments)) = arguments.split_first() else { return Ok(()) };
     let variables = variables.iter().map(|(name, value)| (name, value));
     Err(Command::new(env::current_exe()?).arg0(shown_as).args(arguments).envs(variables).exec())
 }
 
 #[cfg(not(unix))]
-fn restart(_variables: &[(&str, OsString)]) -> std::io::Result<()> {
+fn restart(_arguments: &[OsString], _variables: &[(&str, OsString)]) -> std::io::Result<()> {
     Ok(())
 }
 

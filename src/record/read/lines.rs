@@ -6,7 +6,7 @@ use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
 use indexmap::IndexMap;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 use serde_json::Value;
 
 use super::{Format, ReadError};
@@ -127,7 +127,9 @@ fn parquet_rows(path: &Path, take: &mut Take<'_>) -> Result<(), ReadError> {
     let malformed =
         |line: u64, detail: String| ReadError::Malformed { path: path.to_owned(), line, detail };
     let file = File::open(path).map_err(at(path, 0))?;
-    let batches = ParquetRecordBatchReaderBuilder::try_new(file)
+    // Rows become JSON: Parquet's own types say enough, and a damaged Arrow schema is not met.
+    let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+    let batches = ParquetRecordBatchReaderBuilder::try_new_with_options(file, options)
         .and_then(|builder| builder.with_batch_size(1024).build())
         .map_err(|error| malformed(1, error.to_string()))?;
     let mut line = 0;

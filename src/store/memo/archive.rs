@@ -53,7 +53,10 @@ impl Archive {
     /// Opens a file; reads its metadata only.
     pub(super) fn open(path: &Path) -> Result<Archive> {
         let file = File::open(path).at("open", path)?;
-        let metadata = ArrowReaderMetadata::load(&file, ArrowReaderOptions::new())
+        // The Arrow schema that the footer carries says nothing that Parquet's does not, and what
+        // reads it panics at a type that it does not know.
+        let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+        let metadata = ArrowReaderMetadata::load(&file, options)
             .map_err(|error| damage(path, &error.to_string()))?;
         let entries = metadata.metadata().file_metadata().key_value_metadata();
         let checksums = entries
