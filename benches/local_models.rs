@@ -22,8 +22,8 @@ use std::time::Instant;
 
 use amend::model::Sampling;
 use amend::model::torch::{
-    Checkpoint, Continuation, Continued, Llama, LlamaConfig, TextTokenizer, Weights, generate,
-    prepare_process, score,
+    Checkpoint, Continuation, Continued, TextTokenizer, Transformer, TransformerConfig, Weights,
+    generate, prepare_process, score,
 };
 use amend::model::train::Scratch;
 use rand_chacha::ChaCha8Rng;
@@ -59,11 +59,11 @@ fn main() {
 
     let (config, weights) = model();
     let kind = if is_bf16 { Kind::BFloat16 } else { Kind::Float };
-    let mut llama = Llama::new(&config, &weights, kind, Device::Cpu).unwrap().stacked();
+    let mut model = Transformer::new(&config, &weights, kind, Device::Cpu).unwrap().stacked();
     // Rows are as long as they are told to be.
-    llama.config.eos_token_ids.clear();
+    model.config.eos_token_ids.clear();
     let workloads = Workloads::new(share);
-    let amend = measure(&llama, &workloads);
+    let amend = measure(&model, &workloads);
     let most = workloads.most(&Needs::of(&config, &weights, kind), &Machine::measured(kind));
 
     let dir = tempfile::tempdir().unwrap();
@@ -76,7 +76,7 @@ fn main() {
     });
     let llama_cpp = variable("AMEND_BENCH_LLAMA_CPP").map(|python| {
         let mut told = told(&python, "llama_cpp.py", dir.path());
-        check_first(&llama, &workloads, &told["first"]);
+        check_first(&model, &workloads, &told["first"]);
         serde_json::from_value(told["seconds"].take()).unwrap()
     });
     println!("{dtype}, {threads} threads, 30 M parameters, {VOCAB} words");
@@ -85,7 +85,7 @@ fn main() {
 }
 
 /// A Llama of 30 million random parameters.
-fn model() -> (LlamaConfig, Weights) {
+fn model() -> (TransformerConfig, Weights) {
     let shape = Scratch {
         vocab_size: VOCAB,
         hidden_size: 512,
@@ -98,7 +98,7 @@ fn model() -> (LlamaConfig, Weights) {
         tie_word_embeddings: true,
         initializer_range: 0.02,
     };
-    let config = LlamaConfig::scratch(&shape, VOCAB, Some(1), 2, 0);
+    let config = TransformerConfig::scratch(&shape, VOCAB, Some(1), 2, 0);
     let weights = Weights::random(&config, 17);
     (config, weights)
 }
@@ -185,14 +185,14 @@ impl Workloads {
 }
 
 /// Seconds by workload.
-fn measure(llama: &Llama, workloads: &Workloads) -> BTreeMap<String, f64> {
+fn measure(model: &Transformer, workloads: &Workloads) -> BTreeMap<String, f64> {
     let tokenizer = tokenizer();
     let mut found = BTreeMap::new();
     for rows in DECODE_ROWS {
         let run = |tokens: u32| {
             let rows = workloads.decode_prompts[..rows].iter();
             let rows = rows.map(|prompt| continuation(prompt, tokens, None)).collect();
-            seconds(|| drop(generate(llama, &tokenizer, rows, 32)))
+            seconds(|| drop(generate(model, &tokenizer, rows, 32)))
         };
         let best = |tokens: u32| (0..TIMES).map(|_| run(tokens)).fold(f64::INFINITY, f64::min);
         found.insert(format!("decode_{rows}"), best(DECODE_TOKENS + 1) - best(1));
@@ -200,7 +200,7 @@ fn measure(llama: &Llama, workloads: &Workloads) -> BTreeMap<String, f64> {
     let prefill = || {
         let rows = workloads.prefill_prompts.iter();
         let rows = rows.map(|prompt| continuation(prompt, 1, None)).collect();
-        seconds(|| drop(generate(llama, &tokenizer, rows, 32)))
+        seconds(|| drop(generate(model, &tokenizer, rows, 32)))
     };
     let best = (0..TIMES).map(|_| prefill()).fold(f64::INFINITY, f64::min);
     found.insert("prefill".to_owned(), best);
@@ -210,13 +210,13 @@ fn measure(llama: &Llama, workloads: &Workloads) -> BTreeMap<String, f64> {
         tails: vec![vec![5], vec![6]],
     };
     let pairs: Vec<Continued> = workloads.judge_tails.iter().map(pair).collect();
-    found.insert("judge".to_owned(), seconds(|| drop(score(llama, &pairs))));
+    found.insert("judge".to_owned(), seconds(|| drop(score(model, &pairs))));
 
     let rows = workloads.sample_prompts.iter().zip(&workloads.sample_tokens).enumerate();
     let rows = rows
         .map(|(row, (prompt, &tokens))| continuation(prompt, tokens, Some(row as u64)))
         .collect();
-    found.insert("sample".to_owned(), seconds(|| drop(generate(llama, &tokenizer, rows, 32))));
+    found.insert("sample".to_owned(), seconds(|| drop(generate(model, &tokenizer, rows, 32))));
     found
 }
 
@@ -255,11 +255,11 @@ fn told(python: &str, script: &str, dir: &Path) -> Value {
 
 /// Holds llama.cpp to the same weights: it gives the likeliest first tokens about the same
 /// log-probabilities. Where two tokens are nearly as likely, it may find the other likelier.
-fn check_first(llama: &Llama, workloads: &Workloads, first: &Value) {
+fn check_first(model: &Transformer, workloads: &Workloads, first: &Value) {
     let first: Vec<(i64, f32)> = serde_json::from_value(first.clone()).unwrap();
     let rows = workloads.decode_prompts.iter().take(first.len());
     let rows = rows.map(|prompt| continuation(prompt, 1, None)).collect();
-    let ours = generate(llama, &tokenizer(), rows, 32);
+    let ours = generate(model, &tokenizer(), rows, 32);
     let (mut same, mut worst) = (0, 0.0f32);
     for (ours, (token, logprob)) in ours.iter().zip(&first) {
         same += usize::from(ours.tokens[0] == *token);

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use amend::model::torch::{
-    ChatTemplate, Checkpoint, Llama, TorchBackend, TorchOptions, weights_id,
+    ChatTemplate, Checkpoint, TorchBackend, TorchOptions, Transformer, weights_id,
 };
 use amend::model::{Estimator, Prompt, Request, Task};
 use proptest::prelude::*;
@@ -117,8 +117,8 @@ proptest! {
         let tokenizer = checkpoint.tokenizer();
         let _ = tokenizer.map(|tokenizer| tokenizer.encode("Hello, wörld!"));
         let Checkpoint { config, weights, .. } = &checkpoint;
-        let llama = Llama::new(config, weights, Kind::Float, Device::Cpu).unwrap();
-        let hidden = llama.hidden(&Tensor::from_slice(&[1i64, 0, 3]).view([1, -1]));
+        let model = Transformer::new(config, weights, Kind::Float, Device::Cpu).unwrap();
+        let hidden = model.hidden(&Tensor::from_slice(&[1i64, 0, 3]).view([1, -1]));
         prop_assert_eq!(hidden.size(), [1, 3, config.hidden_size]);
     }
 }

@@ -22,12 +22,12 @@ use tch::{Device, Kind};
 
 use super::chat::ChatTemplate;
 use super::checkpoint::{Checkpoint, read_tokenizer_files};
-use super::config::{Head, LlamaConfig};
+use super::config::{Head, TransformerConfig};
 use super::error::TorchError;
 use super::generate::CACHE_BYTES;
 use super::listen::{Listener, PromptDone, Told};
-use super::llama::Llama;
 use super::tokenizer::{TOKENIZER_FILE, TextTokenizer};
+use super::transformer::Transformer;
 use super::worker::{Job, Reply, Worker};
 use crate::model::{Backend, CacheBytes, CallError, Done, Estimator, Prompt, Request, Task};
 
@@ -161,7 +161,7 @@ impl TorchBackend {
     /// Opens a checkpoint's directory. Its config is checked now, its weights are read when the
     /// first request comes.
     pub fn open(dir: &Path, options: TorchOptions) -> Result<TorchBackend, TorchError> {
-        LlamaConfig::read(dir)?;
+        TransformerConfig::read(dir)?;
         let tokenizer = dir.join(TOKENIZER_FILE);
         if !tokenizer.is_file() {
             let message = "is not there: a checkpoint needs its tokenizer beside its weights";
@@ -257,7 +257,7 @@ impl Drop for TorchBackend {
 pub fn usual_format(device: DeviceChoice, dir: impl FnOnce() -> PathBuf) -> &'static str {
     // A device that is not there, or a config that cannot be read, is said to be so by the run.
     let is_gpu = device.device().is_ok_and(|device| device != Device::Cpu);
-    let config = is_gpu.then(|| LlamaConfig::read(&dir()).ok()).flatten();
+    let config = is_gpu.then(|| TransformerConfig::read(&dir()).ok()).flatten();
     match config.map(|config| config.dtype) {
         Some(Kind::BFloat16) => "bf16",
         Some(Kind::Half) => "f16",
@@ -277,7 +277,7 @@ fn replicas(options: &TorchOptions) -> usize {
 /// What the threads need of a checkpoint.
 struct Loaded {
     /// One for each replica.
-    models: Vec<Llama>,
+    models: Vec<Transformer>,
     tokenizer: TextTokenizer,
     chat: Option<ChatTemplate>,
 }
@@ -293,9 +293,9 @@ impl Loaded {
             None => config.dtype,
         };
         let replicas = if device == Device::Cpu { replicas(options) } else { 1 };
-        let model = Llama::new(config, weights, kind, device)?.stacked();
+        let model = Transformer::new(config, weights, kind, device)?.stacked();
         // What is stacked is shared with those that are stacked again.
-        let mut models: Vec<Llama> = (1..replicas).map(|_| model.stacked()).collect();
+        let mut models: Vec<Transformer> = (1..replicas).map(|_| model.stacked()).collect();
         models.push(model);
         if config.head == Head::Lm && !models[0].ignores_neighbours() {
             let model = &options.name;
@@ -325,11 +325,11 @@ fn serve(dir: &Path, options: &TorchOptions, queue: &Receiver<Job>, shared: &Sha
     let served = Served { tokenizer: &tokenizer, chat, options, queue, shared, replicas };
     let own = models.swap_remove(0);
     std::thread::scope(|scope| {
-        for (at, llama) in models.into_iter().enumerate() {
+        for (at, model) in models.into_iter().enumerate() {
             let served = &served;
             scope.spawn(move || {
                 served.shared.enter();
-                served.replica(at + 1, llama, None);
+                served.replica(at + 1, model, None);
             });
         }
         served.replica(0, own, Some(first));
@@ -354,13 +354,13 @@ enum Ended {
 
 impl Served<'_> {
     /// The life of a replica.
-    fn replica(&self, replica: usize, llama: Llama, mut first: Option<Job>) {
+    fn replica(&self, replica: usize, model: Transformer, mut first: Option<Job>) {
         let _guard = tch::no_grad_guard();
         tch::set_num_threads(i32::try_from(self.options.threads.max(1)).unwrap_or(i32::MAX));
         loop {
             let rows_max = self.options.max_in_flight.div_ceil(self.replicas);
             let cache_bytes = self.options.cache_bytes / self.replicas;
-            let worker = Worker::new(&llama, self.tokenizer, self.chat, rows_max, cache_bytes);
+            let worker = Worker::new(&model, self.tokenizer, self.chat, rows_max, cache_bytes);
             match self.work(worker, &mut first, &self.shared.held[replica]) {
                 Ended::Closed => return,
                 Ended::Broken => {
@@ -435,5 +435,5 @@ fn catch<T>(run: impl FnOnce() -> T) -> Result<T, String> {
 
 /// Whether the checkpoint in a directory is a preference model.
 pub fn is_preference_model(dir: &Path) -> Result<bool, TorchError> {
-    Ok(LlamaConfig::read(dir)?.head == Head::Score)
+    Ok(TransformerConfig::read(dir)?.head == Head::Score)
 }

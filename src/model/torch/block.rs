@@ -8,7 +8,7 @@
 use amend_kernels::{Pass, Sight};
 use tch::{Kind, Tensor};
 
-use super::config::{Activation, LlamaConfig};
+use super::config::{Activation, TransformerConfig};
 use super::kernels;
 use super::linear::{Linear, Linears};
 use super::rope::Rotation;
@@ -151,7 +151,7 @@ pub(super) struct BlockShape {
 }
 
 impl BlockShape {
-    pub(super) fn of(config: &LlamaConfig, layer: usize) -> BlockShape {
+    pub(super) fn of(config: &TransformerConfig, layer: usize) -> BlockShape {
         BlockShape {
             heads: config.num_attention_heads,
             key_heads: config.num_key_value_heads,

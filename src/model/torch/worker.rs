@@ -10,9 +10,9 @@ use super::chat::ChatTemplate;
 use super::config::Head;
 use super::generate::{Continuation, Generated, Generator};
 use super::listen::{Event, Listener, PromptDone, Token, Tokens, Told};
-use super::llama::Llama;
 use super::score::{rewards_with, score_prompt, score_with};
 use super::tokenizer::{Continued, TextTokenizer};
+use super::transformer::Transformer;
 use crate::model::{Answer, CallError, Done, Prompt, Request, Sampling, Task};
 use crate::record::Message;
 
@@ -36,7 +36,7 @@ pub(super) enum Reply {
 
 /// The requests that a model is working on.
 pub(super) struct Worker<'m> {
-    llama: &'m Llama,
+    model: &'m Transformer,
     tokenizer: &'m TextTokenizer,
     chat: Option<&'m ChatTemplate>,
     generator: Generator<'m>,
@@ -88,17 +88,17 @@ impl Job {
 
 impl<'m> Worker<'m> {
     pub(super) fn new(
-        llama: &'m Llama,
+        model: &'m Transformer,
         tokenizer: &'m TextTokenizer,
         chat: Option<&'m ChatTemplate>,
         rows_max: usize,
         cache_bytes: usize,
     ) -> Worker<'m> {
         Worker {
-            llama,
+            model,
             tokenizer,
             chat,
-            generator: Generator::new(llama, tokenizer, rows_max, cache_bytes),
+            generator: Generator::new(model, tokenizer, rows_max, cache_bytes),
             rows_max,
             continued: BTreeMap::new(),
             to_score: Vec::new(),
@@ -168,7 +168,7 @@ impl<'m> Worker<'m> {
                 let piece = told.rest(&generated.text, tokens, self.tokenizer);
                 listener(Event::Piece(piece));
             }
-            job.answer(self.llama.device, written(generated, prompt));
+            job.answer(self.model.device, written(generated, prompt));
         }
         self.tell();
     }
@@ -199,12 +199,12 @@ impl<'m> Worker<'m> {
     }
 
     fn prompt_tokens(&self, prompt: &Prompt, most: usize) -> Result<Vec<Token>, CallError> {
-        if self.llama.config.head == Head::Score {
+        if self.model.config.head == Head::Score {
             return Err(permanent("a preference model predicts no tokens".to_owned()));
         }
         let ids = self.encode(prompt)?;
         self.check_length(&ids, 0)?;
-        let predicted = score_prompt(self.llama, &ids, most);
+        let predicted = score_prompt(self.model, &ids, most);
         let token = |(at, (logprob, alternatives)): (usize, (Option<f32>, Vec<(i64, f32)>))| {
             let text = |id: i64| self.tokenizer.decode_after(&ids[..at], &[id]);
             let alternatives = alternatives.into_iter().map(|(id, p)| (text(id), p)).collect();
@@ -224,7 +224,7 @@ impl<'m> Worker<'m> {
     fn score(&mut self) {
         // The rows stay where a failure finds them until their answers are there.
         let rows: Vec<Continued> = self.to_score.iter().map(|(_, row)| row.clone()).collect();
-        let scores = match self.llama.config.head {
+        let scores = match self.model.config.head {
             Head::Lm => score_with(self.generator.reader(), &rows),
             Head::Score => self.rewards(&rows),
         };
@@ -235,14 +235,14 @@ impl<'m> Worker<'m> {
                 prompt_tokens: tokens(row.prefix.len() + longest),
                 ..Answer::default()
             };
-            job.answer(self.llama.device, answer);
+            job.answer(self.model.device, answer);
         }
     }
 
     /// What a preference model thinks of the prompt with each choice, read to the end token that
     /// it was trained to judge at.
     fn rewards(&mut self, rows: &[Continued]) -> Vec<Vec<f64>> {
-        let end = self.llama.config.eos_token_ids.first();
+        let end = self.model.config.eos_token_ids.first();
         let texts = rows.iter().flat_map(|row| {
             let text =
                 |tail: &Vec<i64>| row.prefix.iter().chain(tail).chain(end).copied().collect();
@@ -259,7 +259,7 @@ impl<'m> Worker<'m> {
         prompt: &Prompt,
         sampling: &Sampling,
     ) -> Result<Continuation, CallError> {
-        if self.llama.config.head == Head::Score {
+        if self.model.config.head == Head::Score {
             return Err(permanent("a preference model scores, it does not write".to_owned()));
         }
         let prompt = self.encode(prompt)?;
@@ -280,7 +280,7 @@ impl<'m> Worker<'m> {
         // A preference model also reads the end token.
         self.check_length(
             &row.prefix,
-            longest + usize::from(self.llama.config.head == Head::Score),
+            longest + usize::from(self.model.config.head == Head::Score),
         )?;
         Ok(row)
     }
@@ -309,7 +309,7 @@ impl<'m> Worker<'m> {
 
     /// Refuses a prompt that is empty, or that leaves no room.
     fn check_length(&self, prompt: &[i64], room: usize) -> Result<(), CallError> {
-        let positions_max = self.llama.config.max_position_embeddings;
+        let positions_max = self.model.config.max_position_embeddings;
         if prompt.is_empty() {
             return Err(permanent("the prompt has no token".to_owned()));
         }

@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 pub(super) use self::recompute::Tape;
 use super::block::{Block, BlockShape, KeysValues, Mask, Norm, View};
-use super::config::{Head, Joined, LlamaConfig};
+use super::config::{Head, Joined, TransformerConfig};
 use super::error::TorchError;
 use super::linear::{Linear, Linears};
 use super::rope::{Rope, Rotation};
@@ -15,9 +15,9 @@ use super::weights::Weights;
 /// A model whose parameters are the tensors it was made of: gradients flow into them.
 ///
 /// Shapes: B rows, T tokens, S keys, C hidden, V vocabulary.
-pub struct Llama {
+pub struct Transformer {
     /// Its shape.
-    pub config: LlamaConfig,
+    pub config: TransformerConfig,
     /// The kind it computes in; norms, softmax and logits are f32.
     pub kind: Kind,
     /// Where it computes.
@@ -45,12 +45,12 @@ pub(super) struct Positions {
     pub(super) rotation: Option<Rotation>,
 }
 
-/// An additive mask of attention, for [`Llama::hidden_at`].
+/// An additive mask of attention, for [`Transformer::hidden_at`].
 pub struct AttentionMask(pub(super) Mask);
 
 /// Takes the weights of a model by name.
 struct Parts<'a> {
-    config: &'a LlamaConfig,
+    config: &'a TransformerConfig,
     weights: &'a Weights,
     kind: Kind,
     device: Device,
@@ -112,15 +112,15 @@ impl Parts<'_> {
     }
 }
 
-impl Llama {
+impl Transformer {
     /// A model of these weights. A weight of another kind or device is converted, in a way that
     /// gradients flow back through; others are shared.
     pub fn new(
-        config: &LlamaConfig,
+        config: &TransformerConfig,
         weights: &Weights,
         kind: Kind,
         device: Device,
-    ) -> Result<Llama, TorchError> {
+    ) -> Result<Transformer, TorchError> {
         let parts = Parts { config, weights, kind, device };
         let embeddings = parts.weight(&config.embeddings_name())?;
         let positions = config.family.has_learned_positions;
@@ -133,7 +133,7 @@ impl Llama {
             Head::Lm => HeadWeight::Lm(Linear::Plain { weight: head()?, bias: None }),
             Head::Score => HeadWeight::Score(head()?),
         };
-        Ok(Llama {
+        Ok(Transformer {
             blocks: (0..config.layers.len())
                 .map(|layer| parts.block(layer))
                 .collect::<Result<_, _>>()?,
@@ -154,10 +154,10 @@ impl Llama {
     /// are packed, and [`Generator`](super::Generator) and [`score`](super::score()) read by pages;
     /// what is packed is shared with a model that is stacked again.
     #[must_use]
-    pub fn stacked(&self) -> Llama {
+    pub fn stacked(&self) -> Transformer {
         let _guard = tch::no_grad_guard();
         let rope = self.config.rope.as_ref();
-        Llama {
+        Transformer {
             blocks: self.blocks.iter().map(Block::stacked).collect(),
             rope: rope.map(|rope| Rope::new(rope, self.kind, self.device)),
             embeddings: self.embeddings.shallow_clone(),
