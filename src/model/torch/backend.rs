@@ -25,11 +25,11 @@ use super::checkpoint::{Checkpoint, read_tokenizer_files};
 use super::config::{Head, TransformerConfig};
 use super::error::TorchError;
 use super::generate::CACHE_BYTES;
-use super::listen::{Listener, PromptDone, Told};
+use super::listen::{Input, Listener, PromptDone, Told};
 use super::tokenizer::{TOKENIZER_FILE, TextTokenizer};
 use super::transformer::Transformer;
-use super::worker::{Job, Reply, Worker};
-use crate::model::{Backend, CacheBytes, CallError, Done, Estimator, Prompt, Request, Task};
+use super::worker::{Asked, Job, Watched, Worker};
+use crate::model::{Backend, CacheBytes, CallError, Done, Request, Sampling};
 
 /// How long a worker that was idle waits for more requests to read with the first.
 const GATHER: Duration = Duration::from_millis(1);
@@ -194,10 +194,18 @@ impl TorchBackend {
 }
 
 impl TorchBackend {
-    /// Begins a request whose answer is told as it is written, with so many of the likeliest tokens
-    /// at each step.
-    pub fn listen(&self, request: Arc<Request>, alternatives_max: usize, listener: Listener) {
-        self.send(Job::new(request, Reply::Listener(listener, alternatives_max, Told::default())));
+    /// Begins an answer that is told as it is written, with so many of the likeliest tokens at each
+    /// step.
+    pub fn listen(
+        &self,
+        input: Input,
+        sampling: Sampling,
+        alternatives_max: usize,
+        listener: Listener,
+    ) {
+        let told = Told::default();
+        let watched = Watched { input, sampling, alternatives_max, listener, told };
+        self.send(Job::new(Asked::Watched(watched)));
     }
 
     /// Whether it answers conversations; else it reads texts only.
@@ -207,10 +215,8 @@ impl TorchBackend {
 
     /// Gives each token of a prompt with its log-probability, and so many of the likeliest in its
     /// place.
-    pub fn read_prompt(&self, prompt: Prompt, alternatives_max: usize, done: PromptDone) {
-        let task = Task::Score { choices: Vec::new(), estimator: Estimator::Echo };
-        let request = Arc::new(Request { prompt, task });
-        self.send(Job::new(request, Reply::Prompt(done, alternatives_max)));
+    pub fn read_prompt(&self, input: Input, alternatives_max: usize, done: PromptDone) {
+        self.send(Job::new(Asked::Tokens(input, alternatives_max, done)));
     }
 
     fn send(&self, job: Job) {
@@ -225,7 +231,7 @@ impl TorchBackend {
 
 impl Backend for TorchBackend {
     fn submit(&self, request: Arc<Request>, done: Done) {
-        self.send(Job::new(request, Reply::Done(done)));
+        self.send(Job::new(Asked::Answer(request, done)));
     }
 
     fn max_in_flight(&self) -> usize {

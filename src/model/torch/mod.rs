@@ -4,10 +4,10 @@
 //! whole sequences (training, scoring) or one token a row with a cache (sampling).
 //!
 //! What a row gets is the same bits whatever its neighbours are, their number and their order, and
-//! a row's draws are a function of its seed. On a processor in f32 a model is run by kernels of our
-//! own (`amend_kernels`), which sum in one order whatever the shape and the number of threads.
+//! a row's draws are a function of its seed. On a processor a model is run by kernels of our own
+//! (`amend_kernels`), which sum in one order whatever the shape and the number of threads.
 //! Elsewhere libtorch runs it: every matrix product has at least [`ROWS_MIN`] rows, attention is
-//! written as products and a softmax. That is measured, and tested with one thread.
+//! written as products and a softmax.
 
 pub mod backend;
 pub mod chat;
@@ -48,7 +48,7 @@ pub use config::{Head, TransformerConfig};
 pub use error::TorchError;
 pub use generate::{CACHE_BYTES, Continuation, Generated, Generator, generate};
 pub use generation_config::GenerationConfig;
-pub use listen::{Event, Listener, Piece, PromptDone, Token};
+pub use listen::{Event, Input, Listener, Piece, PromptDone, Token};
 pub use restart::{clean_child, prepare_process};
 pub use score::{rewards, score};
 pub use tokenizer::{Continued, TextTokenizer};
