@@ -22,8 +22,8 @@ use std::time::Instant;
 
 use amend::model::Sampling;
 use amend::model::torch::{
-    Checkpoint, Continuation, Continued, TextTokenizer, Transformer, TransformerConfig, Weights,
-    generate, prepare_process, score,
+    Checkpoint, Continuation, Continued, Precision, TextTokenizer, Transformer, TransformerConfig,
+    Weights, generate, prepare_process, score,
 };
 use amend::model::train::Scratch;
 use rand_chacha::ChaCha8Rng;
@@ -57,7 +57,7 @@ fn main() {
     drop(prepare_process(2));
     tch::set_num_threads(threads);
 
-    let (config, weights) = model();
+    let (config, weights) = random(&shape());
     let kind = if is_bf16 { Kind::BFloat16 } else { Kind::Float };
     let mut model = Transformer::new(&config, &weights, kind, Device::Cpu).unwrap().stacked();
     // Rows are as long as they are told to be.
@@ -66,9 +66,7 @@ fn main() {
     let amend = measure(&model, &workloads);
     let most = workloads.most(&Needs::of(&config, &weights, kind), &Machine::measured(kind));
 
-    let dir = tempfile::tempdir().unwrap();
-    let tokenizer_files = [("tokenizer.json".to_owned(), numbered_words())].into();
-    Checkpoint { config, weights, tokenizer_files }.write(dir.path(), "").unwrap();
+    let dir = stored(config, weights);
     let dtype = if is_bf16 { "bf16" } else { "f32" };
     workloads.write(dir.path(), threads, dtype);
     let transformers = variable("AMEND_BENCH_PYTHON").map(|python| {
@@ -81,12 +79,26 @@ fn main() {
     });
     println!("{dtype}, {threads} threads, 30 M parameters, {VOCAB} words");
     print_table(&workloads, &amend, [transformers.as_ref(), llama_cpp.as_ref()], &most);
-    replicas::print_table(dir.path(), &workloads.as_calls());
+    let dtype = if is_bf16 { Precision::Bf16 } else { Precision::F32 };
+    replicas::print_table(dir.path(), dtype, &workloads.as_calls(VOCAB));
+    println!("the same calls of a model of the demo's shape, 0.4 M parameters");
+    let small = demo_shape();
+    let (config, weights) = random(&small);
+    let dir = stored(config, weights);
+    replicas::print_table(dir.path(), dtype, &workloads.as_calls(small.vocab_size));
 }
 
-/// A Llama of 30 million random parameters.
-fn model() -> (TransformerConfig, Weights) {
-    let shape = Scratch {
+/// A checkpoint's directory, with a tokenizer that reads `w7` as token 7.
+fn stored(config: TransformerConfig, weights: Weights) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let tokenizer_files = [("tokenizer.json".to_owned(), numbered_words())].into();
+    Checkpoint { config, weights, tokenizer_files }.write(dir.path(), "").unwrap();
+    dir
+}
+
+/// A Llama of 30 million parameters.
+fn shape() -> Scratch {
+    Scratch {
         vocab_size: VOCAB,
         hidden_size: 512,
         intermediate_size: 1408,
@@ -97,8 +109,25 @@ fn model() -> (TransformerConfig, Weights) {
         rope_theta: 10_000.0,
         tie_word_embeddings: true,
         initializer_range: 0.02,
-    };
-    let config = TransformerConfig::scratch(&shape, VOCAB, Some(1), 2, 0);
+    }
+}
+
+/// The shape of `pipelines/demo.yaml`, with the bench's context.
+fn demo_shape() -> Scratch {
+    Scratch {
+        vocab_size: 1024,
+        hidden_size: 96,
+        intermediate_size: 256,
+        num_hidden_layers: 3,
+        num_attention_heads: 3,
+        num_key_value_heads: 1,
+        ..shape()
+    }
+}
+
+/// A model of random parameters.
+fn random(shape: &Scratch) -> (TransformerConfig, Weights) {
+    let config = TransformerConfig::scratch(shape, shape.vocab_size, Some(1), 2, 0);
     let weights = Weights::random(&config, 17);
     (config, weights)
 }
@@ -152,18 +181,20 @@ impl Workloads {
         BTreeMap::from([("decode_1", needs.decoded_most(machine)), ("prefill", prefill)])
     }
 
-    /// Sampling and judging as calls of a backend.
-    fn as_calls(&self) -> replicas::Work<'_> {
+    /// Sampling and judging as calls of a model with so many words.
+    fn as_calls(&self, words: usize) -> replicas::Work {
+        let known = |ids: &[i64]| ids.iter().map(|id| id % words as i64).collect::<Vec<i64>>();
         let judged = self.judge_tails.iter();
+        let judged = judged.map(|tail| known(&[self.judge_prefix.as_slice(), tail].concat()));
         replicas::Work {
-            prompts: &self.sample_prompts,
+            prompts: self.sample_prompts.iter().map(|ids| known(ids)).collect(),
             sampling: self
                 .sample_tokens
                 .iter()
                 .enumerate()
                 .map(|(row, &tokens)| sampling(tokens, Some(row as u64)))
                 .collect(),
-            judged: judged.map(|tail| [self.judge_prefix.as_slice(), tail].concat()).collect(),
+            judged: judged.collect(),
         }
     }
 
