@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 
 use amend::model::Finish;
 use amend::model::torch::{
-    Checkpoint, Continuation, Generated, Head, TextTokenizer, Transformer, generate, rewards, score,
+    Checkpoint, Continuation, Generated, Head, TextTokenizer, Transformer, Weights, generate,
+    rewards, score,
 };
 use safetensors::SafeTensors;
 use serde::Deserialize;
@@ -147,19 +148,41 @@ fn in_bf16_the_likeliest_token_is_the_same_where_the_next_is_a_tenth_behind() {
     let _guard = tch::no_grad_guard();
     for dir in checkpoints() {
         let case = Case::read(&dir);
-        let numbers = case.numbers(&case.model(Kind::BFloat16).stacked());
-        if case.checkpoint.config.head == Head::Score {
-            assert!(case.difference(&numbers) < 0.1, "{}", case.name);
-            continue;
+        // By libtorch, and by the kernels.
+        let model = case.model(Kind::BFloat16);
+        for model in [&model, &model.stacked()] {
+            let numbers = case.numbers(model);
+            if case.checkpoint.config.head == Head::Score {
+                assert!(case.difference(&numbers) < 0.1, "{}", case.name);
+                continue;
+            }
+            let logits = &case.expected["logits"];
+            let (top, _) = logits.topk(2, -1, true, true);
+            let is_clear = (top.select(-1, 0) - top.select(-1, 1)).gt(0.1);
+            let is_clear = is_clear.logical_and(&case.expected["attention_mask"].ne(0));
+            let differs = numbers.argmax(-1, false).ne_tensor(&logits.argmax(-1, false));
+            let faults = differs.logical_and(&is_clear).sum(Kind::Int64).int64_value(&[]);
+            assert!(is_clear.any().int64_value(&[]) != 0, "{}: nothing was compared", case.name);
+            let difference = case.difference(&numbers);
+            assert_eq!(faults, 0, "{}: largest difference {difference:e}", case.name);
         }
-        let logits = &case.expected["logits"];
-        let (top, _) = logits.topk(2, -1, true, true);
-        let is_clear = (top.select(-1, 0) - top.select(-1, 1)).gt(0.1);
-        let is_clear = is_clear.logical_and(&case.expected["attention_mask"].ne(0));
-        let differs = numbers.argmax(-1, false).ne_tensor(&logits.argmax(-1, false));
-        let faults = differs.logical_and(&is_clear).sum(Kind::Int64).int64_value(&[]);
-        assert!(is_clear.any().int64_value(&[]) != 0, "{}: nothing was compared", case.name);
-        assert_eq!(faults, 0, "{}: largest difference {:e}", case.name, case.difference(&numbers));
+    }
+}
+
+#[test]
+fn the_kernels_in_bf16_give_the_bits_of_those_in_f32_with_the_same_weights() {
+    let _guard = tch::no_grad_guard();
+    for dir in checkpoints() {
+        let case = Case::read(&dir);
+        let Checkpoint { config, weights, .. } = &case.checkpoint;
+        let rounded = weights.0.iter().map(|(name, weight)| {
+            (name.clone(), weight.to_kind(Kind::BFloat16).to_kind(Kind::Float))
+        });
+        let rounded = Weights(rounded.collect());
+        let model =
+            |weights, kind| Transformer::new(config, weights, kind, Device::Cpu).unwrap().stacked();
+        let whole = case.numbers(&model(&rounded, Kind::Float));
+        assert!(case.numbers(&model(weights, Kind::BFloat16)).equal(&whole), "{}", case.name);
     }
 }
 

@@ -14,7 +14,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use tch::Kind;
 
-use crate::torch_tiny::{fixture, greedy, random, random_of, sampled};
+use crate::torch_tiny::{Way, fixture, greedy, random, random_of, sampled};
 
 /// Rows of one case: prompts of many lengths, some of which begin alike, sampled and greedy.
 fn rows(count: usize, longest: usize, seed: u64) -> Vec<Continuation> {
@@ -43,6 +43,9 @@ fn rows(count: usize, longest: usize, seed: u64) -> Vec<Continuation> {
         })
         .collect()
 }
+
+/// How a model is run on a processor.
+const KERNELS: [Way; 2] = [Way::Kernels(Kind::Float), Way::Kernels(Kind::BFloat16)];
 
 /// How rows are let in: what must not matter.
 struct Course<'a> {
@@ -98,14 +101,14 @@ proptest! {
     #[test]
     fn a_row_is_continued_with_the_same_bits_whoever_shares_its_steps(
         seed in 0u64..1000,
-        kind in prop::sample::select(vec![Kind::Float, Kind::BFloat16]),
+        way in prop::sample::select(KERNELS.to_vec()),
         shape in prop::sample::select(vec![(32, 4, 2), (48, 2, 2), (96, 4, 1), (96, 6, 2), (128, 4, 4)]),
         slots_max in prop::sample::select(vec![1, 16, 64]),
         cache_bytes in prop::sample::select(vec![0, 1 << 20, 1 << 30]),
         arrivals in prop::collection::vec(0usize..20, 1..6),
     ) {
         let (hidden, heads, key_heads) = shape;
-        let (model, tokenizer) = (random_of(kind, hidden, 2, heads, key_heads), tokenizer());
+        let (model, tokenizer) = (random_of(way, hidden, 2, heads, key_heads), tokenizer());
         let rows = rows(40, 70, seed);
         let in_order: Vec<usize> = (0..rows.len()).collect();
         let together = continue_in(&model, &tokenizer, &rows, &in_order, &TOGETHER);
@@ -119,11 +122,11 @@ proptest! {
     fn a_row_is_scored_with_the_same_bits_whoever_shares_its_batch(
         seed in 0u64..1000,
         sizes in prop::collection::vec(1usize..9, 1..5),
-        kind in prop::sample::select(vec![Kind::Float, Kind::BFloat16]),
+        way in prop::sample::select(KERNELS.to_vec()),
         shape in prop::sample::select(vec![(32, 4, 2), (96, 6, 2), (128, 4, 4)]),
     ) {
         let (hidden, heads, key_heads) = shape;
-        let model = random_of(kind, hidden, 2, heads, key_heads);
+        let model = random_of(way, hidden, 2, heads, key_heads);
         let texts: Vec<Vec<i64>> = rows(30, 90, seed).into_iter().map(|row| row.prompt).collect();
         let rows: Vec<Continued> = texts
             .iter()
@@ -169,15 +172,19 @@ fn a_model_can_tell_that_it_ignores_neighbours() {
     assert!(random(96, 1, 4, 1).ignores_neighbours());
 }
 
+/// What runs a model where there are no kernels, on a processor, where it is not the same for every
+/// shape: with queries, keys and values apart, 32 numbers are too few in f32.
 #[test]
-fn rows_in_bf16_are_the_same_bits_too() {
-    let (model, tokenizer) = (random_of(Kind::BFloat16, 64, 2, 4, 2), tokenizer());
-    let rows = rows(40, 90, 11);
-    let order = shuffled(rows.len(), 11);
-    let together = continue_in(&model, &tokenizer, &rows, &order, &TOGETHER);
-    let course = Course { slots_max: 8, cache_bytes: 1 << 19, arrivals: &[3, 1, 5] };
-    let split = continue_in(&model, &tokenizer, &rows, &order, &course);
-    assert_eq!(together, split);
+fn libtorch_gives_rows_of_a_wider_model_the_same_bits_too() {
+    for way in [Way::Libtorch(Kind::Float), Way::Libtorch(Kind::BFloat16)] {
+        let (model, tokenizer) = (random_of(way, 64, 2, 4, 2), tokenizer());
+        let rows = rows(40, 90, 11);
+        let order = shuffled(rows.len(), 11);
+        let together = continue_in(&model, &tokenizer, &rows, &order, &TOGETHER);
+        let course = Course { slots_max: 8, cache_bytes: 1 << 19, arrivals: &[3, 1, 5] };
+        let split = continue_in(&model, &tokenizer, &rows, &order, &course);
+        assert_eq!(together, split, "{way:?}");
+    }
 }
 
 #[test]
