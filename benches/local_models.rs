@@ -22,8 +22,8 @@ use std::time::Instant;
 
 use amend::model::Sampling;
 use amend::model::torch::{
-    Checkpoint, Continuation, Continued, Llama, LlamaConfig, TextTokenizer, Weights, generate,
-    prepare_process, score,
+    Checkpoint, Continuation, Continued, Precision, TextTokenizer, Transformer, TransformerConfig,
+    Weights, generate, prepare_process, score,
 };
 use amend::model::train::Scratch;
 use rand_chacha::ChaCha8Rng;
@@ -58,18 +58,16 @@ fn main() {
     drop(prepare_process(2, &arguments));
     tch::set_num_threads(threads);
 
-    let (config, weights) = model();
+    let (config, weights) = random(&shape());
     let kind = if is_bf16 { Kind::BFloat16 } else { Kind::Float };
-    let mut llama = Llama::new(&config, &weights, kind, Device::Cpu).unwrap().stacked();
+    let mut model = Transformer::new(&config, &weights, kind, Device::Cpu).unwrap().stacked();
     // Rows are as long as they are told to be.
-    llama.config.eos_token_ids.clear();
+    model.config.eos_token_ids.clear();
     let workloads = Workloads::new(share);
-    let amend = measure(&llama, &workloads);
+    let amend = measure(&model, &workloads);
     let most = workloads.most(&Needs::of(&config, &weights, kind), &Machine::measured(kind));
 
-    let dir = tempfile::tempdir().unwrap();
-    let tokenizer_files = [("tokenizer.json".to_owned(), numbered_words())].into();
-    Checkpoint { config, weights, tokenizer_files }.write(dir.path(), "").unwrap();
+    let dir = stored(config, weights);
     let dtype = if is_bf16 { "bf16" } else { "f32" };
     workloads.write(dir.path(), threads, dtype);
     let transformers = variable("AMEND_BENCH_PYTHON").map(|python| {
@@ -77,17 +75,31 @@ fn main() {
     });
     let llama_cpp = variable("AMEND_BENCH_LLAMA_CPP").map(|python| {
         let mut told = told(&python, "llama_cpp.py", dir.path());
-        check_first(&llama, &workloads, &told["first"]);
+        check_first(&model, &workloads, &told["first"]);
         serde_json::from_value(told["seconds"].take()).unwrap()
     });
     println!("{dtype}, {threads} threads, 30 M parameters, {VOCAB} words");
     print_table(&workloads, &amend, [transformers.as_ref(), llama_cpp.as_ref()], &most);
-    replicas::print_table(dir.path(), &workloads.as_calls());
+    let dtype = if is_bf16 { Precision::Bf16 } else { Precision::F32 };
+    replicas::print_table(dir.path(), dtype, &workloads.as_calls(VOCAB));
+    println!("the same calls of a model of the demo's shape, 0.4 M parameters");
+    let small = demo_shape();
+    let (config, weights) = random(&small);
+    let dir = stored(config, weights);
+    replicas::print_table(dir.path(), dtype, &workloads.as_calls(small.vocab_size));
 }
 
-/// A Llama of 30 million random parameters.
-fn model() -> (LlamaConfig, Weights) {
-    let shape = Scratch {
+/// A checkpoint's directory, with a tokenizer that reads `w7` as token 7.
+fn stored(config: TransformerConfig, weights: Weights) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let tokenizer_files = [("tokenizer.json".to_owned(), numbered_words())].into();
+    Checkpoint { config, weights, tokenizer_files }.write(dir.path(), "").unwrap();
+    dir
+}
+
+/// A Llama of 30 million parameters.
+fn shape() -> Scratch {
+    Scratch {
         vocab_size: VOCAB,
         hidden_size: 512,
         intermediate_size: 1408,
@@ -98,8 +110,25 @@ fn model() -> (LlamaConfig, Weights) {
         rope_theta: 10_000.0,
         tie_word_embeddings: true,
         initializer_range: 0.02,
-    };
-    let config = LlamaConfig::scratch(&shape, VOCAB, Some(1), 2, 0);
+    }
+}
+
+/// The shape of `pipelines/demo.yaml`, with the bench's context.
+fn demo_shape() -> Scratch {
+    Scratch {
+        vocab_size: 1024,
+        hidden_size: 96,
+        intermediate_size: 256,
+        num_hidden_layers: 3,
+        num_attention_heads: 3,
+        num_key_value_heads: 1,
+        ..shape()
+    }
+}
+
+/// A model of random parameters.
+fn random(shape: &Scratch) -> (TransformerConfig, Weights) {
+    let config = TransformerConfig::scratch(shape, shape.vocab_size, Some(1), 2, 0);
     let weights = Weights::random(&config, 17);
     (config, weights)
 }
@@ -153,18 +182,20 @@ impl Workloads {
         BTreeMap::from([("decode_1", needs.decoded_most(machine)), ("prefill", prefill)])
     }
 
-    /// Sampling and judging as calls of a backend.
-    fn as_calls(&self) -> replicas::Work<'_> {
+    /// Sampling and judging as calls of a model with so many words.
+    fn as_calls(&self, words: usize) -> replicas::Work {
+        let known = |ids: &[i64]| ids.iter().map(|id| id % words as i64).collect::<Vec<i64>>();
         let judged = self.judge_tails.iter();
+        let judged = judged.map(|tail| known(&[self.judge_prefix.as_slice(), tail].concat()));
         replicas::Work {
-            prompts: &self.sample_prompts,
+            prompts: self.sample_prompts.iter().map(|ids| known(ids)).collect(),
             sampling: self
                 .sample_tokens
                 .iter()
                 .enumerate()
                 .map(|(row, &tokens)| sampling(tokens, Some(row as u64)))
                 .collect(),
-            judged: judged.map(|tail| [self.judge_prefix.as_slice(), tail].concat()).collect(),
+            judged: judged.collect(),
         }
     }
 
@@ -186,14 +217,14 @@ impl Workloads {
 }
 
 /// Seconds by workload.
-fn measure(llama: &Llama, workloads: &Workloads) -> BTreeMap<String, f64> {
+fn measure(model: &Transformer, workloads: &Workloads) -> BTreeMap<String, f64> {
     let tokenizer = tokenizer();
     let mut found = BTreeMap::new();
     for rows in DECODE_ROWS {
         let run = |tokens: u32| {
             let rows = workloads.decode_prompts[..rows].iter();
             let rows = rows.map(|prompt| continuation(prompt, tokens, None)).collect();
-            seconds(|| drop(generate(llama, &tokenizer, rows, 32)))
+            seconds(|| drop(generate(model, &tokenizer, rows, 32)))
         };
         let best = |tokens: u32| (0..TIMES).map(|_| run(tokens)).fold(f64::INFINITY, f64::min);
         found.insert(format!("decode_{rows}"), best(DECODE_TOKENS + 1) - best(1));
@@ -201,7 +232,7 @@ fn measure(llama: &Llama, workloads: &Workloads) -> BTreeMap<String, f64> {
     let prefill = || {
         let rows = workloads.prefill_prompts.iter();
         let rows = rows.map(|prompt| continuation(prompt, 1, None)).collect();
-        seconds(|| drop(generate(llama, &tokenizer, rows, 32)))
+        seconds(|| drop(generate(model, &tokenizer, rows, 32)))
     };
     let best = (0..TIMES).map(|_| prefill()).fold(f64::INFINITY, f64::min);
     found.insert("prefill".to_owned(), best);
@@ -211,13 +242,13 @@ fn measure(llama: &Llama, workloads: &Workloads) -> BTreeMap<String, f64> {
         tails: vec![vec![5], vec![6]],
     };
     let pairs: Vec<Continued> = workloads.judge_tails.iter().map(pair).collect();
-    found.insert("judge".to_owned(), seconds(|| drop(score(llama, &pairs))));
+    found.insert("judge".to_owned(), seconds(|| drop(score(model, &pairs))));
 
     let rows = workloads.sample_prompts.iter().zip(&workloads.sample_tokens).enumerate();
     let rows = rows
         .map(|(row, (prompt, &tokens))| continuation(prompt, tokens, Some(row as u64)))
         .collect();
-    found.insert("sample".to_owned(), seconds(|| drop(generate(llama, &tokenizer, rows, 32))));
+    found.insert("sample".to_owned(), seconds(|| drop(generate(model, &tokenizer, rows, 32))));
     found
 }
 
@@ -256,11 +287,11 @@ fn told(python: &str, script: &str, dir: &Path) -> Value {
 
 /// Holds llama.cpp to the same weights: it gives the likeliest first tokens about the same
 /// log-probabilities. Where two tokens are nearly as likely, it may find the other likelier.
-fn check_first(llama: &Llama, workloads: &Workloads, first: &Value) {
+fn check_first(model: &Transformer, workloads: &Workloads, first: &Value) {
     let first: Vec<(i64, f32)> = serde_json::from_value(first.clone()).unwrap();
     let rows = workloads.decode_prompts.iter().take(first.len());
     let rows = rows.map(|prompt| continuation(prompt, 1, None)).collect();
-    let ours = generate(llama, &tokenizer(), rows, 32);
+    let ours = generate(model, &tokenizer(), rows, 32);
     let (mut same, mut worst) = (0, 0.0f32);
     for (ours, (token, logprob)) in ours.iter().zip(&first) {
         same += usize::from(ours.tokens[0] == *token);

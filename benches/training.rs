@@ -15,7 +15,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use amend::model::torch::{Checkpoint, LlamaConfig, TorchTrainer, Weights};
+use amend::model::torch::{Checkpoint, TorchTrainer, TransformerConfig, Weights};
 use amend::model::train::{
     Algorithm, Compute, Device, Dtype, Example, Init, Optim, PpoSettings, Progress, Scratch,
     SlSettings, TrainJob, TrainSettings, Trainer,
@@ -188,7 +188,7 @@ fn write_models(dir: &Path) {
         "model": { "type": "WordLevel", "vocab": words, "unk_token": "w0" },
     });
     let files = BTreeMap::from([("tokenizer.json".to_owned(), tokenizer.to_string().into_bytes())]);
-    let config = LlamaConfig::scratch(&shape, VOCAB, Some(1), 2, 0);
+    let config = TransformerConfig::scratch(&shape, VOCAB, Some(1), 2, 0);
     let weights = Weights::random(&config, 17);
     let checkpoint = || Checkpoint {
         config: config.clone(),

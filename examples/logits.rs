@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 
-use amend::model::torch::{Checkpoint, Head, Llama};
+use amend::model::torch::{Checkpoint, Head, Transformer};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
@@ -35,7 +35,8 @@ fn main() -> Result<(), Failure> {
         checkpoint.write(dir, "")?;
         checkpoint = Checkpoint::read(dir)?;
     }
-    let llama = Llama::new(&checkpoint.config, &checkpoint.weights, Kind::Float, Device::Cpu)?;
+    let model =
+        Transformer::new(&checkpoint.config, &checkpoint.weights, Kind::Float, Device::Cpu)?;
     let texts: Vec<Value> = serde_json::from_slice(&std::fs::read(texts)?)?;
 
     let _guard = tch::no_grad_guard();
@@ -46,7 +47,7 @@ fn main() -> Result<(), Failure> {
             None => serde_json::from_value(text.clone())?,
         };
         let ids = Tensor::from_slice(&ids); // (T)
-        let (name, said) = read(&llama, &ids);
+        let (name, said) = read(&model, &ids);
         tensors.push((format!("{n}.ids"), ids));
         tensors.push((format!("{n}.{name}"), said.contiguous()));
     }
@@ -55,10 +56,10 @@ fn main() -> Result<(), Failure> {
 }
 
 /// The logits at each token (T, V), or the score at the last (1).
-fn read(llama: &Llama, ids: &Tensor) -> (&'static str, Tensor) {
-    let hidden = llama.hidden(&ids.unsqueeze(0)).squeeze_dim(0); // (T, C)
-    match llama.config.head {
-        Head::Lm => ("logits", llama.logits(&hidden)),
-        Head::Score => ("score", llama.scores(&hidden.narrow(0, ids.size()[0] - 1, 1))),
+fn read(model: &Transformer, ids: &Tensor) -> (&'static str, Tensor) {
+    let hidden = model.hidden(&ids.unsqueeze(0)).squeeze_dim(0); // (T, C)
+    match model.config.head {
+        Head::Lm => ("logits", model.logits(&hidden)),
+        Head::Score => ("score", model.scores(&hidden.narrow(0, ids.size()[0] - 1, 1))),
     }
 }

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use amend::model::torch::{LlamaConfig, Weights};
+use amend::model::torch::{TransformerConfig, Weights};
 use tch::{Device, Kind, Tensor};
 
 const TIMES: usize = 5;
@@ -56,7 +56,7 @@ impl Machine {
 
 impl Needs {
     /// Those of a model whose embedding is its head.
-    pub(crate) fn of(config: &LlamaConfig, weights: &Weights, kind: Kind) -> Needs {
+    pub(crate) fn of(config: &TransformerConfig, weights: &Weights, kind: Kind) -> Needs {
         let all: usize = weights.0.values().map(Tensor::numel).sum();
         let head = (config.vocab_size * config.hidden_size) as f64;
         let heads = (config.num_attention_heads * config.head_dim) as f64;

@@ -4,25 +4,29 @@ use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
-use amend::model::torch::{TorchBackend, TorchOptions};
-use amend::model::{Backend, Estimator, Prompt, Request, Sampling, Task};
+use amend::model::torch::{Precision, TorchBackend, TorchOptions};
+use amend::model::{Answer, Backend, Estimator, Prompt, Request, Sampling, Task};
 
 /// A number of threads in an operation, and of replicas.
-const WAYS: [(usize, usize); 3] = [(1, 1), (2, 1), (1, 2)];
+const WAYS: [(usize, usize); 4] = [(1, 1), (2, 1), (1, 2), (2, 2)];
 
 /// Rows to be sampled and pairs to be judged, as tokens.
-pub(crate) struct Work<'a> {
-    pub(crate) prompts: &'a [Vec<i64>],
+pub(crate) struct Work {
+    pub(crate) prompts: Vec<Vec<i64>>,
     pub(crate) sampling: Vec<Sampling>,
     pub(crate) judged: Vec<Vec<i64>>,
 }
 
 /// Prints a table of a checkpoint at work as a backend; its tokenizer reads `w7` as token 7.
-pub(crate) fn print_table(dir: &Path, work: &Work<'_>) {
+pub(crate) fn print_table(dir: &Path, dtype: Precision, work: &Work) {
     println!("| threads | replicas | sample, tokens/s | judge, pairs/s |\n|--:|--:|--:|--:|");
-    let tokens: u32 = work.sampling.iter().map(|sampling| sampling.max_tokens).sum();
     for (threads, replicas) in WAYS {
-        let options = TorchOptions { threads, replicas: Some(replicas), ..TorchOptions::default() };
+        let options = TorchOptions {
+            threads,
+            replicas: Some(replicas),
+            dtype: Some(dtype),
+            ..TorchOptions::default()
+        };
         let backend = TorchBackend::open(dir, options).unwrap();
         let request = |ids: &[i64], task: Task| {
             let words: Vec<String> = ids.iter().map(|id| format!("w{id}")).collect();
@@ -33,36 +37,39 @@ pub(crate) fn print_table(dir: &Path, work: &Work<'_>) {
         seconds(&backend, vec![request(&[5, 6, 7], Task::Generate(greedy))]);
         let rows = work.prompts.iter().zip(&work.sampling);
         let rows = rows.map(|(ids, sampling)| request(ids, Task::Generate(sampling.clone())));
-        let sampled = seconds(&backend, rows.collect());
+        let (sampled, tokens) = seconds(&backend, rows.collect());
         let choices = vec![" w5".to_owned(), " w6".to_owned()];
         let score = Task::Score { choices, estimator: Estimator::Echo };
         let pairs = work.judged.iter().map(|ids| request(ids, score.clone()));
-        let judged = seconds(&backend, pairs.collect());
+        let (judged, _) = seconds(&backend, pairs.collect());
         println!(
             "| {threads} | {replicas} | {:.1} | {:.1} |",
-            f64::from(tokens) / sampled,
+            tokens as f64 / sampled,
             work.judged.len() as f64 / judged
         );
     }
 }
 
-/// The time until all are answered, asked as the engine asks: at most so many at once.
-fn seconds(backend: &TorchBackend, requests: Vec<Request>) -> f64 {
+/// The time until all are answered, asked as the engine asks, at most so many at once; and how many
+/// tokens were written.
+fn seconds(backend: &TorchBackend, requests: Vec<Request>) -> (f64, i64) {
     let begun = Instant::now();
     let (sender, answers) = mpsc::channel();
     let mut waiting = requests.into_iter();
-    let mut under_way = 0;
+    let (mut under_way, mut tokens) = (0, 0);
     loop {
         for request in waiting.by_ref().take(backend.max_in_flight() - under_way) {
             let sender = sender.clone();
-            let done = move |answer: Result<_, _>| sender.send(answer.map(drop)).unwrap();
+            let done = move |answer: Result<Answer, _>| {
+                sender.send(answer.map(|answer| answer.completion_tokens)).unwrap();
+            };
             backend.submit(Arc::new(request), Box::new(done));
             under_way += 1;
         }
         if under_way == 0 {
-            return begun.elapsed().as_secs_f64();
+            return (begun.elapsed().as_secs_f64(), tokens);
         }
-        answers.recv().unwrap().unwrap();
+        tokens += i64::from(answers.recv().unwrap().unwrap());
         under_way -= 1;
     }
 }

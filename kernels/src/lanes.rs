@@ -26,6 +26,9 @@ pub(crate) trait Lanes: Copy {
     /// Reads sixteen numbers.
     fn load(self, from: &[f32; 16]) -> Self::Sixteen;
 
+    /// Reads two times sixteen numbers in bf16: the low halves, and the high ones.
+    fn widen(self, from: &[u32; 16]) -> [Self::Sixteen; 2];
+
     /// Writes sixteen numbers.
     fn store(self, numbers: Self::Sixteen, to: &mut [f32; 16]);
 
@@ -59,6 +62,9 @@ pub(crate) fn dispatch(work: impl Work) {
     work.run(Plain);
 }
 
+/// The half of two numbers in bf16 that is one with 16 more digits, which are 0.
+const HIGH: u32 = 0xffff_0000;
+
 /// Plain Rust; where a fused product is no instruction it is a slow function.
 #[derive(Clone, Copy)]
 pub(crate) struct Plain;
@@ -80,6 +86,11 @@ impl Lanes for Plain {
     }
 
     #[inline(always)]
+    fn widen(self, from: &[u32; 16]) -> [[f32; 16]; 2] {
+        [from.map(|pair| f32::from_bits(pair << 16)), from.map(|pair| f32::from_bits(pair & HIGH))]
+    }
+
+    #[inline(always)]
     fn store(self, numbers: [f32; 16], to: &mut [f32; 16]) {
         *to = numbers;
     }
@@ -93,11 +104,13 @@ impl Lanes for Plain {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::{
-        __m256, __m512, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_storeu_ps,
-        _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_storeu_ps,
+        __m256, __m512, _mm256_and_si256, _mm256_castsi256_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
+        _mm256_loadu_si256, _mm256_set1_epi32, _mm256_set1_ps, _mm256_slli_epi32, _mm256_storeu_ps,
+        _mm512_and_si512, _mm512_castsi512_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
+        _mm512_loadu_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi32, _mm512_storeu_ps,
     };
 
-    use super::{Lanes, Work};
+    use super::{HIGH, Lanes, Work};
 
     #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx2,fma")]
     pub(super) fn avx512(work: impl Work) {
@@ -137,6 +150,15 @@ mod x86 {
         }
 
         #[inline(always)]
+        fn widen(self, from: &[u32; 16]) -> [__m512; 2] {
+            unsafe {
+                let pairs = _mm512_loadu_si512(from.as_ptr().cast());
+                let high = _mm512_and_si512(pairs, _mm512_set1_epi32(HIGH.cast_signed()));
+                [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)), _mm512_castsi512_ps(high)]
+            }
+        }
+
+        #[inline(always)]
         fn store(self, numbers: __m512, to: &mut [f32; 16]) {
             unsafe { _mm512_storeu_ps(to.as_mut_ptr(), numbers) }
         }
@@ -162,6 +184,22 @@ mod x86 {
         fn load(self, from: &[f32; 16]) -> [__m256; 2] {
             let from = from.as_ptr();
             unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))] }
+        }
+
+        #[inline(always)]
+        fn widen(self, from: &[u32; 16]) -> [[__m256; 2]; 2] {
+            let from = from.as_ptr();
+            unsafe {
+                let first = _mm256_loadu_si256(from.cast());
+                let last = _mm256_loadu_si256(from.add(8).cast());
+                let high = _mm256_set1_epi32(HIGH.cast_signed());
+                let low_of = [_mm256_slli_epi32::<16>(first), _mm256_slli_epi32::<16>(last)];
+                let high_of = [_mm256_and_si256(first, high), _mm256_and_si256(last, high)];
+                [
+                    [_mm256_castsi256_ps(low_of[0]), _mm256_castsi256_ps(low_of[1])],
+                    [_mm256_castsi256_ps(high_of[0]), _mm256_castsi256_ps(high_of[1])],
+                ]
+            }
         }
 
         #[inline(always)]

@@ -7,7 +7,7 @@
 //!   many rows there are, which they are, where a text is cut, or how many threads compute. A
 //!   library's products choose their order by shape.
 //! - **They are as fast as the machine allows**, from one row to thousands: weights are read once,
-//!   in order, and every sum stays in a register.
+//!   in order, in f32 or in bf16, and every sum stays in a register.
 //!
 //! It is a crate of its own so that it is optimised in every profile.
 

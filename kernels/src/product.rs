@@ -6,6 +6,9 @@
 //!
 //! Every sum runs over the inputs from first to last, fused, whatever the number of rows, their
 //! place and the number of threads. So a row's bits are a function of the row.
+//!
+//! Weights in bf16 stay so in memory, which is what few rows wait for, and become f32 in registers.
+//! That is exact: the product is the one with the same weights in f32, bit for bit.
 
 use crate::lanes::{Lanes, Work, dispatch};
 use crate::threads::each;
@@ -20,9 +23,63 @@ const ROWS_PER_THREAD: usize = 16;
 pub struct Packed {
     inputs: usize,
     outputs: usize,
-    /// Panel by panel (inputs, PANEL); what is beyond the outputs is 0.
-    panels: Vec<f32>,
+    panels: Panels,
     bias: Option<Vec<f32>>,
+}
+
+/// Weights panel by panel, input by input; what is beyond the outputs is 0.
+enum Panels {
+    F32(Vec<[f32; PANEL]>),
+    Bf16(Vec<Halves>),
+}
+
+/// The weights of one input for the outputs of a panel, as they are stored.
+trait Stored: Copy {
+    /// A weight as it is given.
+    type Number: Copy;
+
+    const ZERO: Self;
+
+    /// Sets the weight of one output, which is 0 so far.
+    fn set(&mut self, output: usize, weight: Self::Number);
+
+    /// The weights of the panel's first sixteen outputs, and of its last.
+    fn read<L: Lanes>(&self, lanes: L) -> [L::Sixteen; 2];
+}
+
+impl Stored for [f32; PANEL] {
+    type Number = f32;
+
+    const ZERO: Self = [0.0; PANEL];
+
+    fn set(&mut self, output: usize, weight: f32) {
+        self[output] = weight;
+    }
+
+    #[inline(always)]
+    fn read<L: Lanes>(&self, lanes: L) -> [L::Sixteen; 2] {
+        let (sixteens, _) = self.as_chunks::<16>();
+        [lanes.load(&sixteens[0]), lanes.load(&sixteens[1])]
+    }
+}
+
+/// Weights in bf16, two in each number: an output's in the low half, that of the sixteenth after it
+/// in the high one.
+type Halves = [u32; PANEL / 2];
+
+impl Stored for Halves {
+    type Number = u16;
+
+    const ZERO: Self = [0; PANEL / 2];
+
+    fn set(&mut self, output: usize, weight: u16) {
+        self[output % 16] |= u32::from(weight) << (output / 16 * 16);
+    }
+
+    #[inline(always)]
+    fn read<L: Lanes>(&self, lanes: L) -> [L::Sixteen; 2] {
+        lanes.widen(self)
+    }
 }
 
 impl Packed {
@@ -32,20 +89,37 @@ impl Packed {
     /// When a length is not that of its shape.
     #[must_use]
     pub fn new(weights: &[f32], outputs: usize, bias: Option<&[f32]>) -> Packed {
+        Packed::of(weights, outputs, bias, Panels::F32)
+    }
+
+    /// Packs weights (outputs, inputs) in bf16, given by their bits; they stay in bf16.
+    ///
+    /// # Panics
+    /// When a length is not that of its shape.
+    #[must_use]
+    pub fn of_bf16(weights: &[u16], outputs: usize, bias: Option<&[f32]>) -> Packed {
+        Packed::of(weights, outputs, bias, Panels::Bf16)
+    }
+
+    fn of<W: Stored>(
+        weights: &[W::Number],
+        outputs: usize,
+        bias: Option<&[f32]>,
+        panels: fn(Vec<W>) -> Panels,
+    ) -> Packed {
         let inputs = weights.len().checked_div(outputs).unwrap_or(0);
         assert!(inputs > 0 && inputs * outputs == weights.len(), "weights are a matrix");
         assert!(bias.is_none_or(|bias| bias.len() == outputs), "a bias has a number an output");
-        let mut panels = vec![0.0; outputs.div_ceil(PANEL) * inputs * PANEL];
-        for (of_panel, panel) in
-            weights.chunks(PANEL * inputs).zip(panels.chunks_exact_mut(PANEL * inputs))
+        let mut packed = vec![W::ZERO; outputs.div_ceil(PANEL) * inputs];
+        for (of_panel, panel) in weights.chunks(PANEL * inputs).zip(packed.chunks_exact_mut(inputs))
         {
-            for (column, weights) in of_panel.chunks_exact(inputs).enumerate() {
-                for (to, &weight) in panel[column..].iter_mut().step_by(PANEL).zip(weights) {
-                    *to = weight;
+            for (output, weights) in of_panel.chunks_exact(inputs).enumerate() {
+                for (of_input, &weight) in panel.iter_mut().zip(weights) {
+                    of_input.set(output, weight);
                 }
             }
         }
-        Packed { inputs, outputs, panels, bias: bias.map(<[f32]>::to_vec) }
+        Packed { inputs, outputs, panels: panels(packed), bias: bias.map(<[f32]>::to_vec) }
     }
 
     /// How many numbers a row has.
@@ -115,9 +189,19 @@ struct Part<'a> {
 impl Work for Part<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
+        match &self.packed.panels {
+            Panels::F32(weights) => self.with(lanes, weights),
+            Panels::Bf16(weights) => self.with(lanes, weights),
+        }
+    }
+}
+
+impl Part<'_> {
+    #[inline(always)]
+    fn with<L: Lanes, W: Stored>(self, lanes: L, weights: &[W]) {
         let Part { packed, x, panels, stride, y } = self;
         for (at, panel) in panels.enumerate() {
-            let weights = packed.panel(panel);
+            let weights = &weights[panel * packed.inputs..(panel + 1) * packed.inputs];
             let bias = packed.bias_of(panel);
             let width = PANEL.min(stride - at * PANEL);
             let tiles = x.chunks(L::ROWS * packed.inputs).zip(y.chunks_mut(L::ROWS * stride));
@@ -136,10 +220,6 @@ impl Work for Part<'_> {
 }
 
 impl Packed {
-    fn panel(&self, panel: usize) -> &[f32] {
-        &self.panels[panel * self.inputs * PANEL..(panel + 1) * self.inputs * PANEL]
-    }
-
     fn bias_of(&self, panel: usize) -> [f32; PANEL] {
         let mut of_panel = [0.0; PANEL];
         if let Some(bias) = &self.bias {
@@ -152,57 +232,56 @@ impl Packed {
 
 /// The sums of up to eight rows with a panel.
 #[inline(always)]
-fn sum<L: Lanes>(
+fn sum<L: Lanes, W: Stored>(
     lanes: L,
     x: &[f32],
     inputs: usize,
-    weights: &[f32],
+    weights: &[W],
     sums: &mut [[f32; PANEL]; 8],
 ) {
     match x.len() / inputs {
-        1 => tile::<L, 1>(lanes, x, inputs, weights, sums),
-        2 => tile::<L, 2>(lanes, x, inputs, weights, sums),
-        3 => tile::<L, 3>(lanes, x, inputs, weights, sums),
-        4 => tile::<L, 4>(lanes, x, inputs, weights, sums),
-        5 => tile::<L, 5>(lanes, x, inputs, weights, sums),
-        6 => tile::<L, 6>(lanes, x, inputs, weights, sums),
-        7 => tile::<L, 7>(lanes, x, inputs, weights, sums),
-        _ => tile::<L, 8>(lanes, x, inputs, weights, sums),
+        1 => tile::<L, W, 1>(lanes, x, inputs, weights, sums),
+        2 => tile::<L, W, 2>(lanes, x, inputs, weights, sums),
+        3 => tile::<L, W, 3>(lanes, x, inputs, weights, sums),
+        4 => tile::<L, W, 4>(lanes, x, inputs, weights, sums),
+        5 => tile::<L, W, 5>(lanes, x, inputs, weights, sums),
+        6 => tile::<L, W, 6>(lanes, x, inputs, weights, sums),
+        7 => tile::<L, W, 7>(lanes, x, inputs, weights, sums),
+        _ => tile::<L, W, 8>(lanes, x, inputs, weights, sums),
     }
 }
 
 #[inline(always)]
-fn tile<L: Lanes, const M: usize>(
+fn tile<L: Lanes, W: Stored, const M: usize>(
     lanes: L,
     x: &[f32], // (M, inputs)
     inputs: usize,
-    weights: &[f32], // (inputs, PANEL)
+    weights: &[W], // (inputs)
     sums: &mut [[f32; PANEL]; 8],
 ) {
     if L::IS_WIDE {
-        columns::<L, M, 2>(lanes, x, inputs, weights, 0, sums);
+        columns::<L, W, M, 2>(lanes, x, inputs, weights, 0, sums);
     } else {
-        columns::<L, M, 1>(lanes, x, inputs, weights, 0, sums);
-        columns::<L, M, 1>(lanes, x, inputs, weights, 1, sums);
+        columns::<L, W, M, 1>(lanes, x, inputs, weights, 0, sums);
+        columns::<L, W, M, 1>(lanes, x, inputs, weights, 1, sums);
     }
 }
 
 /// The same of B times sixteen columns of the panel.
 #[inline(always)]
-fn columns<L: Lanes, const M: usize, const B: usize>(
+fn columns<L: Lanes, W: Stored, const M: usize, const B: usize>(
     lanes: L,
     x: &[f32],
     inputs: usize,
-    weights: &[f32],
+    weights: &[W],
     first: usize,
     sums: &mut [[f32; PANEL]; 8],
 ) {
     let rows: [&[f32]; M] = std::array::from_fn(|row| &x[row * inputs..(row + 1) * inputs]);
     let mut of_tile = [[lanes.splat(0.0); B]; M];
-    let (inputs_of, _) = weights.as_chunks::<PANEL>();
-    for (input, weights) in inputs_of.iter().enumerate().take(inputs) {
-        let (weights, _) = weights.as_chunks::<16>();
-        let weights: [L::Sixteen; B] = std::array::from_fn(|at| lanes.load(&weights[first + at]));
+    for (input, weights) in weights.iter().enumerate().take(inputs) {
+        let both = weights.read(lanes);
+        let weights: [L::Sixteen; B] = std::array::from_fn(|at| both[first + at]);
         for row in 0..M {
             let number = lanes.splat(rows[row][input]);
             for at in 0..B {
@@ -257,15 +336,41 @@ mod tests {
     }
 
     #[test]
+    fn a_product_with_bf16_has_the_bits_of_one_with_the_same_weights_in_f32() {
+        for (rows, inputs, outputs) in [(1, 5, 7), (8, 33, 64), (13, 40, 50), (70, 64, 97)] {
+            let (x, bias) = (numbers(1, rows * inputs), numbers(3, outputs));
+            let halves = halves(&numbers(2, outputs * inputs));
+            let weights: Vec<f32> =
+                halves.iter().map(|&half| f32::from_bits(u32::from(half) << 16)).collect();
+            let packed = Packed::of_bf16(&halves, outputs, Some(&bias));
+            let expected = plain(&x, &weights, &bias, inputs);
+            for threads in 1..4 {
+                let mut y = vec![f32::NAN; rows * outputs];
+                packed.product(&x, &mut y, threads);
+                assert_eq!(bits(&y), expected, "{rows} rows, {threads} threads");
+            }
+        }
+    }
+
+    /// Numbers cut to bf16.
+    fn halves(numbers: &[f32]) -> Vec<u16> {
+        numbers.iter().map(|number| (number.to_bits() >> 16) as u16).collect()
+    }
+
+    #[test]
     fn every_processor_gives_the_same_bits() {
-        for rows in 1..20 {
-            let (inputs, outputs) = (37, 70);
-            let packed = Packed::new(&numbers(4, inputs * outputs), outputs, None);
+        let (inputs, outputs) = (37, 70);
+        let weights = numbers(4, inputs * outputs);
+        let kinds = [
+            Packed::new(&weights, outputs, None),
+            Packed::of_bf16(&halves(&weights), outputs, None),
+        ];
+        for (rows, packed) in (1..20).flat_map(|rows| kinds.iter().map(move |kind| (rows, kind))) {
             let x = numbers(5, rows * inputs);
             let mut found: Vec<Vec<f32>> = vec![vec![f32::NAN; rows * outputs]; 3];
             let mut room = found.iter_mut();
             every_way(|| Part {
-                packed: &packed,
+                packed,
                 x: &x,
                 panels: 0..outputs.div_ceil(PANEL),
                 stride: outputs,

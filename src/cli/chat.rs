@@ -1,14 +1,13 @@
 //! `amend chat`: a first look at a local model, one line a turn.
 
 use std::io::{self, BufRead, Write};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 
 use super::args::{ChatArgs, Common};
 use super::failure::Status;
 use super::local::LocalModel;
 use super::screen::Screen;
-use crate::model::torch::Event;
-use crate::model::{Request, Task};
+use crate::model::torch::{Event, Input};
 use crate::record::Message;
 
 /// Talks until the input ends.
@@ -61,10 +60,9 @@ fn answer(
     sampling.temperature = args.temperature.unwrap_or(sampling.temperature);
     sampling.seed = (!sampling.is_greedy()).then(|| args.seed.wrapping_add(turn));
     let prompt = model.prompt(messages.to_vec(), &mut sampling);
-    let request = Arc::new(Request { prompt, task: Task::Generate(sampling) });
     let (sender, events) = mpsc::channel();
     let listener = move |event| sender.send(event).is_ok();
-    model.backend.listen(request, 0, Box::new(listener));
+    model.backend.listen(Input::Prompt(prompt), sampling, 0, Box::new(listener));
     let mut begun = false;
     for event in events {
         match event {

@@ -257,7 +257,7 @@ pub enum Dtype {
     Auto,
     /// 32-bit floats.
     F32,
-    /// 16-bit brain floats.
+    /// 16-bit brain floats; on CPU of the weights alone, and what is computed with them is `f32`.
     Bf16,
 }
 

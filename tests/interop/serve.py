@@ -196,6 +196,13 @@ def completions(check, client, node, model):
     check("completions: the text is that of transformers", choice.text == model.greedy(PROMPT, 16))
     lists = [choice.logprobs.tokens, choice.logprobs.token_logprobs, choice.logprobs.top_logprobs, choice.logprobs.text_offset]
     check(f"completions: {len(lists[0])} tokens, each with 3 alternatives", {len(one) for one in lists} == {answer.usage.completion_tokens})
+    by_ids = client.completions.create(model=node, prompt=model.ids(PROMPT)[0].tolist(), max_tokens=16, temperature=0, logprobs=3)
+    check("completions: a prompt of token ids is answered alike", by_ids.choices == answer.choices and by_ids.usage == answer.usage)
+    # What lm-evaluation-harness asks: texts as lists of token ids, of which the log-probabilities are wanted.
+    ids = [model.ids(text)[0].tolist() for text in texts]
+    told = client.completions.create(model=node, prompt=ids, max_tokens=1, temperature=0, echo=True, logprobs=1, seed=1234)
+    far = [abs(one - other) for choice, text in zip(told.choices, texts, strict=True) for one, other in zip(choice.logprobs.token_logprobs[1:-1], model.logprobs(text), strict=True)]
+    check(f"completions: an evaluation by token ids has the log-probabilities of transformers within {max(far):.1e}", max(far) < TOLERANCE)
     answer = client.completions.create(model=node, prompt=[PROMPT, "\n\nHuman: Hi"], n=2, max_tokens=4, seed=1)
     check(f"completions: two of each of two prompts are {len(answer.choices)}", [choice.index for choice in answer.choices] == [0, 1, 2, 3])
 
@@ -214,7 +221,7 @@ def wrong_requests(check, client, node):
     check.raises("wrong: no message", bad, "message", ask(messages=[]))
     check.raises("wrong: longer than the context", bad, "context", ask(content="wait " * 2000))
     check.raises("wrong: longer than the context, streaming", bad, "context", ask(content="wait " * 2000, stream=True))
-    check.raises("wrong: a prompt of token ids", bad, "prompt", lambda: client.completions.create(model=node, prompt=[1, 2, 3]))
+    check.raises("wrong: a token that there is not", bad, "token 9999999", lambda: client.completions.create(model=node, prompt=[[1], [9_999_999]]))
     check.raises("wrong: embeddings", missing, "/v1/embeddings", lambda: client.embeddings.create(model=node, input="hi"))
     told = httpx2.post(f"{client.base_url}chat/completions", content="{ not json")
     check(f"wrong: no JSON is {told.status_code}", told.status_code == 400 and "message" in told.json()["error"])

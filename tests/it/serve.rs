@@ -106,6 +106,11 @@ fn a_conversation_is_answered_and_its_model_listed() {
         assert_eq!(texts(&answer).len(), 3);
         assert_ne!(texts(&answer)[0], texts(&answer)[1], "each sample has a seed of its own");
         assert_eq!(texts(&answer), texts(&server.ask("/chat/completions", many).await));
+        let one = server.ask("/chat/completions", chat("Tell me.", json!({}))).await;
+        assert_eq!(
+            answer["usage"]["prompt_tokens"], one["usage"]["prompt_tokens"],
+            "a prompt counts once, whatever the number of its answers"
+        );
     });
 }
 
@@ -196,6 +201,41 @@ fn a_text_is_scored_by_the_log_probabilities_of_its_echo() {
     });
 }
 
+#[test]
+fn a_prompt_of_token_ids_is_answered_as_its_text_is() {
+    run(async {
+        let server = Server::start(&fixture("llama_tiny"), &[]);
+        let expected = std::fs::read(fixture("llama_tiny").join("expected.json")).unwrap();
+        let expected: Value = serde_json::from_slice(&expected).unwrap();
+        let prompts = || expected.as_array().unwrap().iter().map(|case| case["prompt"].clone());
+        let ids = || expected.as_array().unwrap().iter().map(|case| case["ids"].clone());
+        let asked = |prompt: Value| json!({ "prompt": prompt, "temperature": 0, "max_tokens": 9, "logprobs": 3 });
+        let by_text = server.ask("/completions", asked(prompts().collect())).await;
+        let by_ids = server.ask("/completions", asked(ids().collect())).await;
+        assert_eq!(
+            (&by_ids["choices"], &by_ids["usage"]),
+            (&by_text["choices"], &by_text["usage"])
+        );
+        let one = server.ask("/completions", asked(ids().next().unwrap())).await;
+        assert_eq!(one["choices"][0], by_text["choices"][0]);
+
+        // What evaluation harnesses ask: the log-probabilities of the prompt, and one token more.
+        let echoed = |prompt: Value| json!({ "prompt": prompt, "temperature": 0, "max_tokens": 1, "echo": true, "logprobs": 1 });
+        let by_text = server.ask("/completions", echoed(prompts().collect())).await;
+        let by_ids = server.ask("/completions", echoed(ids().collect())).await;
+        assert_eq!(by_ids["choices"], by_text["choices"]);
+        let tokens = by_ids["choices"][0]["logprobs"]["token_logprobs"].as_array().unwrap();
+        assert_eq!(tokens.len(), ids().next().unwrap().as_array().unwrap().len() + 1);
+
+        let mut asked = echoed(ids().next().unwrap());
+        (asked["stream"], asked["max_tokens"]) = (json!(true), json!(0));
+        let (_, body) = server.post("/completions", asked.to_string()).await;
+        let data: Vec<&str> = body.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
+        let last: Value = serde_json::from_str(data[data.len() - 2]).unwrap();
+        assert_eq!(last["choices"][0]["finish_reason"], "length", "{body}");
+    });
+}
+
 /// Requests about a conversation that are wrong: where, what, the status, a word of the reason.
 fn wrong_conversations() -> Vec<(&'static str, String, u16, &'static str)> {
     let long = "wait ".repeat(200);
@@ -259,8 +299,20 @@ fn wrong_bodies() -> Vec<(&'static str, String, u16, &'static str)> {
 /// Requests about a text.
 fn wrong_texts() -> Vec<(&'static str, String, u16, &'static str)> {
     vec![
-        ("/completions", json!({ "prompt": [1, 2, 3] }).to_string(), 400, "prompt"),
         ("/completions", json!({ "prompt": [] }).to_string(), 400, "prompt"),
+        ("/completions", json!({ "prompt": [[]] }).to_string(), 400, "no token"),
+        ("/completions", json!({ "prompt": 7 }).to_string(), 400, "prompt"),
+        ("/completions", json!({ "prompt": [5, "five"] }).to_string(), 400, "five"),
+        ("/completions", json!({ "prompt": [5, 1.5] }).to_string(), 400, "1.5"),
+        ("/completions", json!({ "prompt": [5, 320] }).to_string(), 400, "token 320 is not"),
+        ("/completions", json!({ "prompt": [[5], [-1]] }).to_string(), 400, "token -1 is not"),
+        (
+            "/completions",
+            json!({ "prompt": [999_999], "echo": true, "stream": true }).to_string(),
+            400,
+            "token 999999 is not",
+        ),
+        ("/completions", json!({ "prompt": "x".repeat(32 << 20) }).to_string(), 413, "length"),
         ("/completions", json!({ "prompt": "" }).to_string(), 400, "no token"),
         ("/embeddings", json!({ "input": "hi" }).to_string(), 404, "/v1/embeddings"),
     ]
@@ -273,6 +325,7 @@ fn a_request_that_is_wrong_is_told_what_is_wrong_in_openais_words() {
         let cases = wrong_conversations().into_iter().chain(wrong_texts());
         for (path, body, status, part) in cases {
             let (found, told) = server.post(path, body.clone()).await;
+            let body = &body[..body.len().min(200)];
             assert_eq!(found, status, "{body}: {told}");
             let error: Value = serde_json::from_str(&told).unwrap();
             let error = &error["error"];

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, mpsc};
 
 use amend::model::torch::{
-    Checkpoint, Llama, TorchBackend, TorchError, TorchOptions, Weights, is_preference_model,
+    Checkpoint, TorchBackend, TorchError, TorchOptions, Transformer, Weights, is_preference_model,
     rewards, weights_id,
 };
 use amend::model::{
@@ -166,8 +166,8 @@ fn a_preference_model_scores_whole_texts_to_their_end_token_and_does_not_write()
         ids.push(2);
         ids
     });
-    let llama = Llama::new(&checkpoint.config, &checkpoint.weights, Kind::Float, Device::Cpu);
-    let expected: Vec<f64> = rewards(&llama.unwrap(), &texts).into_iter().map(f64::from).collect();
+    let model = Transformer::new(&checkpoint.config, &checkpoint.weights, Kind::Float, Device::Cpu);
+    let expected: Vec<f64> = rewards(&model.unwrap(), &texts).into_iter().map(f64::from).collect();
     let scores = timeless(&answers[0]).choice_logprobs.unwrap();
     assert!(scores.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5), "{scores:?}");
     assert!(matches!(answers[1], Err(CallError::Permanent { .. })));
@@ -254,7 +254,7 @@ fn a_language_model_becomes_a_preference_model_with_a_score_for_a_head() {
     assert!(!dir.path().join("generation_config.json").exists());
     let text = std::fs::read_to_string(dir.path().join("config.json")).unwrap();
     assert!(text.contains("LlamaForSequenceClassification") && text.contains("\"regression\""));
-    assert!(Llama::new(&back.config, &back.weights, Kind::Float, Device::Cpu).is_ok());
+    assert!(Transformer::new(&back.config, &back.weights, Kind::Float, Device::Cpu).is_ok());
 }
 
 fn read_error(dir: &Path) -> String {

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 
 use amend::model::Finish;
 use amend::model::torch::{
-    Checkpoint, Continuation, Generated, Head, Llama, TextTokenizer, generate, rewards, score,
+    Checkpoint, Continuation, Generated, Head, TextTokenizer, Transformer, Weights, generate,
+    rewards, score,
 };
 use safetensors::SafeTensors;
 use serde::Deserialize;
@@ -59,11 +60,11 @@ fn tensors(path: &Path) -> BTreeMap<String, Tensor> {
     file.iter().map(tensor).collect()
 }
 
-fn model(dir: &Path) -> (Checkpoint, Llama) {
+fn model(dir: &Path) -> (Checkpoint, Transformer) {
     let checkpoint = Checkpoint::read(dir).unwrap();
-    let llama =
-        Llama::new(&checkpoint.config, &checkpoint.weights, Kind::Float, Device::Cpu).unwrap();
-    (checkpoint, llama)
+    let model = Transformer::new(&checkpoint.config, &checkpoint.weights, Kind::Float, Device::Cpu)
+        .unwrap();
+    (checkpoint, model)
 }
 
 /// A checkpoint with what transformers makes of it.
@@ -83,22 +84,22 @@ impl Case {
         }
     }
 
-    fn llama(&self, kind: Kind) -> Llama {
+    fn model(&self, kind: Kind) -> Transformer {
         let Checkpoint { config, weights, .. } = &self.checkpoint;
-        Llama::new(config, weights, kind, Device::Cpu).unwrap()
+        Transformer::new(config, weights, kind, Device::Cpu).unwrap()
     }
 
     /// Logits (B, T, V), or the score (B, 1) at the last token that is not padding.
-    fn numbers(&self, llama: &Llama) -> Tensor {
+    fn numbers(&self, model: &Transformer) -> Tensor {
         let (attention_mask, positions) =
             (&self.expected["attention_mask"], &self.expected["position_ids"]);
-        let mask = llama.padding_mask(attention_mask, positions);
-        let hidden = llama.hidden_at(&self.expected["input_ids"], positions, &mask);
-        match llama.config.head {
-            Head::Lm => llama.logits(&hidden),
+        let mask = model.padding_mask(attention_mask, positions);
+        let hidden = model.hidden_at(&self.expected["input_ids"], positions, &mask);
+        match model.config.head {
+            Head::Lm => model.logits(&hidden),
             Head::Score => {
                 let last = attention_mask.cumsum(1, Kind::Int64).argmax(-1, false).view([-1, 1]);
-                llama.scores(&hidden).gather(1, &last, false)
+                model.scores(&hidden).gather(1, &last, false)
             }
         }
     }
@@ -121,20 +122,20 @@ fn every_checkpoint_gives_the_numbers_of_transformers() {
     let _guard = tch::no_grad_guard();
     for dir in checkpoints() {
         let case = Case::read(&dir);
-        let llama = case.llama(Kind::Float);
-        for llama in [&llama, &llama.stacked()] {
-            let difference = case.difference(&case.numbers(llama));
+        let model = case.model(Kind::Float);
+        for model in [&model, &model.stacked()] {
+            let difference = case.difference(&case.numbers(model));
             eprintln!("{}: largest difference {difference:.1e}", case.name);
             assert!(difference < 1e-4, "{}: {difference:e}", case.name);
         }
         // The first row has no padding: training's kernel reads it.
         let first = case.expected["input_ids"].narrow(0, 0, 1);
-        let hidden = llama.hidden_fused(&first);
-        let error = match llama.config.head {
-            Head::Lm => llama.logits(&hidden) - case.expected["logits"].narrow(0, 0, 1),
+        let hidden = model.hidden_fused(&first);
+        let error = match model.config.head {
+            Head::Lm => model.logits(&hidden) - case.expected["logits"].narrow(0, 0, 1),
             Head::Score => {
                 let last = hidden.narrow(1, hidden.size()[1] - 1, 1);
-                llama.scores(&last) - case.expected["scores"].narrow(0, 0, 1)
+                model.scores(&last) - case.expected["scores"].narrow(0, 0, 1)
             }
         };
         let difference = error.abs().max().double_value(&[]);
@@ -147,19 +148,41 @@ fn in_bf16_the_likeliest_token_is_the_same_where_the_next_is_a_tenth_behind() {
     let _guard = tch::no_grad_guard();
     for dir in checkpoints() {
         let case = Case::read(&dir);
-        let numbers = case.numbers(&case.llama(Kind::BFloat16).stacked());
-        if case.checkpoint.config.head == Head::Score {
-            assert!(case.difference(&numbers) < 0.1, "{}", case.name);
-            continue;
+        // By libtorch, and by the kernels.
+        let model = case.model(Kind::BFloat16);
+        for model in [&model, &model.stacked()] {
+            let numbers = case.numbers(model);
+            if case.checkpoint.config.head == Head::Score {
+                assert!(case.difference(&numbers) < 0.1, "{}", case.name);
+                continue;
+            }
+            let logits = &case.expected["logits"];
+            let (top, _) = logits.topk(2, -1, true, true);
+            let is_clear = (top.select(-1, 0) - top.select(-1, 1)).gt(0.1);
+            let is_clear = is_clear.logical_and(&case.expected["attention_mask"].ne(0));
+            let differs = numbers.argmax(-1, false).ne_tensor(&logits.argmax(-1, false));
+            let faults = differs.logical_and(&is_clear).sum(Kind::Int64).int64_value(&[]);
+            assert!(is_clear.any().int64_value(&[]) != 0, "{}: nothing was compared", case.name);
+            let difference = case.difference(&numbers);
+            assert_eq!(faults, 0, "{}: largest difference {difference:e}", case.name);
         }
-        let logits = &case.expected["logits"];
-        let (top, _) = logits.topk(2, -1, true, true);
-        let is_clear = (top.select(-1, 0) - top.select(-1, 1)).gt(0.1);
-        let is_clear = is_clear.logical_and(&case.expected["attention_mask"].ne(0));
-        let differs = numbers.argmax(-1, false).ne_tensor(&logits.argmax(-1, false));
-        let faults = differs.logical_and(&is_clear).sum(Kind::Int64).int64_value(&[]);
-        assert!(is_clear.any().int64_value(&[]) != 0, "{}: nothing was compared", case.name);
-        assert_eq!(faults, 0, "{}: largest difference {:e}", case.name, case.difference(&numbers));
+    }
+}
+
+#[test]
+fn the_kernels_in_bf16_give_the_bits_of_those_in_f32_with_the_same_weights() {
+    let _guard = tch::no_grad_guard();
+    for dir in checkpoints() {
+        let case = Case::read(&dir);
+        let Checkpoint { config, weights, .. } = &case.checkpoint;
+        let rounded = weights.0.iter().map(|(name, weight)| {
+            (name.clone(), weight.to_kind(Kind::BFloat16).to_kind(Kind::Float))
+        });
+        let rounded = Weights(rounded.collect());
+        let model =
+            |weights, kind| Transformer::new(config, weights, kind, Device::Cpu).unwrap().stacked();
+        let whole = case.numbers(&model(&rounded, Kind::Float));
+        assert!(case.numbers(&model(weights, Kind::BFloat16)).equal(&whole), "{}", case.name);
     }
 }
 
@@ -168,10 +191,10 @@ fn greedy_tokens_are_those_of_transformers() {
     for dir in checkpoints() {
         let case = Case::read(&dir);
         let Some(expected) = case.expected.get("greedy_ids") else { continue };
-        let mut llama = case.llama(Kind::Float).stacked();
+        let mut model = case.model(Kind::Float).stacked();
         // transformers was told to write on past the end token.
-        llama.config.eos_token_ids.clear();
-        let tokenizer = numbered_words(llama.config.vocab_size as usize);
+        model.config.eos_token_ids.clear();
+        let tokenizer = numbered_words(model.config.vocab_size as usize);
         let expected = Vec::<Vec<i64>>::try_from(expected).unwrap();
         let gaps =
             case.expected.get("greedy_gaps").map(|gaps| Vec::<Vec<f32>>::try_from(gaps).unwrap());
@@ -179,7 +202,7 @@ fn greedy_tokens_are_those_of_transformers() {
             prompt: ids[..PROMPT_TOKENS].to_vec(),
             sampling: greedy((ids.len() - PROMPT_TOKENS) as u32),
         });
-        let written = generate(&llama, &tokenizer, rows.collect(), 16);
+        let written = generate(&model, &tokenizer, rows.collect(), 16);
         for (row, (written, ids)) in written.iter().zip(&expected).enumerate() {
             // From the first step at which two tokens are nearly as likely, either may be right.
             let clear = gaps.as_ref().map_or(usize::MAX, |gaps| {
@@ -233,27 +256,27 @@ struct Expected {
     choice_logprobs: Vec<f64>,
 }
 
-fn tiny() -> (Llama, TextTokenizer, Vec<Expected>) {
+fn tiny() -> (Transformer, TextTokenizer, Vec<Expected>) {
     let dir = fixture("llama_tiny");
-    let (checkpoint, llama) = model(&dir);
+    let (checkpoint, model) = model(&dir);
     let text = std::fs::read_to_string(dir.join("expected.json")).unwrap();
-    (llama.stacked(), checkpoint.tokenizer().unwrap(), serde_json::from_str(&text).unwrap())
+    (model.stacked(), checkpoint.tokenizer().unwrap(), serde_json::from_str(&text).unwrap())
 }
 
 #[test]
 fn the_tiny_llama_writes_what_transformers_writes() {
     let _guard = tch::no_grad_guard();
-    let (llama, tokenizer, cases) = tiny();
+    let (model, tokenizer, cases) = tiny();
     let expected = tensors(&fixture("llama_tiny").join("expected.safetensors"));
     for (index, case) in cases.iter().enumerate() {
         let ids = tokenizer.encode(&case.prompt).unwrap();
         assert_eq!(ids, case.ids);
-        let hidden = llama.hidden(&Tensor::from_slice(&ids).view([1, -1]));
+        let hidden = model.hidden(&Tensor::from_slice(&ids).view([1, -1]));
         let logits = &expected[&format!("logits_{index}")];
-        let error = (llama.logits(&hidden).squeeze_dim(0) - logits).abs().max();
+        let error = (model.logits(&hidden).squeeze_dim(0) - logits).abs().max();
         assert!(error.double_value(&[]) < 1e-4);
 
-        let written = continued(&llama, &tokenizer, ids, 12);
+        let written = continued(&model, &tokenizer, ids, 12);
         assert_eq!(written.tokens, case.greedy_ids);
         assert_eq!(written.text, case.greedy_text);
     }
@@ -261,7 +284,7 @@ fn the_tiny_llama_writes_what_transformers_writes() {
 
 #[test]
 fn choices_are_scored_as_one_pass_for_each_scores_them() {
-    let (llama, tokenizer, cases) = tiny();
+    let (model, tokenizer, cases) = tiny();
     let rows: Vec<_> = cases
         .iter()
         .map(|case| {
@@ -269,7 +292,7 @@ fn choices_are_scored_as_one_pass_for_each_scores_them() {
             tokenizer.encode_continued(&case.prompt, &choices).unwrap()
         })
         .collect();
-    for (case, scores) in cases.iter().zip(score(&llama, &rows)) {
+    for (case, scores) in cases.iter().zip(score(&model, &rows)) {
         for (score, expected) in scores.iter().zip(&case.choice_logprobs) {
             assert!((score - expected).abs() < 1e-4, "{scores:?} {:?}", case.choice_logprobs);
         }
@@ -284,13 +307,13 @@ fn the_tiny_preference_model_gives_the_scores_of_transformers() {
         score: f32,
     }
     let dir = fixture("llama_tiny_scorer");
-    let (checkpoint, llama) = model(&dir);
+    let (checkpoint, model) = model(&dir);
     let tokenizer = checkpoint.tokenizer().unwrap();
     let text = std::fs::read_to_string(dir.join("expected.json")).unwrap();
     let cases: Vec<Scored> = serde_json::from_str(&text).unwrap();
     let rows: Vec<Vec<i64>> =
         cases.iter().map(|case| tokenizer.encode(&case.text).unwrap()).collect();
-    for (case, score) in cases.iter().zip(rewards(&llama, &rows)) {
+    for (case, score) in cases.iter().zip(rewards(&model, &rows)) {
         assert!((score - case.score).abs() < 1e-4, "{score} {}", case.score);
     }
 }
@@ -298,14 +321,14 @@ fn the_tiny_preference_model_gives_the_scores_of_transformers() {
 #[test]
 fn drawn_tokens_have_the_log_probabilities_of_a_whole_pass() {
     let _guard = tch::no_grad_guard();
-    let (llama, tokenizer, cases) = tiny();
+    let (model, tokenizer, cases) = tiny();
     for (seed, case) in cases.iter().enumerate() {
         let prompt = case.ids.clone();
         let row = Continuation { prompt: prompt.clone(), sampling: sampled(seed as u64, 40) };
-        let written = generate(&llama, &tokenizer, vec![row], 8).remove(0);
+        let written = generate(&model, &tokenizer, vec![row], 8).remove(0);
         let whole: Vec<i64> = prompt.iter().chain(&written.tokens).copied().collect();
-        let hidden = llama.hidden(&Tensor::from_slice(&whole).view([1, -1]));
-        let table = llama.logits(&hidden).log_softmax(-1, Kind::Float);
+        let hidden = model.hidden(&Tensor::from_slice(&whole).view([1, -1]));
+        let table = model.logits(&hidden).log_softmax(-1, Kind::Float);
         for (at, (token, logprob)) in written.tokens.iter().zip(&written.logprobs).enumerate() {
             let place = (prompt.len() + at - 1) as i64;
             let whole = table.double_value(&[0, place, *token]);
@@ -316,13 +339,13 @@ fn drawn_tokens_have_the_log_probabilities_of_a_whole_pass() {
 
 #[test]
 fn a_penalised_token_is_not_drawn_again_and_its_log_probability_is_the_models_own() {
-    let (mut llama, tokenizer, cases) = tiny();
-    llama.config.eos_token_ids.clear();
+    let (mut model, tokenizer, cases) = tiny();
+    model.config.eos_token_ids.clear();
     for case in &cases {
-        let plain = continued(&llama, &tokenizer, case.ids.clone(), 24);
+        let plain = continued(&model, &tokenizer, case.ids.clone(), 24);
         let sampling = amend::model::Sampling { repetition_penalty: 1e6, ..greedy(24) };
         let row = Continuation { prompt: case.ids.clone(), sampling };
-        let penalised = generate(&llama, &tokenizer, vec![row], 8).remove(0);
+        let penalised = generate(&model, &tokenizer, vec![row], 8).remove(0);
         let mut seen: Vec<i64> = case.ids.clone();
         for token in &penalised.tokens {
             assert!(!seen.contains(token), "{token} after {seen:?}");
@@ -335,13 +358,13 @@ fn a_penalised_token_is_not_drawn_again_and_its_log_probability_is_the_models_ow
 }
 
 fn continued(
-    llama: &Llama,
+    model: &Transformer,
     tokenizer: &TextTokenizer,
     prompt: Vec<i64>,
     max_tokens: u32,
 ) -> Generated {
     let row = Continuation { prompt, sampling: greedy(max_tokens) };
-    generate(llama, tokenizer, vec![row], 8).remove(0)
+    generate(model, tokenizer, vec![row], 8).remove(0)
 }
 
 /// A tokenizer of so many words, for checkpoints that have none.

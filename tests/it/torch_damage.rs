@@ -6,17 +6,29 @@
 use std::path::{Path, PathBuf};
 
 use amend::model::torch::{
-    ChatTemplate, Checkpoint, Llama, TorchBackend, TorchOptions, weights_id,
+    ChatTemplate, Checkpoint, TorchBackend, TorchOptions, Transformer, weights_id,
 };
 use amend::model::{Estimator, Prompt, Request, Task};
 use proptest::prelude::*;
+use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use crate::torch_tiny::{ask, copied, fixture, greedy};
 
 /// Checkpoints of different layouts; those of `conformance` borrow the tokenizer of `llama_tiny`.
-const CHECKPOINTS: [&str; 4] =
-    ["llama_tiny", "llama_tiny_scorer", "conformance/llama_shards", "conformance/gpt2"];
+const CHECKPOINTS: [&str; 11] = [
+    "llama_tiny",
+    "llama_tiny_scorer",
+    "conformance/llama_shards",
+    "conformance/llama3",
+    "conformance/llama_bf16",
+    "conformance/mistral",
+    "conformance/qwen2_window",
+    "conformance/qwen3",
+    "conformance/smollm3",
+    "conformance/gpt2",
+    "conformance/gpt_neox",
+];
 
 /// What happens to a file.
 #[derive(Clone, Debug)]
@@ -27,6 +39,8 @@ enum Damage {
     Flip(Vec<(f64, u8)>),
     /// Bytes near its beginning, where headers are.
     FlipHead(Vec<(usize, u8)>),
+    /// A value of its JSON, where it is JSON, is another.
+    Value(usize, Value),
     /// It is gone.
     Remove,
     /// It is empty.
@@ -40,10 +54,39 @@ fn damage() -> impl Strategy<Value = Damage> {
         2 => (0.0..1.0).prop_map(Damage::Cut),
         4 => prop::collection::vec((0.0..1.0, 0u8..8), 1..6).prop_map(Damage::Flip),
         3 => prop::collection::vec((0usize..400, 0u8..8), 1..4).prop_map(Damage::FlipHead),
+        4 => (0usize..4000, prop::sample::select(values())).prop_map(|(at, to)| Damage::Value(at, to)),
         1 => Just(Damage::Remove),
         1 => Just(Damage::Empty),
         1 => (0usize..8).prop_map(Damage::Swap),
     ]
+}
+
+/// Values that stand where others belong.
+fn values() -> Vec<Value> {
+    let values = json!([
+        null, true, -1, 0, 1, 3, 0.5, 1e300, i64::MAX, u64::MAX, "", "x", [], {}, [1, "x"], { "x": 1 }
+    ]);
+    values.as_array().unwrap().clone()
+}
+
+/// The places of a document that hold no others.
+fn leaves<'v>(value: &'v mut Value, found: &mut Vec<&'v mut Value>) {
+    match value {
+        Value::Object(map) => map.values_mut().for_each(|value| leaves(value, found)),
+        Value::Array(items) => items.iter_mut().for_each(|value| leaves(value, found)),
+        leaf => found.push(leaf),
+    }
+}
+
+fn with_value(bytes: Vec<u8>, at: usize, to: &Value) -> Vec<u8> {
+    let Ok(mut document) = serde_json::from_slice::<Value>(&bytes) else { return bytes };
+    let mut found = Vec::new();
+    leaves(&mut document, &mut found);
+    let count = found.len().max(1);
+    if let Some(place) = found.get_mut(at % count) {
+        **place = to.clone();
+    }
+    document.to_string().into_bytes()
 }
 
 /// The files of a checkpoint, in order.
@@ -81,6 +124,7 @@ fn damaged(name: &str, damages: &[(usize, Damage)]) -> tempfile::TempDir {
                     bytes[*at] ^= 1 << bit;
                 }
             }
+            Damage::Value(at, to) => bytes = with_value(bytes, *at, to),
             Damage::Remove => {
                 std::fs::remove_file(path).unwrap();
                 continue;
@@ -94,7 +138,7 @@ fn damaged(name: &str, damages: &[(usize, Damage)]) -> tempfile::TempDir {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_damaged_checkpoint_is_read_or_refused(
@@ -117,14 +161,14 @@ proptest! {
         let tokenizer = checkpoint.tokenizer();
         let _ = tokenizer.map(|tokenizer| tokenizer.encode("Hello, wörld!"));
         let Checkpoint { config, weights, .. } = &checkpoint;
-        let llama = Llama::new(config, weights, Kind::Float, Device::Cpu).unwrap();
-        let hidden = llama.hidden(&Tensor::from_slice(&[1i64, 0, 3]).view([1, -1]));
+        let model = Transformer::new(config, weights, Kind::Float, Device::Cpu).unwrap();
+        let hidden = model.hidden(&Tensor::from_slice(&[1i64, 0, 3]).view([1, -1]));
         prop_assert_eq!(hidden.size(), [1, 3, config.hidden_size]);
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 80, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_model_of_a_damaged_checkpoint_answers_every_request_once(

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 
-use amend::model::torch::{Llama, LlamaConfig, Weights};
+use amend::model::torch::{Transformer, TransformerConfig, Weights};
 use amend::model::train::Scratch;
 use amend::model::{Answer, Backend, CallError, Request, Sampling};
 use tch::{Device, Kind};
@@ -34,20 +34,29 @@ pub(crate) fn sampled(seed: u64, max_tokens: u32) -> Sampling {
     }
 }
 
-/// A random model of the tiny fixture's vocabulary, that draws its end token now and then.
-pub(crate) fn random(hidden_size: i64, layers: i64, heads: i64, key_heads: i64) -> Llama {
-    random_of(Kind::Float, hidden_size, layers, heads, key_heads)
+/// What a model is run by, and in which kind.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Way {
+    /// The kernels, with weights in f32 or bf16.
+    Kernels(Kind),
+    /// libtorch, as where there are no kernels.
+    Libtorch(Kind),
 }
 
-/// The same, computing in another kind.
+/// A random model of the tiny fixture's vocabulary, that draws its end token now and then.
+pub(crate) fn random(hidden_size: i64, layers: i64, heads: i64, key_heads: i64) -> Transformer {
+    random_of(Way::Kernels(Kind::Float), hidden_size, layers, heads, key_heads)
+}
+
+/// The same, run in another way.
 pub(crate) fn random_of(
-    kind: Kind,
+    way: Way,
     hidden_size: i64,
     layers: i64,
     heads: i64,
     key_heads: i64,
-) -> Llama {
-    let config = LlamaConfig::scratch(
+) -> Transformer {
+    let config = TransformerConfig::scratch(
         &Scratch {
             vocab_size: 320,
             hidden_size,
@@ -67,7 +76,11 @@ pub(crate) fn random_of(
     );
     tch::set_num_threads(1);
     let weights = Weights::random(&config, 17);
-    Llama::new(&config, &weights, kind, Device::Cpu).unwrap().stacked()
+    let model = |kind| Transformer::new(&config, &weights, kind, Device::Cpu).unwrap();
+    match way {
+        Way::Kernels(kind) => model(kind).stacked(),
+        Way::Libtorch(kind) => model(kind),
+    }
 }
 
 /// The answers to some requests, in their order.

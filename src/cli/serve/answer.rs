@@ -16,6 +16,8 @@ pub(super) struct About {
     pub(super) is_chat: bool,
     /// Whether log-probabilities are told.
     pub(super) has_logprobs: bool,
+    /// How many answers there are to each prompt.
+    pub(super) count: usize,
 }
 
 /// One answer, as far as it is written.
@@ -84,7 +86,7 @@ impl About {
             choice
         };
         let mut whole = self.envelope(false, written.iter().enumerate().map(choice).collect());
-        whole["usage"] = usage(written);
+        whole["usage"] = self.usage(written);
         whole
     }
 
@@ -106,10 +108,21 @@ impl About {
     }
 
     /// What all took, in a chunk without an answer.
-    pub(super) fn usage(&self, written: &[Written]) -> Value {
+    pub(super) fn used(&self, written: &[Written]) -> Value {
         let mut chunk = self.envelope(true, Vec::new());
-        chunk["usage"] = usage(written);
+        chunk["usage"] = self.usage(written);
         chunk
+    }
+
+    /// What all took: a prompt counts once, whatever the number of its answers.
+    fn usage(&self, written: &[Written]) -> Value {
+        let prompt: i64 = written.chunks(self.count).map(|answers| answers[0].prompt_tokens).sum();
+        let completion: i64 = written.iter().map(|written| written.completion_tokens).sum();
+        json!({
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        })
     }
 
     fn chunk(&self, index: usize, delta: Value, logprobs: Value, finish: Option<Finish>) -> Value {
@@ -132,16 +145,6 @@ impl About {
     }
 }
 
-fn usage(written: &[Written]) -> Value {
-    let prompt: i64 = written.iter().map(|written| written.prompt_tokens).sum();
-    let completion: i64 = written.iter().map(|written| written.completion_tokens).sum();
-    json!({
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-    })
-}
-
 fn chat_token(token: &Token) -> Value {
     let entry = |text: &str, logprob: f32| json!({ "token": text, "logprob": logprob, "bytes": text.as_bytes() });
     let top = token.alternatives.iter().map(|(text, logprob)| entry(text, *logprob));
@@ -158,9 +161,13 @@ fn plain_tokens(tokens: &[Token], mut offset: usize) -> Value {
         offset += token.text.chars().count();
     }
     let top = tokens.iter().map(|token| {
-        let pairs = token.alternatives.iter().map(|(text, p)| (text.clone(), Value::from(*p)));
+        // Of tokens that are the same text, such as parts of characters, the likeliest is told.
+        let mut pairs = serde_json::Map::new();
+        for (text, logprob) in &token.alternatives {
+            pairs.entry(text.as_str()).or_insert(Value::from(*logprob));
+        }
         // Nothing predicts the first token of a prompt.
-        token.logprob.map_or(Value::Null, |_| Value::Object(pairs.collect()))
+        token.logprob.map_or(Value::Null, |_| Value::Object(pairs))
     });
     json!({
         "tokens": tokens.iter().map(|token| token.text.as_str()).collect::<Vec<_>>(),
@@ -193,5 +200,22 @@ impl Fault {
         json!({ "error": {
             "message": self.message, "type": kind, "param": self.param, "code": self.code,
         } })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_alternatives_with_the_same_text_the_likeliest_is_told() {
+        let alternatives = vec![
+            ("\u{FFFD}".to_owned(), -0.5),
+            ("a".to_owned(), -1.5),
+            ("\u{FFFD}".to_owned(), -2.5),
+        ];
+        let token = Token { text: "a".to_owned(), logprob: Some(-1.5), alternatives };
+        let told = plain_tokens(&[token], 0);
+        assert_eq!(told["top_logprobs"], json!([{ "\u{FFFD}": -0.5, "a": -1.5 }]));
     }
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::Router;
 use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::{DefaultBodyLimit, Path, Request as HttpRequest, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
@@ -21,8 +22,8 @@ use tokio::sync::oneshot;
 use super::answer::{About, Written};
 use super::wire::{Chat, Common, Completion, Fault};
 use crate::cli::local::LocalModel;
-use crate::model::torch::{Event, Token};
-use crate::model::{Finish, Prompt, Request, Sampling, Task};
+use crate::model::torch::{Event, Input, Piece};
+use crate::model::{CallError, Finish, Sampling};
 use crate::record::KeyHasher;
 
 /// No request is longer.
@@ -53,14 +54,15 @@ impl Served {
         Arc::new(Served { model, name, token, created, asked })
     }
 
-    fn about(&self, count: u64, is_chat: bool, has_logprobs: bool) -> About {
+    fn about(&self, number: u64, asked: &Asked) -> About {
         About {
-            id: format!("{}-{count}", if is_chat { "chatcmpl" } else { "cmpl" }),
+            id: format!("{}-{number}", if asked.is_chat { "chatcmpl" } else { "cmpl" }),
             created: self.created,
             model: self.name.clone(),
             fingerprint: self.model.fingerprint.clone(),
-            is_chat,
-            has_logprobs,
+            is_chat: asked.is_chat,
+            has_logprobs: asked.alternatives.is_some(),
+            count: asked.count,
         }
     }
 
@@ -156,42 +158,53 @@ async fn models(State(served): State<Arc<Served>>) -> Response {
 
 async fn model(
     State(served): State<Arc<Served>>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Fault> {
+    let Path(id) = id.map_err(|refused| Fault::bad(refused.body_text()))?;
     served.check_model(Some(&id)).map(|()| json(StatusCode::OK, &served.object()))
 }
 
+/// What a client sent, if it was not too long.
+type Body = Result<Bytes, BytesRejection>;
+
 /// A request's two halves, each of which ignores the other's fields.
-fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<(Common, T), Fault> {
+fn parse<T: DeserializeOwned>(body: Body) -> Result<(Common, T), Fault> {
+    let refused = |body: BytesRejection| Fault {
+        status: body.status().as_u16(),
+        ..Fault::bad(body.body_text())
+    };
+    let body = &body.map_err(refused)?;
     let fault = |error: serde_json::Error| Fault::bad(format!("the body is not read: {error}"));
     Ok((serde_json::from_slice(body).map_err(fault)?, serde_json::from_slice(body).map_err(fault)?))
 }
 
-async fn chat(State(served): State<Arc<Served>>, body: Bytes) -> Result<Response, Fault> {
-    let (mut common, mut chat): (Common, Chat) = parse(&body)?;
+async fn chat(State(served): State<Arc<Served>>, body: Body) -> Result<Response, Fault> {
+    let (mut common, mut chat): (Common, Chat) = parse(body)?;
     served.check_model(common.model.as_deref())?;
     let alternatives = chat.alternatives()?;
     let mut sampling = common.sampling(served.model.sampling(u32::MAX))?;
-    let prompt = served.model.prompt(chat.messages()?, &mut sampling);
-    let asked = Asked { is_chat: true, prompts: vec![prompt], sampling, alternatives, echo: false };
+    let prompts = vec![Input::Prompt(served.model.prompt(chat.messages()?, &mut sampling))];
+    let (echo, count) = (false, common.count()?);
+    let asked = Asked { is_chat: true, prompts, count, sampling, alternatives, echo };
     answer(&served, &common, asked).await
 }
 
-async fn completions(State(served): State<Arc<Served>>, body: Bytes) -> Result<Response, Fault> {
-    let (mut common, mut completion): (Common, Completion) = parse(&body)?;
+async fn completions(State(served): State<Arc<Served>>, body: Body) -> Result<Response, Fault> {
+    let (mut common, mut completion): (Common, Completion) = parse(body)?;
     served.check_model(common.model.as_deref())?;
     let alternatives = completion.alternatives()?;
     let sampling = common.sampling(served.model.sampling(16))?;
-    let prompts = completion.prompts()?.into_iter().map(Prompt::Text).collect();
-    let echo = completion.echo();
-    let asked = Asked { is_chat: false, prompts, sampling, alternatives, echo };
+    let (prompts, echo, count) = (completion.prompts()?, completion.echo(), common.count()?);
+    let asked = Asked { is_chat: false, prompts, count, sampling, alternatives, echo };
     answer(&served, &common, asked).await
 }
 
 /// What is asked of the model.
 struct Asked {
     is_chat: bool,
-    prompts: Vec<Prompt>,
+    prompts: Vec<Input>,
+    /// How many answers there are to each.
+    count: usize,
     sampling: Sampling,
     /// How many alternatives of each token are told, if log-probabilities are.
     alternatives: Option<usize>,
@@ -200,16 +213,9 @@ struct Asked {
 
 async fn answer(served: &Arc<Served>, common: &Common, asked: Asked) -> Result<Response, Fault> {
     let number = served.asked.fetch_add(1, Ordering::Relaxed);
-    let about = served.about(number, asked.is_chat, asked.alternatives.is_some());
-    let count = common.count()?;
+    let (about, count) = (served.about(number, &asked), asked.count);
     let mut written = Vec::with_capacity(asked.prompts.len() * count);
-    for prompt in &asked.prompts {
-        let begun = if asked.echo {
-            echoed(served, prompt, asked.alternatives).await?
-        } else {
-            let is_transcript = asked.is_chat && served.model.is_transcript();
-            Written { is_transcript, ..Written::default() }
-        };
+    for begun in begun(served, &asked).await? {
         written.extend(std::iter::repeat_n(begun, count));
     }
     let (sender, mut events) = unbounded_channel();
@@ -221,12 +227,11 @@ async fn answer(served: &Arc<Served>, common: &Common, asked: Asked) -> Result<R
         }
         let mut sampling = asked.sampling.clone();
         sampling.seed = seed(common.seed, number, index, sampling.is_greedy());
-        let prompt = asked.prompts[index / count].clone();
-        let request = Arc::new(Request { prompt, task: Task::Generate(sampling) });
+        let input = asked.prompts[index / count].clone();
         let sender = sender.clone();
         // Nobody hears when the client is gone: the row is then not written on.
         let listener = move |event| sender.send((index, event)).is_ok();
-        served.model.backend.listen(request, alternatives, Box::new(listener));
+        served.model.backend.listen(input, sampling, alternatives, Box::new(listener));
     }
     drop(sender);
     match common.streams() {
@@ -263,24 +268,34 @@ fn take(written: &mut Written, event: Event) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The prompt as the beginning of an answer.
-async fn echoed(
-    served: &Served,
-    prompt: &Prompt,
-    alternatives: Option<usize>,
-) -> Result<Written, Fault> {
-    let Prompt::Text(text) = prompt else { unreachable!("only texts are echoed") };
-    let mut written = Written { text: text.clone(), ..Written::default() };
-    if let Some(most) = alternatives {
-        let (sender, tokens) = oneshot::channel();
-        let done = move |tokens| drop(sender.send(tokens));
-        served.model.backend.read_prompt(prompt.clone(), most, Box::new(done));
-        let gone = |_| Fault { status: 500, ..Fault::bad("the model's thread is gone") };
-        let tokens: Vec<Token> = tokens.await.map_err(gone)??;
-        written.prompt_tokens = tokens.len() as i64;
-        written.tokens = tokens;
+/// What answers begin with, for each prompt: nothing, or the prompt itself.
+async fn begun(served: &Served, asked: &Asked) -> Result<Vec<Written>, Fault> {
+    if !asked.echo {
+        let is_transcript = asked.is_chat && served.model.is_transcript();
+        return Ok(vec![Written { is_transcript, ..Written::default() }; asked.prompts.len()]);
     }
-    Ok(written)
+    let read = |input: &Input| {
+        let (sender, told) = oneshot::channel();
+        let done = move |told| drop(sender.send(told));
+        let most = asked.alternatives.unwrap_or(0);
+        served.model.backend.read_prompt(input.clone(), most, Box::new(done));
+        told
+    };
+    // All are asked for before one is waited for.
+    let told: Vec<oneshot::Receiver<Result<Piece, CallError>>> =
+        asked.prompts.iter().map(read).collect();
+    let mut begun = Vec::with_capacity(told.len());
+    for told in told {
+        let gone = |_| Fault { status: 500, ..Fault::bad("the model's thread is gone") };
+        let Piece { text, tokens } = told.await.map_err(gone)??;
+        begun.push(Written {
+            text,
+            prompt_tokens: tokens.len() as i64,
+            tokens,
+            ..Written::default()
+        });
+    }
+    Ok(begun)
 }
 
 /// What a stream of chunks goes on from.
@@ -307,6 +322,8 @@ async fn streamed(
         } else if !begun.text.is_empty() {
             ready.push_back(about.more(index, &begun.text, &begun.tokens, 0));
         }
+        // Of a prompt that is only told again, nothing more will be heard.
+        ready.extend(begun.finish.map(|finish| about.last(index, finish)));
     }
     // A request that is refused is refused before a stream begins.
     let first = match events.recv().await {
@@ -333,7 +350,7 @@ impl Streaming {
             }
             self.is_ended = true;
             if self.with_usage {
-                self.ready.push_back(self.about.usage(&self.written));
+                self.ready.push_back(self.about.used(&self.written));
             }
             self.ready.push_back(Value::from(DONE));
         }

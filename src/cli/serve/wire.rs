@@ -4,7 +4,8 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::model::Sampling;
+use crate::model::torch::Input;
+use crate::model::{Prompt, Sampling};
 use crate::record::Message;
 
 /// The most answers to one prompt, and prompts in one request.
@@ -165,14 +166,15 @@ impl Turn {
 }
 
 impl Completion {
-    /// The prompts.
-    pub(super) fn prompts(&mut self) -> Result<Vec<String>, Fault> {
+    /// The prompts: one or several, each as text or as tokens.
+    pub(super) fn prompts(&mut self) -> Result<Vec<Input>, Fault> {
         let prompts = match self.prompt.take() {
-            Value::String(text) => vec![text],
-            Value::Array(items) if !items.is_empty() && items.iter().all(Value::is_string) => {
-                items.into_iter().filter_map(|item| item.as_str().map(str::to_owned)).collect()
+            Value::String(text) => vec![Input::Prompt(Prompt::Text(text))],
+            Value::Array(items) if items.iter().any(Value::is_number) => vec![tokens(&items)?],
+            Value::Array(items) if !items.is_empty() => {
+                items.into_iter().map(one_prompt).collect::<Result<_, _>>()?
             }
-            _ => return Err(Fault::of("prompt", "a prompt is a text or a list of texts")),
+            _ => return Err(no_prompt()),
         };
         if prompts.len() > MANY {
             return Err(Fault::of("prompt", format!("at most {MANY} prompts at once")));
@@ -189,6 +191,27 @@ impl Completion {
     pub(super) fn echo(&self) -> bool {
         self.echo.unwrap_or(false)
     }
+}
+
+/// One of several prompts.
+fn one_prompt(item: Value) -> Result<Input, Fault> {
+    match item {
+        Value::String(text) => Ok(Input::Prompt(Prompt::Text(text))),
+        Value::Array(ids) => tokens(&ids),
+        _ => Err(no_prompt()),
+    }
+}
+
+fn tokens(ids: &[Value]) -> Result<Input, Fault> {
+    let id = |id: &Value| {
+        let message = || format!("{id} is no token id in a list of them");
+        id.as_i64().ok_or_else(|| Fault::of("prompt", message()))
+    };
+    ids.iter().map(id).collect::<Result<_, _>>().map(Input::Tokens)
+}
+
+fn no_prompt() -> Fault {
+    Fault::of("prompt", "a prompt is a text or a list of token ids, or a list of one or the other")
 }
 
 fn alternatives(param: &'static str, most: u32) -> Result<usize, Fault> {

@@ -8,7 +8,7 @@
 use amend_kernels::{Pass, Sight};
 use tch::{Kind, Tensor};
 
-use super::config::{Activation, LlamaConfig};
+use super::config::{Activation, TransformerConfig};
 use super::kernels;
 use super::linear::{Linear, Linears};
 use super::rope::Rotation;
@@ -45,9 +45,11 @@ impl Norm {
 
     /// The same, to be run without gradients.
     pub(super) fn ready(&self) -> Norm {
-        let (weight, bias) = (&self.weight, self.bias.as_ref().map(Tensor::shallow_clone));
-        let is_packed = kernels::are_for(weight.kind(), weight.device());
-        Norm { weight: weight.contiguous(), bias, eps: self.eps, is_packed }
+        let is_packed = kernels::are_for(self.weight.kind(), self.weight.device());
+        let kind = if is_packed { Kind::Float } else { self.weight.kind() };
+        let ready = |x: &Tensor| x.to_kind(kind).contiguous();
+        let (weight, bias) = (ready(&self.weight), self.bias.as_ref().map(ready));
+        Norm { weight, bias, eps: self.eps, is_packed }
     }
 }
 
@@ -151,7 +153,7 @@ pub(super) struct BlockShape {
 }
 
 impl BlockShape {
-    pub(super) fn of(config: &LlamaConfig, layer: usize) -> BlockShape {
+    pub(super) fn of(config: &TransformerConfig, layer: usize) -> BlockShape {
         BlockShape {
             heads: config.num_attention_heads,
             key_heads: config.num_key_value_heads,

@@ -10,9 +10,9 @@ use std::rc::Rc;
 use tch::{Kind, Tensor};
 
 use super::block::{KeysValues, Mask};
-use super::llama::{Llama, Positions};
 use super::prefix::{BlockId, Prefixes};
 use super::reader::{Group, Kept, ReadRow, bytes_per_token};
+use super::transformer::{Positions, Transformer};
 use super::{ROWS_MIN, int, round_up};
 
 /// Tokens of a block.
@@ -32,7 +32,7 @@ const ROWS_MAX: usize = 256;
 
 /// Reads rows with one model, and remembers prefixes.
 pub(super) struct BlockReader<'m> {
-    pub(super) llama: &'m Llama,
+    pub(super) model: &'m Transformer,
     /// With each block's keys and values, layer by layer (1, KV, BLOCK, D).
     prefixes: Prefixes<Vec<KeysValues>>,
     /// The last chain of blocks that was put together, by its last block.
@@ -41,14 +41,14 @@ pub(super) struct BlockReader<'m> {
 
 impl<'m> BlockReader<'m> {
     /// A reader that keeps about so many bytes of prefixes.
-    pub(super) fn new(llama: &'m Llama, bytes_max: usize) -> BlockReader<'m> {
-        let blocks_max = bytes_max / (BLOCK * bytes_per_token(llama));
-        BlockReader { llama, prefixes: Prefixes::new(blocks_max), joined: None }
+    pub(super) fn new(model: &'m Transformer, bytes_max: usize) -> BlockReader<'m> {
+        let blocks_max = bytes_max / (BLOCK * bytes_per_token(model));
+        BlockReader { model, prefixes: Prefixes::new(blocks_max), joined: None }
     }
 
     /// How many bytes of prefixes are kept.
     pub(super) fn bytes(&self) -> usize {
-        self.prefixes.len() * BLOCK * bytes_per_token(self.llama)
+        self.prefixes.len() * BLOCK * bytes_per_token(self.model)
     }
 
     /// Reads rows, and shows them in groups.
@@ -102,10 +102,10 @@ impl<'m> BlockReader<'m> {
         let chains: Vec<&[BlockId]> = batch.iter().map(|(_, chain)| chain.as_slice()).collect();
         let past = self.past(&chains);
         let mut kept = Vec::new();
-        let positions = self.llama.positions_from(start, int(BLOCK));
-        let mask = self.llama.mask_after(start, int(BLOCK));
+        let positions = self.model.positions_from(start, int(BLOCK));
+        let mask = self.model.mask_after(start, int(BLOCK));
         let past = past.as_ref().map(|past| past.as_slice());
-        let _hidden = self.llama.run(&ids, &positions, &mask, past, Some(&mut kept));
+        let _hidden = self.model.run(&ids, &positions, &mask, past, Some(&mut kept));
         for (row, ((before, tokens), _)) in batch.iter().enumerate() {
             // A copy: a view would keep the whole batch.
             let own = |tensor: &Tensor| tensor.narrow(0, int(row), 1).copy();
@@ -127,7 +127,7 @@ impl<'m> BlockReader<'m> {
             let rest = rows[row].ids.len() - start;
             groups.entry((start, round_up(rest, REST_STEP))).or_default().push(at);
         }
-        let heads = self.llama.config.num_attention_heads as usize;
+        let heads = self.model.config.num_attention_heads as usize;
         for ((start, padded), mut members) in groups {
             members.sort_by_key(|&at| chains[at].last().copied());
             let weights = heads * padded * (start + padded);
@@ -169,11 +169,11 @@ impl<'m> BlockReader<'m> {
             self.branched(start, &positions, &segments, end.map_or(1, |last| last + 1) as usize)
         } else {
             let (start, padded) = (int(start), int(padded));
-            (self.llama.positions_from(start, padded), self.llama.mask_after(start, padded))
+            (self.model.positions_from(start, padded), self.model.mask_after(start, padded))
         };
         let mut kept = Vec::new();
         let of_past = past.as_ref().map(|past| past.as_slice());
-        let hidden = self.llama.run(&ids, &positions, &mask, of_past, Some(&mut kept));
+        let hidden = self.model.run(&ids, &positions, &mask, of_past, Some(&mut kept));
         let told = |at: usize| ((start..start + padded).collect(), at * padded);
         let told = (0..batch.len()).map(told).collect();
         let kept = Kept::Tensors { start, past, rest: kept };
@@ -192,13 +192,13 @@ impl<'m> BlockReader<'m> {
         let of_key = segments.unsqueeze(1); // (B, 1, T)
         let visible = of_key.eq(0).logical_or(&of_key.eq_tensor(&segments.unsqueeze(2))); // (B, T, T)
         let visible = visible.logical_and(&visible.ones_like().tril(0));
-        let options = (Kind::Int64, self.llama.device);
-        let before = Tensor::ones([rows, tokens, int(start)], (Kind::Bool, self.llama.device));
+        let options = (Kind::Int64, self.model.device);
+        let before = Tensor::ones([rows, tokens, int(start)], (Kind::Bool, self.model.device));
         let visible = Tensor::cat(&[before, visible], 2); // (B, T, S)
         let before = Tensor::arange(int(start), options).unsqueeze(0).expand([rows, -1], false);
         let keys = Tensor::cat(&[&before, positions], 1); // (B, S)
-        let mask = self.llama.mask(&visible, positions, &keys);
-        (self.llama.positions_at(positions, end), mask)
+        let mask = self.model.mask(&visible, positions, &keys);
+        (self.model.positions_at(positions, end), mask)
     }
 
     /// Keys and values of chains of as many blocks: one entry where all are the same.
@@ -211,7 +211,7 @@ impl<'m> BlockReader<'m> {
                 let values: Vec<&Tensor> = pasts.iter().map(|past| &past[layer].1).collect();
                 (Tensor::cat(&keys, 0), Tensor::cat(&values, 0))
             };
-            return Some(Rc::new((0..self.llama.blocks.len()).map(layer).collect()));
+            return Some(Rc::new((0..self.model.blocks.len()).map(layer).collect()));
         }
         if let Some((_, joined)) = self.joined.as_ref().filter(|(block, _)| *block == last) {
             return Some(Rc::clone(joined));
@@ -229,10 +229,10 @@ impl<'m> BlockReader<'m> {
             let values: Vec<&Tensor> = blocks.iter().map(|block| &block[layer].1).collect();
             (Tensor::cat(&keys, 2), Tensor::cat(&values, 2)) // (1, KV, P, D)
         };
-        (0..self.llama.blocks.len()).map(layer).collect()
+        (0..self.model.blocks.len()).map(layer).collect()
     }
 
     fn tensor(&self, values: &[i64], rows: usize) -> Tensor {
-        Tensor::from_slice(values).to_device(self.llama.device).view([int(rows), -1])
+        Tensor::from_slice(values).to_device(self.model.device).view([int(rows), -1])
     }
 }

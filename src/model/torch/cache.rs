@@ -8,9 +8,9 @@ use tch::{Kind, Tensor};
 
 use super::block::{CacheView, KEYS_STEP, KeysValues, View};
 use super::draw::select_rows;
-use super::llama::Llama;
 use super::pages::Part;
 use super::reader::{Group, Kept};
+use super::transformer::Transformer;
 use super::{int, round_up};
 
 /// What the slots hold.
@@ -28,10 +28,10 @@ pub(super) struct Last {
 
 impl Cache {
     /// A cache with no slots.
-    pub(super) fn new(llama: &Llama) -> Cache {
-        match llama.heads() {
+    pub(super) fn new(model: &Transformer) -> Cache {
+        match model.heads() {
             Some(_) => Cache::Texts(Vec::new()),
-            None => Cache::Tensors(Slots::new(llama)),
+            None => Cache::Tensors(Slots::new(model)),
         }
     }
 
@@ -90,7 +90,7 @@ impl Cache {
 
     /// Reads the last tokens of some rows: what the head sees of each, and perhaps of others after
     /// them.
-    pub(super) fn step(&mut self, llama: &Llama, rows: &[Last]) -> Tensor {
+    pub(super) fn step(&mut self, model: &Transformer, rows: &[Last]) -> Tensor {
         match self {
             Cache::Texts(texts) => {
                 let mut parts = Vec::with_capacity(rows.len());
@@ -100,7 +100,7 @@ impl Cache {
                     let ids = std::slice::from_ref(id);
                     parts.push(Part { text, ids, branches: None, wanted: None });
                 }
-                let (hidden, read) = llama.read_parts(parts);
+                let (hidden, read) = model.read_parts(parts);
                 for (row, text) in rows.iter().zip(read) {
                     texts[row.slot] = Some(text);
                 }
@@ -111,7 +111,7 @@ impl Cache {
                 for row in rows {
                     (ids[row.slot], positions[row.slot]) = (row.id, row.position);
                 }
-                let hidden = tensors.step(llama, &ids, &positions); // (slots, C)
+                let hidden = tensors.step(model, &ids, &positions); // (slots, C)
                 select_rows(&hidden, &rows.iter().map(|row| row.slot).collect::<Vec<_>>())
             }
         }
@@ -129,15 +129,15 @@ pub(super) struct Slots {
 }
 
 impl Slots {
-    fn new(llama: &Llama) -> Slots {
-        let dim = llama.config.head_dim;
-        let empty = || Tensor::zeros([0, 0, dim], (llama.kind, llama.device));
+    fn new(model: &Transformer) -> Slots {
+        let dim = model.config.head_dim;
+        let empty = || Tensor::zeros([0, 0, dim], (model.kind, model.device));
         Slots {
-            blocks: llama.blocks.iter().map(|_| (empty(), empty())).collect(),
+            blocks: model.blocks.iter().map(|_| (empty(), empty())).collect(),
             count: 0,
             positions: 0,
             positions_max: 0,
-            key_heads: llama.config.num_key_value_heads as usize,
+            key_heads: model.config.num_key_value_heads as usize,
             dim,
         }
     }
@@ -216,7 +216,7 @@ impl Slots {
     }
 
     /// One token for every slot, at its position: what the head sees of each.
-    fn step(&mut self, llama: &Llama, ids: &[i64], positions: &[usize]) -> Tensor {
+    fn step(&mut self, model: &Transformer, ids: &[i64], positions: &[usize]) -> Tensor {
         assert!(ids.len() == self.count && positions.len() == self.count, "a token for each slot");
         let last = positions.iter().copied().max().unwrap_or(0);
         self.grow_positions(last + 1);
@@ -233,19 +233,19 @@ impl Slots {
             .flat_map(place)
             .map(|(head, position)| int(head * self.positions + position))
             .collect();
-        let places = Tensor::from_slice(&places).to_device(llama.device);
+        let places = Tensor::from_slice(&places).to_device(model.device);
         let positions: Vec<i64> = positions.iter().map(|&position| int(position)).collect();
-        let positions = Tensor::from_slice(&positions).to_device(llama.device).view([rows, 1]);
-        let keys = Tensor::arange(int(count), (Kind::Int64, llama.device)).unsqueeze(0); // (1, S)
+        let positions = Tensor::from_slice(&positions).to_device(model.device).view([rows, 1]);
+        let keys = Tensor::arange(int(count), (Kind::Int64, model.device)).unsqueeze(0); // (1, S)
         let visible = keys.unsqueeze(1).le_tensor(&positions.unsqueeze(2)); // (B, 1, S)
-        let mask = llama.mask(&visible, &positions, &keys);
+        let mask = model.mask(&visible, &positions, &keys);
 
-        let ids = Tensor::from_slice(ids).to_device(llama.device).view([rows, 1]);
-        let positions = llama.positions_at(&positions, last + 1);
+        let ids = Tensor::from_slice(ids).to_device(model.device).view([rows, 1]);
+        let positions = model.positions_at(&positions, last + 1);
         let views = self.blocks.iter_mut().map(|(keys, values)| {
             let (places, count, mask) = (&places, int(count), &mask);
             View::Cache(CacheView { keys, values, places, count, mask })
         });
-        llama.run_cached(&ids, &positions, views) // (B, C)
+        model.run_cached(&ids, &positions, views) // (B, C)
     }
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::config::{CONFIG_FILE, Head, LlamaConfig};
+use super::config::{CONFIG_FILE, Head, TransformerConfig};
 use super::error::TorchError;
 use super::generation_config::GENERATION_FILE;
 use super::tokenizer::{TOKENIZER_FILE, TextTokenizer};
@@ -37,7 +37,7 @@ const TOKENIZER_FILES: &[&str] = &[
 /// A model with its tokenizer.
 pub struct Checkpoint {
     /// Its shape.
-    pub config: LlamaConfig,
+    pub config: TransformerConfig,
     /// Its parameters, of the kind they are stored in.
     pub weights: Weights,
     /// The files that say how text becomes tokens and how it is sampled, by name.
@@ -47,7 +47,7 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Reads a directory.
     pub fn read(dir: &Path) -> Result<Checkpoint, TorchError> {
-        let config = LlamaConfig::read(dir)?;
+        let config = TransformerConfig::read(dir)?;
         let weights = Weights::read(dir, &config)?;
         Ok(Checkpoint { config, weights, tokenizer_files: read_tokenizer_files(dir)? })
     }

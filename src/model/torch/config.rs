@@ -91,7 +91,7 @@ pub struct Layer {
 /// The shape of a model. Most field names are those of a Llama's `config.json`.
 #[derive(Clone, Debug)]
 #[allow(missing_docs, reason = "the fields are those of a Hugging Face config.json")]
-pub struct LlamaConfig {
+pub struct TransformerConfig {
     pub head: Head,
     pub vocab_size: i64,
     pub hidden_size: i64,
@@ -129,15 +129,15 @@ pub(super) struct HasBiases {
     pub(super) mlp: bool,
 }
 
-impl LlamaConfig {
+impl TransformerConfig {
     /// Reads `config.json` of a checkpoint's directory, and the end tokens that
     /// `generation_config.json` names.
-    pub fn read(dir: &Path) -> Result<LlamaConfig, TorchError> {
+    pub fn read(dir: &Path) -> Result<TransformerConfig, TorchError> {
         let path = dir.join(CONFIG_FILE);
         let text = std::fs::read_to_string(&path).map_err(TorchError::file(&path))?;
         let raw: Map<String, Value> =
             serde_json::from_str(&text).map_err(|error| TorchError::content(&path, error))?;
-        let mut config = LlamaConfig::from_json(raw, &path)?;
+        let mut config = TransformerConfig::from_json(raw, &path)?;
         if let Some(eos) = GenerationConfig::read(dir)?.eos_token_ids() {
             config.eos_token_ids = eos;
         }
@@ -145,21 +145,27 @@ impl LlamaConfig {
     }
 
     /// Takes the file's content; `path` is for messages.
-    pub fn from_json(raw: Map<String, Value>, path: &Path) -> Result<LlamaConfig, TorchError> {
+    pub fn from_json(
+        raw: Map<String, Value>,
+        path: &Path,
+    ) -> Result<TransformerConfig, TorchError> {
         let written: Written = serde_json::from_value(Value::Object(raw.clone()))
             .map_err(|error| TorchError::content(path, error))?;
-        let config = LlamaConfig::from_written(written, raw);
+        let config = TransformerConfig::from_written(written, raw);
         let config = config.and_then(|config| config.check().map(|()| config));
         config.map_err(|message| TorchError::content(path, message))
     }
 
-    fn from_written(written: Written, raw: Map<String, Value>) -> Result<LlamaConfig, String> {
+    fn from_written(
+        written: Written,
+        raw: Map<String, Value>,
+    ) -> Result<TransformerConfig, String> {
         let family = Family::of(&written.model_type)?;
         written.check_sizes()?;
         let heads = written.num_attention_heads;
         let head_dim = written.head_dim.unwrap_or(written.hidden_size / heads);
         let (attention, mlp) = (written.attention_bias, written.mlp_bias);
-        Ok(LlamaConfig {
+        Ok(TransformerConfig {
             head: written.head(family)?,
             vocab_size: written.vocab_size,
             hidden_size: written.hidden_size,
@@ -198,7 +204,7 @@ impl LlamaConfig {
         bos: Option<i64>,
         eos: i64,
         pad: i64,
-    ) -> LlamaConfig {
+    ) -> TransformerConfig {
         let raw = json!({
             "architectures": ["LlamaForCausalLM"],
             "attention_bias": false,
@@ -227,14 +233,14 @@ impl LlamaConfig {
             "vocab_size": vocab_size,
         });
         let Value::Object(raw) = raw else { unreachable!("the literal above is an object") };
-        LlamaConfig::from_json(raw, Path::new("init: scratch"))
+        TransformerConfig::from_json(raw, Path::new("init: scratch"))
             .expect("`spec` has checked the shape of a model from scratch")
     }
 
     /// This backbone under another head. A preference model needs a padding token: readers find
     /// a row's last token by it.
     #[must_use]
-    pub fn with_head(mut self, head: Head, pad_token_id: i64) -> LlamaConfig {
+    pub fn with_head(mut self, head: Head, pad_token_id: i64) -> TransformerConfig {
         self.set("architectures", json!([self.architecture(head)]));
         match head {
             Head::Lm => {
@@ -311,7 +317,7 @@ impl LlamaConfig {
 mod tests {
     use super::*;
 
-    fn config(changes: &[(&str, Value)]) -> Result<LlamaConfig, String> {
+    fn config(changes: &[(&str, Value)]) -> Result<TransformerConfig, String> {
         let mut raw = json!({
             "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 64,
             "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1,
@@ -321,7 +327,7 @@ mod tests {
             raw[*key] = value.clone();
         }
         let Value::Object(raw) = raw else { unreachable!("an object") };
-        LlamaConfig::from_json(raw, Path::new("c.json")).map_err(|error| error.to_string())
+        TransformerConfig::from_json(raw, Path::new("c.json")).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -401,7 +407,7 @@ mod tests {
     fn a_head_is_changed_and_the_rest_of_the_file_is_kept() {
         let scorer = config(&[("mine", json!("kept"))]).unwrap().with_head(Head::Score, 0);
         let Value::Object(raw) = serde_json::from_str(&scorer.json()).unwrap() else { panic!() };
-        let back = LlamaConfig::from_json(raw, Path::new("c.json")).unwrap();
+        let back = TransformerConfig::from_json(raw, Path::new("c.json")).unwrap();
         assert_eq!((back.head, back.pad_token_id), (Head::Score, Some(0)));
         assert_eq!(back.raw["mine"], "kept");
         assert!(back.parameters().contains_key("score.weight"));

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use tch::{Kind, Tensor};
 
-use super::llama::Llama;
 use super::row::Row;
+use super::transformer::Transformer;
 use super::{ROWS_MIN, int, round_up};
 
 /// Draws tokens; what it holds is room that is used again.
@@ -17,8 +17,8 @@ pub(super) struct Drawer {
 
 impl Drawer {
     /// Draws a token for each row from what the head sees of it; there may be more of that.
-    pub(super) fn draw(&mut self, llama: &Llama, hidden: &Tensor, mut rows: Vec<&mut Row>) {
-        let whole = llama.logits(hidden); // (B, V)
+    pub(super) fn draw(&mut self, model: &Transformer, hidden: &Tensor, mut rows: Vec<&mut Row>) {
+        let whole = model.logits(hidden); // (B, V)
         let logits = penalised(&whole, &rows);
         let (count, vocab) = logits.size2().expect("logits are a matrix");
         let mut tokens = vec![0i64; count as usize];
@@ -38,7 +38,7 @@ impl Drawer {
                 }
             }
         }
-        let index = Tensor::from_slice(&tokens).to_device(llama.device).view([count, 1]);
+        let index = Tensor::from_slice(&tokens).to_device(model.device).view([count, 1]);
         let table = whole.log_softmax(-1, Kind::Float); // (B, V)
         tell_alternatives(&table, &mut rows);
         let logprobs = table.gather(1, &index, false).view([-1]);

@@ -17,10 +17,10 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::cache::{Cache, Last};
 use super::draw::{Drawer, select_rows};
-use super::llama::Llama;
 use super::reader::{Group, ReadRow, Reader, bytes_per_token};
 use super::row::Row;
 use super::tokenizer::TextTokenizer;
+use super::transformer::Transformer;
 use super::{ROWS_MIN, round_up};
 use crate::model::Finish;
 
@@ -37,7 +37,7 @@ pub const CACHE_BYTES: usize = 2 << 30;
 
 /// Continues rows; see the module.
 pub struct Generator<'m> {
-    llama: &'m Llama,
+    model: &'m Transformer,
     tokenizer: &'m TextTokenizer,
     reader: Reader<'m>,
     slots_max: usize,
@@ -51,13 +51,13 @@ pub struct Generator<'m> {
 
 /// Continues all rows and returns them in order. The model is stacked by the caller.
 pub fn generate(
-    llama: &Llama,
+    model: &Transformer,
     tokenizer: &TextTokenizer,
     rows: Vec<Continuation>,
     slots_max: usize,
 ) -> Vec<Generated> {
     let _guard = tch::no_grad_guard();
-    let mut generator = Generator::new(llama, tokenizer, slots_max, CACHE_BYTES);
+    let mut generator = Generator::new(model, tokenizer, slots_max, CACHE_BYTES);
     let count = rows.len();
     for (tag, row) in rows.into_iter().enumerate() {
         generator.push(tag as u64, row);
@@ -73,20 +73,20 @@ impl<'m> Generator<'m> {
     /// A generator with at most so many rows in a step, and keys and values of about so many
     /// bytes: half for the rows, half for prefixes that they share.
     pub fn new(
-        llama: &'m Llama,
+        model: &'m Transformer,
         tokenizer: &'m TextTokenizer,
         slots_max: usize,
         cache_bytes: usize,
     ) -> Generator<'m> {
         Generator {
-            llama,
+            model,
             tokenizer,
-            reader: Reader::new(llama, cache_bytes / 2),
+            reader: Reader::new(model, cache_bytes / 2),
             slots_max: round_up(slots_max.max(1), ROWS_MIN),
-            positions_max: cache_bytes / 2 / bytes_per_token(llama),
+            positions_max: cache_bytes / 2 / bytes_per_token(model),
             waiting: VecDeque::new(),
             slots: Vec::new(),
-            cache: Cache::new(llama),
+            cache: Cache::new(model),
             drawer: Drawer::default(),
         }
     }
@@ -106,7 +106,7 @@ impl<'m> Generator<'m> {
     /// # Panics
     /// When the prompt is empty or fills the context.
     pub fn push(&mut self, tag: u64, row: Continuation) {
-        let positions_max = self.llama.config.max_position_embeddings;
+        let positions_max = self.model.config.max_position_embeddings;
         assert!(!row.prompt.is_empty(), "a prompt has a token");
         assert!(row.prompt.len() < positions_max, "a prompt leaves room for a token");
         self.waiting.push_back(Row::new(tag, row, positions_max));
@@ -153,10 +153,10 @@ impl<'m> Generator<'m> {
         if rows.is_empty() {
             return done;
         }
-        let hidden = self.cache.step(self.llama, &rows); // (B, C)
-        self.drawer.draw(self.llama, &hidden, self.slots.iter_mut().flatten().collect());
+        let hidden = self.cache.step(self.model, &rows); // (B, C)
+        self.drawer.draw(self.model, &hidden, self.slots.iter_mut().flatten().collect());
         for (index, slot) in self.slots.iter_mut().enumerate() {
-            let finished = slot.as_ref().and_then(|row| row.finished(self.llama, self.tokenizer));
+            let finished = slot.as_ref().and_then(|row| row.finished(self.model, self.tokenizer));
             if let Some((row, generated)) = finished.and_then(|found| Some((slot.take()?, found))) {
                 self.cache.clear(index);
                 done.push((row.tag, generated));
@@ -174,10 +174,10 @@ impl<'m> Generator<'m> {
         let active = self.active();
         if active == 0 {
             self.slots.clear();
-            self.cache = Cache::new(self.llama);
+            self.cache = Cache::new(self.model);
         }
         let free = self.slots_max - active;
-        let few = if self.llama.is_packed() { 1 } else { ROWS_MIN };
+        let few = if self.model.is_packed() { 1 } else { ROWS_MIN };
         let worth = self.waiting.len().min((self.slots_max / 8).max(few));
         if self.waiting.is_empty() || (free < worth && active > 0) {
             return Vec::new();
@@ -254,12 +254,12 @@ impl<'m> Generator<'m> {
         let last = of_row.iter().zip(&all);
         let last = last.map(|(&at, row)| group.place(at, row.prompt.len() - 1));
         let hidden = select_rows(&group.hidden, &last.collect::<Vec<_>>());
-        self.drawer.draw(self.llama, &hidden, all.iter_mut().collect());
+        self.drawer.draw(self.model, &hidden, all.iter_mut().collect());
 
         let mut done = Vec::new();
         let mut going = Vec::new();
         for (at, row) in of_row.into_iter().zip(all) {
-            match row.finished(self.llama, self.tokenizer) {
+            match row.finished(self.model, self.tokenizer) {
                 Some(generated) => done.push((row.tag, generated)),
                 None => going.push((at, row)),
             }

@@ -1,4 +1,5 @@
-//! The kernels of `amend_kernels` over tensors: what a model is run by on a processor in f32.
+//! The kernels of `amend_kernels` over tensors: what a model is run by on a processor, with weights
+//! in f32 or bf16. Everything else is f32.
 //!
 //! This file holds what `unsafe` the crate has. libtorch gives the numbers of a tensor as a
 //! pointer, and a copy of all that goes through a model would cost as much as a norm of it. A
@@ -11,9 +12,9 @@ use tch::{Device, Kind, Tensor};
 
 use super::int;
 
-/// Whether tensors like this one are what the kernels take.
+/// Whether weights like this one are what the kernels take.
 pub(super) fn are_for(kind: Kind, device: Device) -> bool {
-    kind == Kind::Float && device == Device::Cpu
+    matches!(kind, Kind::Float | Kind::BFloat16) && device == Device::Cpu
 }
 
 /// How many threads may compute.
@@ -24,8 +25,12 @@ pub(super) fn threads() -> usize {
 /// A matrix (out, in) with its bias, made ready.
 pub(super) fn pack(weight: &Tensor, bias: Option<&Tensor>) -> Packed {
     let (outputs, _) = weight.size2().expect("a weight is a matrix");
-    let (weight, bias) = (weight.contiguous(), bias.map(Tensor::contiguous));
-    Packed::new(floats(&weight), outputs as usize, bias.as_ref().map(floats))
+    let bias = bias.map(|bias| bias.to_kind(Kind::Float).contiguous());
+    let (weight, bias) = (weight.contiguous(), bias.as_ref().map(floats));
+    match weight.kind() {
+        Kind::BFloat16 => Packed::of_bf16(numbers(&weight, Kind::BFloat16), outputs as usize, bias),
+        _ => Packed::new(floats(&weight), outputs as usize, bias),
+    }
 }
 
 /// `x Wᵀ + b` of (…, in).
@@ -69,14 +74,25 @@ pub(super) fn gate(x: &Tensor) -> Tensor {
 /// # Panics
 /// When they are not f32 in one piece on the processor.
 pub(super) fn floats(tensor: &Tensor) -> &[f32] {
-    assert!(are_for(tensor.kind(), tensor.device()), "kernels read f32 on the processor");
+    numbers(tensor, Kind::Float)
+}
+
+/// What can be read out of memory that holds any bits: f32, and bf16 as its bits.
+trait Bits: Copy {}
+impl Bits for f32 {}
+impl Bits for u16 {}
+
+/// The numbers of a tensor of a kind, or their bits.
+fn numbers<T: Bits>(tensor: &Tensor, kind: Kind) -> &[T] {
+    assert_eq!((tensor.kind(), tensor.device()), (kind, Device::Cpu), "what kernels read");
+    assert_eq!(size_of::<T>(), kind.elt_size_in_bytes(), "a number is as long as its bits");
     assert!(tensor.is_contiguous(), "kernels read what is in one piece");
-    let numbers = tensor.data_ptr().cast::<f32>().cast_const();
+    let numbers = tensor.data_ptr().cast::<T>().cast_const();
     if tensor.numel() == 0 {
         return &[];
     }
-    // SAFETY: a contiguous tensor of f32 is so many of them; it lives as long as the borrow, and
-    // nothing here writes into a tensor that was given out.
+    // SAFETY: a contiguous tensor is so many numbers of this length, and any bits are one; it lives
+    // as long as the borrow, and nothing here writes into a tensor that was given out.
     unsafe { std::slice::from_raw_parts(numbers, tensor.numel()) }
 }
 

@@ -1,7 +1,7 @@
 //! Linear layers: a weight and perhaps a bias, alone or several over the same input.
 //!
 //! Where a model is trained its weights are tensors that gradients flow into. Where it is only
-//! run, on a processor in f32, they are packed for [`kernels`](super::kernels).
+//! run, on a processor, they are packed for [`kernels`](super::kernels).
 
 use std::sync::Arc;
 

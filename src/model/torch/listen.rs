@@ -2,7 +2,16 @@
 
 use super::row::Row;
 use super::tokenizer::TextTokenizer;
-use crate::model::{Answer, CallError};
+use crate::model::{Answer, CallError, Prompt};
+
+/// What is read, by one who watches.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A prompt, which the model's tokenizer reads.
+    Prompt(Prompt),
+    /// Tokens as they are: nothing is put before them.
+    Tokens(Vec<i64>),
+}
 
 /// What is heard of an answer.
 #[derive(Debug)]
@@ -13,7 +22,7 @@ pub enum Event {
     End(Result<Answer, CallError>),
 }
 
-/// More of an answer: never part of a character, nor of what may become a stop text.
+/// More of an answer, or the whole of a prompt: never part of a character, nor of what may become a stop text.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Piece {
     /// The text.
@@ -36,8 +45,8 @@ pub struct Token {
 /// Who watches an answer; false when nobody does any more, and the rest need not be written.
 pub type Listener = Box<dyn FnMut(Event) -> bool + Send>;
 
-/// Takes the tokens of a prompt.
-pub type PromptDone = Box<dyn FnOnce(Result<Vec<Token>, CallError>) + Send>;
+/// Takes a prompt as text with its tokens.
+pub type PromptDone = Box<dyn FnOnce(Result<Piece, CallError>) + Send>;
 
 /// How much of a row was told.
 #[derive(Default)]

@@ -1,13 +1,13 @@
 //! `torch`: a checkpoint in Hugging Face layout, run in this process by libtorch.
 //!
-//! `config.json` and safetensors become a [`Checkpoint`], its weights a [`Llama`], which reads
+//! `config.json` and safetensors become a [`Checkpoint`], its weights a [`Transformer`], which reads
 //! whole sequences (training, scoring) or one token a row with a cache (sampling).
 //!
 //! What a row gets is the same bits whatever its neighbours are, their number and their order, and
-//! a row's draws are a function of its seed. On a processor in f32 a model is run by kernels of our
-//! own (`amend_kernels`), which sum in one order whatever the shape and the number of threads.
+//! a row's draws are a function of its seed. On a processor a model is run by kernels of our own
+//! (`amend_kernels`), which sum in one order whatever the shape and the number of threads.
 //! Elsewhere libtorch runs it: every matrix product has at least [`ROWS_MIN`] rows, attention is
-//! written as products and a softmax. That is measured, and tested with one thread.
+//! written as products and a softmax.
 
 pub mod backend;
 pub mod chat;
@@ -16,10 +16,10 @@ pub mod config;
 pub mod generate;
 pub mod generation_config;
 pub mod listen;
-pub mod llama;
 pub mod score;
 pub mod tokenizer;
 pub mod train;
+pub mod transformer;
 pub mod weights;
 
 mod block;
@@ -44,16 +44,16 @@ pub use backend::{
 };
 pub use chat::ChatTemplate;
 pub use checkpoint::{Checkpoint, weights_id};
-pub use config::{Head, LlamaConfig};
+pub use config::{Head, TransformerConfig};
 pub use error::TorchError;
 pub use generate::{CACHE_BYTES, Continuation, Generated, Generator, generate};
 pub use generation_config::GenerationConfig;
-pub use listen::{Event, Listener, Piece, PromptDone, Token};
-pub use llama::{AttentionMask, Llama};
+pub use listen::{Event, Input, Listener, Piece, PromptDone, Token};
 pub use restart::{clean_child, prepare_process};
 pub use score::{rewards, score};
 pub use tokenizer::{Continued, TextTokenizer};
 pub use train::TorchTrainer;
+pub use transformer::{AttentionMask, Transformer};
 pub use weights::Weights;
 
 /// The fewest rows of a matrix product of libtorch: below it another kernel is chosen, with other

@@ -14,10 +14,10 @@ use std::sync::Arc;
 
 use amend_kernels::{Heads, PAGE, Page, Text};
 
-use super::llama::Llama;
 use super::pages::Part;
 use super::prefix::{BlockId, Prefixes};
 use super::reader::{Group, Kept, ReadRow};
+use super::transformer::Transformer;
 
 /// The most tokens read by one pass, unless the last page of a row makes it more.
 pub(super) const TOKENS_MAX: usize = 1024;
@@ -27,7 +27,7 @@ const ROWS_MAX: usize = 256;
 
 /// Reads rows with one model, and remembers prefixes.
 pub(super) struct PageReader<'m> {
-    pub(super) llama: &'m Llama,
+    pub(super) model: &'m Transformer,
     heads: Heads,
     prefixes: Prefixes<Arc<Page>>,
 }
@@ -52,8 +52,8 @@ struct Share {
 
 impl<'m> PageReader<'m> {
     /// A reader that keeps about so many bytes of prefixes.
-    pub(super) fn new(llama: &'m Llama, heads: Heads, bytes_max: usize) -> PageReader<'m> {
-        PageReader { llama, heads, prefixes: Prefixes::new(bytes_max / heads.page_bytes()) }
+    pub(super) fn new(model: &'m Transformer, heads: Heads, bytes_max: usize) -> PageReader<'m> {
+        PageReader { model, heads, prefixes: Prefixes::new(bytes_max / heads.page_bytes()) }
     }
 
     /// How many bytes of prefixes are kept.
@@ -113,7 +113,7 @@ impl<'m> PageReader<'m> {
             let wanted = if share.is_end { row.wanted.as_slice() } else { &[] };
             Part { text: text.clone(), ids, branches: row.branches, wanted: Some(wanted) }
         };
-        let (hidden, texts) = self.llama.read_parts(shares.iter().map(part).collect());
+        let (hidden, texts) = self.model.read_parts(shares.iter().map(part).collect());
         let (mut ends, mut told, mut kept) = (Vec::new(), Vec::new(), Vec::new());
         let mut place = 0;
         for (share, text) in shares.iter().zip(texts) {

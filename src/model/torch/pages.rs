@@ -7,8 +7,8 @@ use amend_kernels::{Heads, Pass, Sight, Text};
 use tch::{Kind, Tensor};
 
 use super::block::{PagesView, Sights, View};
-use super::llama::Llama;
 use super::reader::Branches;
+use super::transformer::Transformer;
 use super::{int, kernels};
 
 /// The next tokens of a text.
@@ -21,7 +21,7 @@ pub(super) struct Part<'a> {
     pub(super) wanted: Option<&'a [usize]>,
 }
 
-impl Llama {
+impl Transformer {
     /// How its heads are shaped, if it is one that is read by pages.
     pub(super) fn heads(&self) -> Option<Heads> {
         let config = &self.config;

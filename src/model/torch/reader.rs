@@ -11,8 +11,8 @@ use tch::Tensor;
 
 use super::block::KeysValues;
 use super::block_reader::BlockReader;
-use super::llama::Llama;
 use super::page_reader::PageReader;
+use super::transformer::Transformer;
 
 /// A row to be read.
 pub(super) struct ReadRow<'a> {
@@ -84,17 +84,17 @@ pub(super) enum Reader<'m> {
 
 impl<'m> Reader<'m> {
     /// A reader that keeps about so many bytes of prefixes.
-    pub(super) fn new(llama: &'m Llama, bytes_max: usize) -> Reader<'m> {
-        match llama.heads() {
-            Some(heads) => Reader::Pages(PageReader::new(llama, heads, bytes_max)),
-            None => Reader::Blocks(BlockReader::new(llama, bytes_max)),
+    pub(super) fn new(model: &'m Transformer, bytes_max: usize) -> Reader<'m> {
+        match model.heads() {
+            Some(heads) => Reader::Pages(PageReader::new(model, heads, bytes_max)),
+            None => Reader::Blocks(BlockReader::new(model, bytes_max)),
         }
     }
 
-    pub(super) fn llama(&self) -> &'m Llama {
+    pub(super) fn model(&self) -> &'m Transformer {
         match self {
-            Reader::Pages(reader) => reader.llama,
-            Reader::Blocks(reader) => reader.llama,
+            Reader::Pages(reader) => reader.model,
+            Reader::Blocks(reader) => reader.model,
         }
     }
 
@@ -116,8 +116,8 @@ impl<'m> Reader<'m> {
 }
 
 /// What the keys and values of one token take.
-pub(super) fn bytes_per_token(llama: &Llama) -> usize {
-    let config = &llama.config;
+pub(super) fn bytes_per_token(model: &Transformer) -> usize {
+    let config = &model.config;
     let numbers = config.num_key_value_heads * config.head_dim * 2;
-    numbers as usize * llama.blocks.len() * llama.kind.elt_size_in_bytes()
+    numbers as usize * model.blocks.len() * model.kind.elt_size_in_bytes()
 }

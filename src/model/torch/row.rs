@@ -1,8 +1,8 @@
 //! A row: a prompt, what was drawn after it, and how it ends.
 
-use super::llama::Llama;
 use super::sampling::Draws;
 use super::tokenizer::TextTokenizer;
+use super::transformer::Transformer;
 use crate::model::{Finish, Sampling};
 
 /// A prompt to be continued.
@@ -76,8 +76,12 @@ impl Row {
     }
 
     /// The row as it ended, if its last token ended it.
-    pub(super) fn finished(&self, llama: &Llama, tokenizer: &TextTokenizer) -> Option<Generated> {
-        if llama.config.eos_token_ids.contains(&self.last()) {
+    pub(super) fn finished(
+        &self,
+        model: &Transformer,
+        tokenizer: &TextTokenizer,
+    ) -> Option<Generated> {
+        if model.config.eos_token_ids.contains(&self.last()) {
             let text = tokenizer.decode_after(&self.prompt, &self.tokens[..self.tokens.len() - 1]);
             return Some(self.ended(Finish::Stop, text));
         }

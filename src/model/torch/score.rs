@@ -19,11 +19,11 @@ use tch::{Kind, Tensor};
 use super::draw::select_rows;
 use super::generate::CACHE_BYTES;
 use super::int;
-use super::llama::Llama;
 use super::page_reader::TOKENS_MAX;
 use super::pages::Part;
 use super::reader::{Branches, ReadRow, Reader};
 use super::tokenizer::Continued;
+use super::transformer::Transformer;
 
 /// The most rows of logits at once.
 const LOGITS_MAX: usize = 256;
@@ -43,14 +43,14 @@ struct Packed {
 ///
 /// # Panics
 /// When a prefix is empty: there is nothing that would predict the first token.
-pub fn score(llama: &Llama, rows: &[Continued]) -> Vec<Vec<f64>> {
+pub fn score(model: &Transformer, rows: &[Continued]) -> Vec<Vec<f64>> {
     let _guard = tch::no_grad_guard();
-    score_with(&mut Reader::new(llama, CACHE_BYTES / 2), rows)
+    score_with(&mut Reader::new(model, CACHE_BYTES / 2), rows)
 }
 
 /// The same, with the prefixes that a reader keeps.
 pub(super) fn score_with(reader: &mut Reader<'_>, rows: &[Continued]) -> Vec<Vec<f64>> {
-    let llama = reader.llama();
+    let model = reader.model();
     let packed: Vec<Packed> = rows.iter().map(pack).collect();
     let mut scores: Vec<Vec<f64>> = rows.iter().map(|row| vec![0.0; row.tails.len()]).collect();
     let read: Vec<ReadRow<'_>> =
@@ -66,7 +66,7 @@ pub(super) fn score_with(reader: &mut Reader<'_>, rows: &[Continued]) -> Vec<Vec
         let wanted: Vec<(usize, usize, usize, i64)> = wanted.collect();
         for wanted in wanted.chunks(LOGITS_MAX) {
             let cells: Vec<_> = wanted.iter().map(|&(_, _, place, token)| (place, token)).collect();
-            let logprobs = logprobs_at(llama, &group.hidden, &cells);
+            let logprobs = logprobs_at(model, &group.hidden, &cells);
             for (&(row, choice, _, _), logprob) in wanted.iter().zip(logprobs) {
                 scores[row][choice] += f64::from(logprob);
             }
@@ -79,22 +79,22 @@ pub(super) fn score_with(reader: &mut Reader<'_>, rows: &[Continued]) -> Vec<Vec
 ///
 /// # Panics
 /// When a row is empty.
-pub fn rewards(llama: &Llama, rows: &[Vec<i64>]) -> Vec<f32> {
+pub fn rewards(model: &Transformer, rows: &[Vec<i64>]) -> Vec<f32> {
     let _guard = tch::no_grad_guard();
-    rewards_with(&mut Reader::new(llama, CACHE_BYTES / 2), rows)
+    rewards_with(&mut Reader::new(model, CACHE_BYTES / 2), rows)
 }
 
 /// The same, with the prefixes that a reader keeps.
 pub(super) fn rewards_with(reader: &mut Reader<'_>, rows: &[Vec<i64>]) -> Vec<f32> {
     assert!(rows.iter().all(|row| !row.is_empty()), "a score is that of a token");
-    let llama = reader.llama();
+    let model = reader.model();
     let mut scores = vec![0.0; rows.len()];
     let read = rows.iter().map(|ids| ReadRow::plain(ids));
     reader.read(&read.collect::<Vec<_>>(), |group| {
         let last = group.rows.iter().enumerate();
         let last = last.map(|(at, &row)| group.place(at, rows[row].len() - 1));
         let hidden = select_rows(&group.hidden, &last.collect::<Vec<_>>());
-        let found = Vec::<f32>::try_from(llama.scores(&hidden)).expect("scores are f32");
+        let found = Vec::<f32>::try_from(model.scores(&hidden)).expect("scores are f32");
         for (&row, score) in group.rows.iter().zip(found) {
             scores[row] = score;
         }
@@ -105,15 +105,15 @@ pub(super) fn rewards_with(reader: &mut Reader<'_>, rows: &[Vec<i64>]) -> Vec<f3
 /// The log-probability of each token of a text under those before it, and so many of the likeliest
 /// in its place. Nothing predicts the first.
 pub(super) fn score_prompt(
-    llama: &Llama,
+    model: &Transformer,
     ids: &[i64],
     alternatives_max: usize,
 ) -> Vec<(Option<f32>, Vec<(i64, f32)>)> {
-    let hidden = hidden_of(llama, ids);
+    let hidden = hidden_of(model, ids);
     let mut scores = vec![(None, Vec::new())];
     let places: Vec<usize> = (0..ids.len() - 1).collect();
     for places in places.chunks(LOGITS_MAX) {
-        let table = llama.logits(&select_rows(&hidden, places)).log_softmax(-1, Kind::Float);
+        let table = model.logits(&select_rows(&hidden, places)).log_softmax(-1, Kind::Float);
         let most = int(alternatives_max).min(table.size()[1]);
         let (top, tokens) = table.topk(most, -1, true, true);
         let top = Vec::<Vec<f32>>::try_from(top).expect("log-probabilities are f32");
@@ -128,14 +128,14 @@ pub(super) fn score_prompt(
 }
 
 /// What the head sees of every token of a text.
-fn hidden_of(llama: &Llama, ids: &[i64]) -> Tensor {
-    let Some(heads) = llama.heads() else {
-        return llama.hidden(&Tensor::from_slice(ids).to_device(llama.device).view([1, -1]));
+fn hidden_of(model: &Transformer, ids: &[i64]) -> Tensor {
+    let Some(heads) = model.heads() else {
+        return model.hidden(&Tensor::from_slice(ids).to_device(model.device).view([1, -1]));
     };
     let (mut text, mut hidden) = (Text::new(heads), Vec::new());
     for ids in ids.chunks(TOKENS_MAX) {
         let part = Part { text, ids, branches: None, wanted: None };
-        let (of_part, mut texts) = llama.read_parts(vec![part]);
+        let (of_part, mut texts) = model.read_parts(vec![part]);
         hidden.push(of_part);
         text = texts.remove(0);
     }
@@ -188,17 +188,17 @@ fn shared_prefix(tails: &[Vec<i64>]) -> usize {
 }
 
 /// The log-probability of a token at each of some places of (…, C), each place read once.
-fn logprobs_at(llama: &Llama, hidden: &Tensor, wanted: &[(usize, i64)]) -> Vec<f32> {
+fn logprobs_at(model: &Transformer, hidden: &Tensor, wanted: &[(usize, i64)]) -> Vec<f32> {
     let places: BTreeSet<usize> = wanted.iter().map(|&(place, _)| place).collect();
     let places = Vec::from_iter(places);
     let hidden = select_rows(hidden, &places); // (N, C)
-    let table = llama.logits(&hidden).log_softmax(-1, Kind::Float); // (N, V)
+    let table = model.logits(&hidden).log_softmax(-1, Kind::Float); // (N, V)
     let vocab = table.size()[1];
     let cell = |&(place, token): &(usize, i64)| {
         int(places.binary_search(&place).expect("the place was read")) * vocab + token
     };
     let cells: Vec<i64> = wanted.iter().map(cell).collect();
-    let cells = Tensor::from_slice(&cells).to_device(llama.device);
+    let cells = Tensor::from_slice(&cells).to_device(model.device);
     let logprobs = table.view([-1]).index_select(0, &cells);
     Vec::<f32>::try_from(logprobs).expect("log-probabilities are f32")
 }

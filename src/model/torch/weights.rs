@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
-use super::config::LlamaConfig;
+use super::config::TransformerConfig;
 use super::error::TorchError;
 use crate::record::KeyHasher;
 
@@ -37,7 +37,7 @@ impl Weights {
     /// Random weights: normal with the config's `initializer_range`, norms 1, biases 0.
     ///
     /// A tensor is a function of the seed, its name and its shape alone.
-    pub fn random(config: &LlamaConfig, seed: u64) -> Weights {
+    pub fn random(config: &TransformerConfig, seed: u64) -> Weights {
         let range = config.number("initializer_range").unwrap_or(0.02);
         let tensor = |(name, shape): (String, Vec<i64>)| {
             let tensor = random_tensor(&name, &shape, range, seed);
@@ -59,7 +59,7 @@ impl Weights {
 
     /// Reads the weights that the config asks for, of the shapes it says, one by one: beside them
     /// no file is held.
-    pub fn read(dir: &Path, config: &LlamaConfig) -> Result<Weights, TorchError> {
+    pub fn read(dir: &Path, config: &TransformerConfig) -> Result<Weights, TorchError> {
         let mut weights = BTreeMap::new();
         let mut wanted = config.parameters();
         let files = weight_files(dir)?;
@@ -251,7 +251,7 @@ impl<'p> WeightFile<'p> {
     /// Moves from `wanted` to `weights` what the file holds.
     fn take(
         mut self,
-        config: &LlamaConfig,
+        config: &TransformerConfig,
         wanted: &mut BTreeMap<String, Vec<i64>>,
         weights: &mut BTreeMap<String, Tensor>,
     ) -> Result<(), TorchError> {

@@ -9,34 +9,42 @@ use tch::Device;
 use super::chat::ChatTemplate;
 use super::config::Head;
 use super::generate::{Continuation, Generated, Generator};
-use super::listen::{Event, Listener, PromptDone, Token, Tokens, Told};
-use super::llama::Llama;
+use super::listen::{Event, Input, Listener, Piece, PromptDone, Token, Tokens, Told};
 use super::score::{rewards_with, score_prompt, score_with};
 use super::tokenizer::{Continued, TextTokenizer};
+use super::transformer::Transformer;
 use crate::model::{Answer, CallError, Done, Prompt, Request, Sampling, Task};
 use crate::record::Message;
 
-/// A request with the one who waits for it.
+/// What is asked of a model, and when.
 pub(super) struct Job {
-    request: Arc<Request>,
-    reply: Reply,
+    asked: Asked,
     started: Instant,
     started_at_us: i64,
 }
 
-/// Who waits for an answer.
-pub(super) enum Reply {
-    /// One who wants it when it is whole.
-    Done(Done),
-    /// One who watches it being written, with so many of the likeliest tokens at each step.
-    Listener(Listener, usize, Told),
-    /// One who wants the log-probability of each token of the prompt, with as many.
-    Prompt(PromptDone, usize),
+/// What is asked, by one who waits for it.
+pub(super) enum Asked {
+    /// An answer, when it is whole.
+    Answer(Arc<Request>, Done),
+    /// An answer as it is written.
+    Watched(Watched),
+    /// The log-probability of each token of a text, with so many of the likeliest in its place.
+    Tokens(Input, usize, PromptDone),
+}
+
+/// An answer that is watched being written, with so many of the likeliest tokens at each step.
+pub(super) struct Watched {
+    pub(super) input: Input,
+    pub(super) sampling: Sampling,
+    pub(super) alternatives_max: usize,
+    pub(super) listener: Listener,
+    pub(super) told: Told,
 }
 
 /// The requests that a model is working on.
 pub(super) struct Worker<'m> {
-    llama: &'m Llama,
+    model: &'m Transformer,
     tokenizer: &'m TextTokenizer,
     chat: Option<&'m ChatTemplate>,
     generator: Generator<'m>,
@@ -50,22 +58,29 @@ pub(super) struct Worker<'m> {
     tags: u64,
 }
 
+/// What a request becomes.
+enum Accepted {
+    /// A row to be continued, with so many of the likeliest tokens at each step.
+    Continued(Continuation, usize),
+    Scored(Continued),
+}
+
 impl Job {
-    pub(super) fn new(request: Arc<Request>, reply: Reply) -> Job {
+    pub(super) fn new(asked: Asked) -> Job {
         #[expect(
             clippy::disallowed_methods,
             reason = "when a call was made is told by the clock; no table but `calls` has it"
         )]
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let started_at_us = i64::try_from(now.as_micros()).unwrap_or(i64::MAX);
-        Job { request, reply, started: Instant::now(), started_at_us }
+        Job { asked, started: Instant::now(), started_at_us }
     }
 
     pub(super) fn fail(self, error: CallError) {
-        match self.reply {
-            Reply::Done(done) => done(Err(error)),
-            Reply::Listener(mut listener, ..) => drop(listener(Event::End(Err(error)))),
-            Reply::Prompt(done, _) => done(Err(error)),
+        match self.asked {
+            Asked::Answer(_, done) => done(Err(error)),
+            Asked::Watched(mut watched) => drop((watched.listener)(Event::End(Err(error)))),
+            Asked::Tokens(.., done) => done(Err(error)),
         }
     }
 
@@ -78,27 +93,27 @@ impl Job {
             device: Some(device_name(device)),
             ..answer
         };
-        match self.reply {
-            Reply::Done(done) => done(Ok(answer)),
-            Reply::Listener(mut listener, ..) => drop(listener(Event::End(Ok(answer)))),
-            Reply::Prompt(..) => unreachable!("a prompt's tokens are no answer"),
+        match self.asked {
+            Asked::Answer(_, done) => done(Ok(answer)),
+            Asked::Watched(mut watched) => drop((watched.listener)(Event::End(Ok(answer)))),
+            Asked::Tokens(..) => unreachable!("a prompt's tokens are no answer"),
         }
     }
 }
 
 impl<'m> Worker<'m> {
     pub(super) fn new(
-        llama: &'m Llama,
+        model: &'m Transformer,
         tokenizer: &'m TextTokenizer,
         chat: Option<&'m ChatTemplate>,
         rows_max: usize,
         cache_bytes: usize,
     ) -> Worker<'m> {
         Worker {
-            llama,
+            model,
             tokenizer,
             chat,
-            generator: Generator::new(llama, tokenizer, rows_max, cache_bytes),
+            generator: Generator::new(model, tokenizer, rows_max, cache_bytes),
             rows_max,
             continued: BTreeMap::new(),
             to_score: Vec::new(),
@@ -122,32 +137,30 @@ impl<'m> Worker<'m> {
 
     /// Takes a request, or refuses it for good.
     pub(super) fn accept(&mut self, job: Job) {
-        if matches!(job.reply, Reply::Prompt(..)) {
-            self.prompts.push(job);
-            return;
-        }
-        let alternatives_max = match &job.reply {
-            Reply::Listener(_, alternatives_max, _) => *alternatives_max,
-            _ => 0,
+        let accepted = match &job.asked {
+            Asked::Tokens(..) => return self.prompts.push(job),
+            Asked::Watched(Watched { input, sampling, alternatives_max, .. }) => self
+                .tokens(input)
+                .and_then(|ids| self.continuation(ids, sampling))
+                .map(|row| Accepted::Continued(row, *alternatives_max)),
+            Asked::Answer(request, _) => match &request.task {
+                Task::Generate(sampling) => self
+                    .encode(&request.prompt)
+                    .and_then(|ids| self.continuation(ids, sampling))
+                    .map(|row| Accepted::Continued(row, 0)),
+                Task::Score { choices, .. } => {
+                    self.choices(&request.prompt, choices).map(Accepted::Scored)
+                }
+            },
         };
-        let request = Arc::clone(&job.request);
-        let accepted = match &request.task {
-            Task::Generate(sampling) => self.continuation(&request.prompt, sampling).map(|row| {
+        match accepted {
+            Ok(Accepted::Continued(row, alternatives_max)) => {
                 let prompt_tokens = row.prompt.len();
                 self.tags += 1;
                 self.generator.push_with(self.tags, row, alternatives_max);
-                (Some(prompt_tokens), None)
-            }),
-            Task::Score { choices, .. } => {
-                self.choices(&request.prompt, choices).map(|row| (None, Some(row)))
-            }
-        };
-        match accepted {
-            Ok((Some(prompt_tokens), _)) => {
                 self.continued.insert(self.tags, (job, prompt_tokens));
             }
-            Ok((_, Some(row))) => self.to_score.push((job, row)),
-            Ok((None, None)) => unreachable!("a request is continued or scored"),
+            Ok(Accepted::Scored(row)) => self.to_score.push((job, row)),
             Err(error) => job.fail(error),
         }
     }
@@ -158,7 +171,7 @@ impl<'m> Worker<'m> {
         self.read_prompts();
         for (tag, generated) in self.generator.step() {
             let (mut job, prompt) = self.continued.remove(&tag).expect("a tag names a request");
-            if let Reply::Listener(listener, _, told) = &mut job.reply {
+            if let Asked::Watched(Watched { listener, told, .. }) = &mut job.asked {
                 let tokens = Tokens {
                     before: &[],
                     ids: &generated.tokens,
@@ -168,7 +181,7 @@ impl<'m> Worker<'m> {
                 let piece = told.rest(&generated.text, tokens, self.tokenizer);
                 listener(Event::Piece(piece));
             }
-            job.answer(self.llama.device, written(generated, prompt));
+            job.answer(self.model.device, written(generated, prompt));
         }
         self.tell();
     }
@@ -177,7 +190,7 @@ impl<'m> Worker<'m> {
     fn tell(&mut self) {
         let mut left = Vec::new();
         for (tag, (job, _)) in &mut self.continued {
-            let Reply::Listener(listener, _, told) = &mut job.reply else { continue };
+            let Asked::Watched(Watched { listener, told, .. }) = &mut job.asked else { continue };
             let Some(row) = self.generator.written(*tag) else { continue };
             let Some(piece) = told.more(row, self.tokenizer) else { continue };
             if !listener(Event::Piece(piece)) {
@@ -192,25 +205,29 @@ impl<'m> Worker<'m> {
 
     /// Tells the tokens of prompts with their log-probabilities.
     fn read_prompts(&mut self) {
-        while let Some(Job { request, reply, .. }) = self.prompts.pop() {
-            let Reply::Prompt(done, alternatives_max) = reply else { continue };
-            done(self.prompt_tokens(&request.prompt, alternatives_max));
+        while let Some(job) = self.prompts.pop() {
+            let Asked::Tokens(input, alternatives_max, done) = job.asked else { continue };
+            done(self.read_prompt(&input, alternatives_max));
         }
     }
 
-    fn prompt_tokens(&self, prompt: &Prompt, most: usize) -> Result<Vec<Token>, CallError> {
-        if self.llama.config.head == Head::Score {
+    fn read_prompt(&self, input: &Input, most: usize) -> Result<Piece, CallError> {
+        if self.model.config.head == Head::Score {
             return Err(permanent("a preference model predicts no tokens".to_owned()));
         }
-        let ids = self.encode(prompt)?;
+        let ids = self.tokens(input)?;
         self.check_length(&ids, 0)?;
-        let predicted = score_prompt(self.llama, &ids, most);
+        let predicted = score_prompt(self.model, &ids, most);
         let token = |(at, (logprob, alternatives)): (usize, (Option<f32>, Vec<(i64, f32)>))| {
             let text = |id: i64| self.tokenizer.decode_after(&ids[..at], &[id]);
             let alternatives = alternatives.into_iter().map(|(id, p)| (text(id), p)).collect();
             Token { text: text(ids[at]), logprob, alternatives }
         };
-        Ok(predicted.into_iter().enumerate().map(token).collect())
+        let text = match input {
+            Input::Prompt(Prompt::Text(text)) => text.clone(),
+            Input::Prompt(Prompt::Messages(_)) | Input::Tokens(_) => self.tokenizer.decode(&ids),
+        };
+        Ok(Piece { text, tokens: predicted.into_iter().enumerate().map(token).collect() })
     }
 
     /// Answers everything with an error.
@@ -224,7 +241,7 @@ impl<'m> Worker<'m> {
     fn score(&mut self) {
         // The rows stay where a failure finds them until their answers are there.
         let rows: Vec<Continued> = self.to_score.iter().map(|(_, row)| row.clone()).collect();
-        let scores = match self.llama.config.head {
+        let scores = match self.model.config.head {
             Head::Lm => score_with(self.generator.reader(), &rows),
             Head::Score => self.rewards(&rows),
         };
@@ -235,14 +252,14 @@ impl<'m> Worker<'m> {
                 prompt_tokens: tokens(row.prefix.len() + longest),
                 ..Answer::default()
             };
-            job.answer(self.llama.device, answer);
+            job.answer(self.model.device, answer);
         }
     }
 
     /// What a preference model thinks of the prompt with each choice, read to the end token that
     /// it was trained to judge at.
     fn rewards(&mut self, rows: &[Continued]) -> Vec<Vec<f64>> {
-        let end = self.llama.config.eos_token_ids.first();
+        let end = self.model.config.eos_token_ids.first();
         let texts = rows.iter().flat_map(|row| {
             let text =
                 |tail: &Vec<i64>| row.prefix.iter().chain(tail).chain(end).copied().collect();
@@ -256,13 +273,12 @@ impl<'m> Worker<'m> {
 
     fn continuation(
         &self,
-        prompt: &Prompt,
+        prompt: Vec<i64>,
         sampling: &Sampling,
     ) -> Result<Continuation, CallError> {
-        if self.llama.config.head == Head::Score {
+        if self.model.config.head == Head::Score {
             return Err(permanent("a preference model scores, it does not write".to_owned()));
         }
-        let prompt = self.encode(prompt)?;
         self.check_length(&prompt, 1)?;
         Ok(Continuation { prompt, sampling: sampling.clone() })
     }
@@ -280,9 +296,24 @@ impl<'m> Worker<'m> {
         // A preference model also reads the end token.
         self.check_length(
             &row.prefix,
-            longest + usize::from(self.llama.config.head == Head::Score),
+            longest + usize::from(self.model.config.head == Head::Score),
         )?;
         Ok(row)
+    }
+
+    /// The tokens of what is read, all of which the model has.
+    fn tokens(&self, input: &Input) -> Result<Vec<i64>, CallError> {
+        let ids = match input {
+            Input::Prompt(prompt) => return self.encode(prompt),
+            Input::Tokens(ids) => ids,
+        };
+        let vocab = self.model.config.vocab_size;
+        match ids.iter().find(|id| !(0..vocab).contains(id)) {
+            Some(id) => {
+                Err(permanent(format!("token {id} is not one of the model's, 0 to {}", vocab - 1)))
+            }
+            None => Ok(ids.clone()),
+        }
     }
 
     /// The tokens of a prompt.
@@ -309,7 +340,7 @@ impl<'m> Worker<'m> {
 
     /// Refuses a prompt that is empty, or that leaves no room.
     fn check_length(&self, prompt: &[i64], room: usize) -> Result<(), CallError> {
-        let positions_max = self.llama.config.max_position_embeddings;
+        let positions_max = self.model.config.max_position_embeddings;
         if prompt.is_empty() {
             return Err(permanent("the prompt has no token".to_owned()));
         }

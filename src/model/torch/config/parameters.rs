@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{Head, Joined, LlamaConfig};
+use super::{Head, Joined, TransformerConfig};
 
-impl LlamaConfig {
+impl TransformerConfig {
     /// Every parameter with its shape, by name.
     pub fn parameters(&self) -> BTreeMap<String, Vec<i64>> {
         let names = self.family.names;

@@ -92,16 +92,16 @@ fn the_side_and_the_amount_of_padding_change_no_log_probability() {
             floats(&log_probs(&model.logits(&states), &targets, 1.0))
         };
         let right = ids(0);
-        let expected = of(&model.llama().hidden_fused(&right.narrow(1, 0, len)), 0);
-        check("right", &of(&model.llama().hidden_fused(&right), 0), &expected, 1e-5);
+        let expected = of(&model.transformer().hidden_fused(&right.narrow(1, 0, len)), 0);
+        check("right", &of(&model.transformer().hidden_fused(&right), 0), &expected, 1e-5);
         for left in [1, width - len] {
             let positions = (Tensor::arange(width, (Kind::Int64, Device::Cpu)) - left).clamp_min(0);
             let real = positions.ge(0).to_kind(Kind::Int64).unsqueeze(0);
             let column = Tensor::arange(width, (Kind::Int64, Device::Cpu)).unsqueeze(0);
             let real = real * column.ge(left).to_kind(Kind::Int64); // (1, T)
             let positions = positions.unsqueeze(0); // (1, T)
-            let mask = model.llama().padding_mask(&real, &positions);
-            let hidden = model.llama().hidden_at(&ids(left), &positions, &mask);
+            let mask = model.transformer().padding_mask(&real, &positions);
+            let hidden = model.transformer().hidden_at(&ids(left), &positions, &mask);
             check("left", &of(&hidden, left), &expected, 1e-5);
         }
     }

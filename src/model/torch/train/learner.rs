@@ -11,10 +11,10 @@ use super::optimizer::AdamW;
 use super::rows::{MicroBatch, Row};
 use super::tokenizer::{EOS, PAD, train_tokenizer};
 use crate::model::torch::checkpoint::read_tokenizer_files;
-use crate::model::torch::llama::Tape;
+use crate::model::torch::transformer::Tape;
 use crate::model::torch::{
-    Checkpoint, DeviceChoice, Head, Llama, LlamaConfig, TextTokenizer, TorchError, Weights,
-    weights_id,
+    Checkpoint, DeviceChoice, Head, TextTokenizer, TorchError, Transformer, TransformerConfig,
+    Weights, weights_id,
 };
 use crate::model::train::{self, Compute, Dtype, Init, Optim, Scratch, TrainError};
 use crate::record::Id;
@@ -28,7 +28,7 @@ pub(super) type Rejection = (String, String);
 /// A model under training, or frozen beside one.
 pub(super) struct Learner {
     checkpoint: Checkpoint,
-    llama: Llama,
+    transformer: Transformer,
     tokenizer: TextTokenizer,
     eos: i64,
     /// The kind that the weights are stored in; they learn in f32.
@@ -96,8 +96,8 @@ impl Learner {
         let tokenizer = checkpoint.tokenizer().map_err(refused)?;
         let (kind, device) = place(compute, stored)?;
         checkpoint.weights = checkpoint.weights.trainable(device);
-        let llama =
-            Llama::new(&checkpoint.config, &checkpoint.weights, kind, device).map_err(refused)?;
+        let transformer = Transformer::new(&checkpoint.config, &checkpoint.weights, kind, device)
+            .map_err(refused)?;
         let eos = *checkpoint.config.eos_token_ids.first().ok_or_else(|| {
             TrainError::Data(
                 "config.json has no eos_token_id: nothing would end an answer".to_owned(),
@@ -105,7 +105,7 @@ impl Learner {
         })?;
         Ok(Learner {
             checkpoint,
-            llama,
+            transformer,
             tokenizer,
             eos,
             stored,
@@ -148,7 +148,7 @@ impl Learner {
         let (kind, device) = self.place;
         if kind != Kind::Float {
             let Checkpoint { config, weights, .. } = &self.checkpoint;
-            self.llama = Llama::new(config, weights, kind, device).map_err(refused)?;
+            self.transformer = Transformer::new(config, weights, kind, device).map_err(refused)?;
         }
         Ok(())
     }
@@ -167,8 +167,8 @@ impl Learner {
     }
 
     /// The model itself.
-    pub(super) fn llama(&self) -> &Llama {
-        &self.llama
+    pub(super) fn transformer(&self) -> &Transformer {
+        &self.transformer
     }
 
     /// Its tokenizer.
@@ -178,12 +178,12 @@ impl Learner {
 
     /// Where it computes.
     pub(super) fn device(&self) -> Device {
-        self.llama.device
+        self.transformer.device
     }
 
     /// The most tokens that it can read.
     pub(super) fn length_max(&self) -> usize {
-        self.llama.config.max_position_embeddings
+        self.transformer.config.max_position_embeddings
     }
 
     /// The states from which a micro-batch is predicted or scored, as the head sees them.
@@ -191,12 +191,14 @@ impl Learner {
         let hidden = match &micro.shared {
             shared if self.recomputes => {
                 let shared = shared.as_ref().map(|shared| (&shared.positions, &shared.mask));
-                let (hidden, tape) = self.llama.hidden_taped(&micro.ids, shared);
+                let (hidden, tape) = self.transformer.hidden_taped(&micro.ids, shared);
                 *self.tape.borrow_mut() = tape;
                 hidden
             }
-            None => self.llama.hidden_fused(&micro.ids),
-            Some(shared) => self.llama.hidden_shared(&micro.ids, &shared.positions, &shared.mask),
+            None => self.transformer.hidden_fused(&micro.ids),
+            Some(shared) => {
+                self.transformer.hidden_shared(&micro.ids, &shared.positions, &shared.mask)
+            }
         }; // (B, T, d)
         micro.predicting(&hidden) // (N, d)
     }
@@ -205,18 +207,18 @@ impl Learner {
     pub(super) fn backward(&self, loss: &Tensor) {
         loss.backward();
         if let Some(tape) = self.tape.take() {
-            self.llama.backward(&tape);
+            self.transformer.backward(&tape);
         }
     }
 
     /// The logits of states.
     pub(super) fn logits(&self, hidden: &Tensor) -> Tensor {
-        self.llama.logits(hidden) // (N, d) -> (N, V)
+        self.transformer.logits(hidden) // (N, d) -> (N, V)
     }
 
     /// The scores of states.
     pub(super) fn scores(&self, hidden: &Tensor) -> Tensor {
-        self.llama.scores(hidden) // (N, d) -> (N)
+        self.transformer.scores(hidden) // (N, d) -> (N)
     }
 
     /// The tokens of a prompt.
@@ -245,7 +247,7 @@ impl Learner {
 
     /// A rendered chat brings its own first token, and the tokenizer puts another before it.
     fn without_second_bos(&self, mut tokens: Vec<i64>) -> Vec<i64> {
-        let bos = self.llama.config.bos_token_id;
+        let bos = self.transformer.config.bos_token_id;
         if tokens.len() >= 2 && Some(tokens[0]) == bos && tokens[0] == tokens[1] {
             tokens.remove(0);
         }
@@ -342,7 +344,7 @@ fn from_nothing(
     let tokenizer = TextTokenizer::read(out).map_err(refused)?;
     let id =
         |token| tokenizer.id_of(token).expect("the tokenizer was made with its special tokens");
-    let config = LlamaConfig::scratch(scratch, vocab_size, None, id(EOS), id(PAD));
+    let config = TransformerConfig::scratch(scratch, vocab_size, None, id(EOS), id(PAD));
     let weights = Weights::random(&config, seed);
     let tokenizer_files = read_tokenizer_files(out).map_err(refused)?;
     Ok(Checkpoint { config, weights, tokenizer_files })
@@ -364,7 +366,7 @@ fn pad_of(checkpoint: &Checkpoint) -> Result<i64, TrainError> {
     })
 }
 
-fn card(config: &LlamaConfig, training: &str) -> String {
+fn card(config: &TransformerConfig, training: &str) -> String {
     let kind = match config.head {
         Head::Lm => "text-generation",
         Head::Score => "text-classification",

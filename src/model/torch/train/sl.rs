@@ -103,7 +103,7 @@ pub(super) fn train(job: &TrainJob, settings: &SlSettings) -> Result<Trained, Tr
 
 /// A loss far above that of a guess among all tokens is no learning any more.
 fn check(step: u64, loss: f64, grad_norm: f64, model: &Learner) -> Result<(), TrainError> {
-    let guess = libm::log(model.llama().config.vocab_size as f64);
+    let guess = libm::log(model.transformer().config.vocab_size as f64);
     if loss.is_finite() && grad_norm.is_finite() && loss < 10.0 * guess {
         return Ok(());
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::TorchTrainer;
-use crate::model::torch::{Head, LlamaConfig};
+use crate::model::torch::{Head, TransformerConfig};
 use crate::model::train::{
     Algorithm, Compute, DpoSettings, Example, Init, Optim, PmSettings, PpoSettings, Progress,
     Scratch, SlSettings, TrainError, TrainJob, TrainSettings, Trained, Trainer,
@@ -219,7 +219,7 @@ fn fine_tuning_from_nothing_learns_and_gives_the_same_weights_again() {
     for name in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
         assert!(dir.path().join(name).exists(), "{name}");
     }
-    assert_eq!(LlamaConfig::read(dir.path()).unwrap().eos_token_ids, [1]);
+    assert_eq!(TransformerConfig::read(dir.path()).unwrap().eos_token_ids, [1]);
     let (_again, twice) = base();
     assert_eq!(trained.weights, twice.weights);
     assert_eq!(trained.metrics, twice.metrics);
@@ -254,7 +254,7 @@ fn a_preference_model_learns_the_targets_and_stores_its_mean_and_deviation() {
     let metrics = last(&trained, "heldout");
     assert!(metrics["accuracy"] > 0.95 && metrics["excess_loss"] < 0.1, "{metrics:?}");
     assert!(metrics.contains_key("accuracy/source/ai"));
-    let config = LlamaConfig::read(pm_dir.path()).unwrap();
+    let config = TransformerConfig::read(pm_dir.path()).unwrap();
     let (mean, std) = trained.scores.unwrap();
     assert_eq!(
         (config.head, config.number("mean"), config.number("std")),
@@ -291,7 +291,7 @@ fn the_scale_of_a_preference_model_is_that_of_the_sources_named() {
             ..pm_settings()
         };
         let (dir, trained) = train(TrainSettings::TrainPm(settings), at(&dir), examples.clone());
-        let config = LlamaConfig::read(dir.path()).unwrap();
+        let config = TransformerConfig::read(dir.path()).unwrap();
         let (mean, std) = trained.scores.unwrap();
         assert_eq!((config.number("mean"), config.number("std")), (Some(mean), Some(std)));
         let metrics = last(&trained, "heldout");

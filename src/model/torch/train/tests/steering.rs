@@ -180,7 +180,7 @@ fn a_second_preference_model_looks_on_and_changes_nothing() {
     };
     let (_, watched) = run(Some(other.path()));
     assert_eq!(alone.weights, watched.weights);
-    let config = LlamaConfig::read(other.path()).unwrap();
+    let config = TransformerConfig::read(other.path()).unwrap();
     let (mean, std) = (config.number("mean").unwrap(), config.number("std").unwrap());
     let raw = values(&watched, "train", "objective/scores_test_pm");
     let scaled = values(&watched, "train", "objective/scores_test_pm_normalized");

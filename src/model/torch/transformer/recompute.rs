@@ -8,7 +8,7 @@
 use tch::{Kind, Tensor, no_grad_guard};
 
 use super::super::block::{Mask, View};
-use super::{Llama, Positions};
+use super::{Positions, Transformer};
 
 /// What is kept of a forward pass, to carry gradients back through it.
 pub(in crate::model::torch) struct Tape {
@@ -22,8 +22,8 @@ pub(in crate::model::torch) struct Tape {
     mask: Option<Mask>,
 }
 
-impl Llama {
-    /// As [`Llama::hidden_fused`], or [`Llama::hidden_shared`] with positions (B, T) and a mask
+impl Transformer {
+    /// As [`Transformer::hidden_fused`], or [`Transformer::hidden_shared`] with positions (B, T) and a mask
     /// (B, 1, T, T), without what the blocks have inside. Where no gradients are gathered there is
     /// nothing to keep.
     pub(in crate::model::torch) fn hidden_taped(
@@ -70,7 +70,7 @@ impl Llama {
         (hidden, Some(Tape { embedded, inputs, last, positions, mask }))
     }
 
-    /// Carries gradients back through the blocks, after a loss of [`Llama::hidden_taped`] has gone
+    /// Carries gradients back through the blocks, after a loss of [`Transformer::hidden_taped`] has gone
     /// backward.
     pub(in crate::model::torch) fn backward(&self, tape: &Tape) {
         let mut grad = tape.last.grad(); // (B, T, C)

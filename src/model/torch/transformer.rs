@@ -6,8 +6,9 @@ use tch::{Device, Kind, Tensor};
 
 pub(super) use self::recompute::Tape;
 use super::block::{Block, BlockShape, KeysValues, Mask, Norm, View};
-use super::config::{Head, Joined, LlamaConfig};
+use super::config::{Head, Joined, TransformerConfig};
 use super::error::TorchError;
+use super::kernels;
 use super::linear::{Linear, Linears};
 use super::rope::{Rope, Rotation};
 use super::weights::Weights;
@@ -15,10 +16,10 @@ use super::weights::Weights;
 /// A model whose parameters are the tensors it was made of: gradients flow into them.
 ///
 /// Shapes: B rows, T tokens, S keys, C hidden, V vocabulary.
-pub struct Llama {
+pub struct Transformer {
     /// Its shape.
-    pub config: LlamaConfig,
-    /// The kind it computes in; norms, softmax and logits are f32.
+    pub config: TransformerConfig,
+    /// The kind of what it computes; norms, softmax and logits are f32.
     pub kind: Kind,
     /// Where it computes.
     pub device: Device,
@@ -45,12 +46,12 @@ pub(super) struct Positions {
     pub(super) rotation: Option<Rotation>,
 }
 
-/// An additive mask of attention, for [`Llama::hidden_at`].
+/// An additive mask of attention, for [`Transformer::hidden_at`].
 pub struct AttentionMask(pub(super) Mask);
 
 /// Takes the weights of a model by name.
 struct Parts<'a> {
-    config: &'a LlamaConfig,
+    config: &'a TransformerConfig,
     weights: &'a Weights,
     kind: Kind,
     device: Device,
@@ -112,15 +113,15 @@ impl Parts<'_> {
     }
 }
 
-impl Llama {
+impl Transformer {
     /// A model of these weights. A weight of another kind or device is converted, in a way that
     /// gradients flow back through; others are shared.
     pub fn new(
-        config: &LlamaConfig,
+        config: &TransformerConfig,
         weights: &Weights,
         kind: Kind,
         device: Device,
-    ) -> Result<Llama, TorchError> {
+    ) -> Result<Transformer, TorchError> {
         let parts = Parts { config, weights, kind, device };
         let embeddings = parts.weight(&config.embeddings_name())?;
         let positions = config.family.has_learned_positions;
@@ -133,7 +134,7 @@ impl Llama {
             Head::Lm => HeadWeight::Lm(Linear::Plain { weight: head()?, bias: None }),
             Head::Score => HeadWeight::Score(head()?),
         };
-        Ok(Llama {
+        Ok(Transformer {
             blocks: (0..config.layers.len())
                 .map(|layer| parts.block(layer))
                 .collect::<Result<_, _>>()?,
@@ -150,24 +151,27 @@ impl Llama {
 
     /// The same model with stacked projections, for running without gradients.
     ///
-    /// The stacked ones are copies: after a training step, stack again. On a processor in f32 they
-    /// are packed, and [`Generator`](super::Generator) and [`score`](super::score()) read by pages;
-    /// what is packed is shared with a model that is stacked again.
+    /// The stacked ones are copies: after a training step, stack again. On a processor they are
+    /// packed, and [`Generator`](super::Generator) and [`score`](super::score()) read by pages; what
+    /// is packed is shared with a model that is stacked again. Weights in bf16 stay so there, and
+    /// what is computed with them is f32.
     #[must_use]
-    pub fn stacked(&self) -> Llama {
+    pub fn stacked(&self) -> Transformer {
         let _guard = tch::no_grad_guard();
         let rope = self.config.rope.as_ref();
-        Llama {
+        let is_packed = kernels::are_for(self.kind, self.device);
+        let kind = if is_packed { Kind::Float } else { self.kind };
+        Transformer {
             blocks: self.blocks.iter().map(Block::stacked).collect(),
-            rope: rope.map(|rope| Rope::new(rope, self.kind, self.device)),
+            rope: rope.map(|rope| Rope::new(rope, kind, self.device)),
             embeddings: self.embeddings.shallow_clone(),
-            positions: self.positions.as_ref().map(Tensor::shallow_clone),
+            positions: self.positions.as_ref().map(|positions| positions.to_kind(kind)),
             norm: self.norm.ready(),
             head: match &self.head {
                 HeadWeight::Lm(head) => HeadWeight::Lm(head.ready()),
                 HeadWeight::Score(weight) => HeadWeight::Score(weight.shallow_clone()),
             },
-            kind: self.kind,
+            kind,
             device: self.device,
             config: self.config.clone(),
         }
@@ -322,7 +326,7 @@ impl Llama {
     }
 
     pub(super) fn embed(&self, ids: &Tensor, positions: &Positions) -> Tensor {
-        let x = Tensor::embedding(&self.embeddings, ids, -1, false, false); // (B, T, C)
+        let x = Tensor::embedding(&self.embeddings, ids, -1, false, false).to_kind(self.kind); // (B, T, C)
         positions.added.as_ref().map_or_else(|| x.shallow_clone(), |added| &x + added)
     }
 
