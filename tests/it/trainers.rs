@@ -3,6 +3,9 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use amend::record::KeyHasher;
 
 use crate::durable::tables;
 
@@ -22,12 +25,12 @@ nodes:
         max_position_embeddings: 64 }, tokenizer: { vocab_size: 320 } } }
       learning_rate: 0.005
       warmup_steps: 4
-      epochs: 3
+      epochs: 4
       batch_size: 8
       gradient_accumulation_steps: 2
       threads: 1
       save_steps: 2
-  pm: { train-pm: { from: pairs, init: sl, learning_rate: 0.005, epochs: 3, batch_size: 8, threads: 1, save_steps: 2 } }
+  pm: { train-pm: { from: pairs, init: sl, learning_rate: 0.005, epochs: 4, batch_size: 8, threads: 1, save_steps: 2 } }
   rl:
     ppo-update:
       prompts: prompts
@@ -172,29 +175,61 @@ fn states(store: &Path) -> Vec<u64> {
     entries.filter_map(state).collect()
 }
 
+/// What the steps are drawn by, at which trainings are killed.
+const SEED: u64 = 4;
+/// How often each is killed.
+const N_KILLS: u64 = 5;
+
+/// A number below `end`, for a kill and a purpose.
+fn drawn(kill: u64, purpose: &str, end: u64) -> u64 {
+    let hasher = KeyHasher::new("amend/test/1").u64(SEED).u64(kill).text(purpose);
+    hasher.id().low() % end
+}
+
+/// Lets a run write so many states more, and kills it (SIGKILL) so many tenths of the way to the
+/// next.
+fn kill_after(bench: &Bench, store: &Path, n_states: u64, tenths: u32, what: &str) {
+    let mut child = bench.command("run", store).spawn().unwrap();
+    let mut last = states(store);
+    let mut written = Vec::new();
+    for _ in 0..n_states {
+        while states(store).is_empty() || states(store) == last {
+            assert!(child.try_wait().unwrap().is_none(), "{what}: it is done too soon");
+            std::thread::yield_now();
+        }
+        last = states(store);
+        written.push(Instant::now());
+    }
+    if let [.., before, at] = written[..] {
+        let part = (at - before) * tenths / 10;
+        while at.elapsed() < part {
+            std::thread::yield_now();
+        }
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
 #[test]
-fn a_killed_training_goes_on_to_the_same_weights() {
+fn a_training_killed_at_any_step_goes_on_to_the_same_weights() {
     let bench = Bench::new();
     let undisturbed = bench.store("undisturbed");
     bench.run("run", &undisturbed);
     assert!(states(&undisturbed).is_empty(), "a training that is done leaves no state");
 
     let store = bench.store("killed");
+    let weights = |store: &Path, node: &str| {
+        let link = store.join("bench/checkpoints").join(node);
+        std::fs::read(link.join("model.safetensors")).unwrap()
+    };
     assert_eq!(bench.foretold("sl", &store), "fresh");
-    for node in ["sl", "pm", "rl"] {
-        for saves in [1, 3, 2] {
-            let mut child = bench.command("run", &store).spawn().unwrap();
-            let mut last = states(&store);
-            for _ in 0..saves {
-                while states(&store).is_empty() || states(&store) == last {
-                    assert!(child.try_wait().unwrap().is_none(), "{node} is done too soon");
-                    std::thread::yield_now();
-                }
-                last = states(&store);
-            }
-            child.kill().unwrap();
-            child.wait().unwrap();
-            assert_eq!(bench.foretold(node, &store), "resume", "{node} after {saves} more saves");
+    for (node, first) in ["sl", "pm", "rl"].into_iter().zip((0..).step_by(N_KILLS as usize)) {
+        for kill in first..first + N_KILLS {
+            let n_states = 1 + drawn(kill, "states", 4);
+            let tenths = drawn(kill, "tenths", 10) as u32;
+            let what = format!("seed {SEED}: {node}, {n_states} states and {tenths} tenths on");
+            kill_after(&bench, &store, n_states, tenths, &what);
+            assert_eq!(bench.foretold(node, &store), "resume", "{what}");
         }
         // Up to here and no further, so that the next node is killed from its beginning.
         let until = ["--until", node];
@@ -204,8 +239,53 @@ fn a_killed_training_goes_on_to_the_same_weights() {
         assert!(states(&store).is_empty());
     }
     bench.run("run", &store);
+    for node in ["sl", "pm", "rl"] {
+        assert!(weights(&store, node) == weights(&undisturbed, node), "{node}: the same bits");
+    }
     assert_eq!(tables(&store), tables(&undisturbed), "weights ids, metrics and episodes too");
 
     let rows = |table: &str| tables(&store).keys().filter(|path| path.starts_with(table)).count();
     assert!(rows("rl.snapshots") > 0 && rows("rl.rollouts") > 0);
+}
+
+#[test]
+fn a_disk_that_takes_no_model_leaves_the_last_one_and_the_next_run_goes_on() {
+    let bench = Bench::new();
+    let store = bench.store("store");
+    let write = |text: &str| std::fs::write(bench.dir.path().join("pipeline.yaml"), text).unwrap();
+    let link = store.join("bench/checkpoints/sl");
+    let weights = |link: &Path| std::fs::read(link.join("model.safetensors")).unwrap();
+    let (sl_alone, _) = PIPELINE.split_once("  pm:").unwrap();
+    write(sl_alone);
+    bench.run("run", &store);
+    let before = weights(&link);
+
+    // No file of more than 40 KiB can be written, and a signal does not end who tries: with states
+    // it is the first of them that fails, without the model itself.
+    let again = sl_alone.replacen("learning_rate: 0.005", "learning_rate: 0.004", 1);
+    for (text, file) in [
+        (again.clone(), "state"),
+        (again.replacen("save_steps: 2", "save_steps: 0", 1), "model.safetensors"),
+    ] {
+        write(&text);
+        let run = bench.command("run", &store);
+        let mut limited = Command::new("bash");
+        limited.args([
+            "-c",
+            "trap '' XFSZ; ulimit -f 40; exec \"$0\" \"$@\"",
+            env!("CARGO_BIN_EXE_amend"),
+        ]);
+        let output = limited.args(run.get_args()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("node \"sl\"") && said.contains("File too large"), "{said}");
+        assert!(said.contains(file), "{said}");
+        assert!(weights(&link) == before, "the last good model is the node's");
+    }
+    write(&again);
+    bench.run("run", &store);
+    let other = bench.store("other");
+    bench.run("run", &other);
+    assert!(weights(&link) == weights(&other.join("bench/checkpoints/sl")));
+    assert!(weights(&link) != before);
 }

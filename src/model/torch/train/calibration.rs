@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use super::advantage::moments;
+
 /// A comparison with the scores that it was given.
 #[derive(Clone, Debug)]
 pub(crate) struct Judged {
@@ -67,6 +69,7 @@ pub(crate) fn metrics(judged: &[&Judged]) -> Vec<(&'static str, f64)> {
     let n = judged.len() as f64;
     let mean = |of: &dyn Fn(&Judged) -> f64| judged.iter().map(|j| of(j)).sum::<f64>() / n;
     let scores = || judged.iter().flat_map(|j| [j.a, j.b]);
+    let (mean_reward, variance) = moments(scores());
     vec![
         ("accuracy", mean(&Judged::accuracy)),
         ("brier", mean(&|j| (sigmoid(j.z()) - j.p).powi(2))),
@@ -75,8 +78,9 @@ pub(crate) fn metrics(judged: &[&Judged]) -> Vec<(&'static str, f64)> {
         ("loss", mean(&Judged::loss)),
         ("margin", mean(&|j| j.z().abs() * if j.z() * (j.p - 0.5) < 0.0 { -1.0 } else { 1.0 })),
         ("max_reward", scores().fold(f64::NEG_INFINITY, f64::max)),
-        ("mean_reward", scores().sum::<f64>() / (2.0 * n)),
+        ("mean_reward", mean_reward),
         ("min_reward", scores().fold(f64::INFINITY, f64::min)),
+        ("std_reward", variance.sqrt()),
     ]
 }
 
@@ -131,6 +135,21 @@ mod tests {
             [("ece", 0.0), ("excess_loss", 0.0), ("brier", 0.0), ("accuracy", 1.0), ("margin", z)]
         {
             assert!((value(&metrics, name) - expected).abs() < 1e-12, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_distribution_of_the_scores_is_that_of_both_texts() {
+        let of = |a: f64, b: f64| Judged { a, b, ..judged(0.0, 0.9, "ai") };
+        let metrics = metrics_by_group(&[of(3.0, -1.0), of(1.0, 1.0)]);
+        for (name, expected) in [
+            ("mean_reward", 1.0),
+            ("min_reward", -1.0),
+            ("max_reward", 3.0),
+            // With Bessel's correction: four numbers, eight squared.
+            ("std_reward", (8.0_f64 / 3.0).sqrt()),
+        ] {
+            assert!((value(&metrics, name) - expected).abs() < 1e-12, "{name}: {metrics:?}");
         }
     }
 

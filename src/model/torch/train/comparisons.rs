@@ -1,5 +1,7 @@
 //! Comparisons in tokens, as a preference model and a policy learn from them.
 
+use std::f64::consts::LN_2;
+
 use super::learner::Learner;
 use super::order::is_held_out;
 use super::rows::{Layout, Row, buckets};
@@ -104,6 +106,26 @@ pub(super) fn read(
         )));
     }
     Ok((held_out, learnt))
+}
+
+/// What a coin loses by a comparison, times a hundred: a batch above it is no learning any more. A
+/// single comparison whose label is wrong may well be ten times above.
+const LOSS_MAX: f64 = 100.0 * LN_2;
+
+/// Says so where the mean loss of a batch, or the norm of its gradient, is not that of a training
+/// that learns.
+pub(super) fn check(
+    step: u64,
+    (loss, grad_norm): (f64, f64),
+    data: &[Comparison],
+    batch: &[usize],
+) -> Result<(), TrainError> {
+    let weight = batch.iter().map(|&row| f64::from(data[row].weight)).sum::<f64>();
+    let most = LOSS_MAX * (weight / batch.len() as f64).max(1.0);
+    if loss < most && grad_norm.is_finite() {
+        return Ok(());
+    }
+    Err(TrainError::Diverged { step, loss, grad_norm })
 }
 
 /// Comparisons in buckets, by the length of the longer text.

@@ -54,9 +54,7 @@ pub(super) fn train(job: &TrainJob, settings: &DpoSettings) -> Result<Trained, T
         at.step += 1;
         let grad_norm = model.step(&mut adamw, rate)?;
         let loss = outcome.loss / batch.len() as f64;
-        if !loss.is_finite() || !grad_norm.is_finite() {
-            return Err(TrainError::Diverged { step: at.step, loss, grad_norm });
-        }
+        comparisons::check(at.step, (loss, grad_norm), &learnt, &batch)?;
         outcome.log(&mut at.log);
         at.n_tokens += batch.iter().map(|&row| learnt[row].n_tokens()).sum::<usize>() as f64;
         at.log.add("grad_norm", grad_norm, 1.0);

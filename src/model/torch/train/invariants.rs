@@ -2,6 +2,7 @@
 
 use tch::{Device, Kind, Tensor, no_grad_guard};
 
+use super::calibration::metrics_by_group;
 use super::comparisons::Comparison;
 use super::golden::{check, fixture, gradients, layout};
 use super::learner::Learner;
@@ -156,4 +157,32 @@ fn equal_answers_teach_a_preference_model_nothing_at_one_half() {
     // Equal answers have one score whatever is said of them: what one loses, the other gains.
     let equal = gradient(0.9, &[7, 8, 1]);
     assert!(equal < 1e-5, "{equal}");
+}
+
+#[test]
+fn the_order_of_the_options_changes_no_gradient() {
+    let head = Tensor::arange(16, (Kind::Float, Device::Cpu)).sin().view([1, -1]);
+    let model = Learner::scorer_with(&fixture(), &head);
+    let learnt = |is_swapped: bool| {
+        let comparison = |(row, p): (usize, f32)| {
+            let pair = [rows()[row].clone(), Row::new(&[5, 6], &[9, 4 + row as i64, 1])];
+            let [a, b] = pair;
+            let (rows, p) = if is_swapped { ([b, a], 1.0 - p) } else { ([a, b], p) };
+            let (weight, source, category) = (1.0, "ai".to_owned(), None);
+            Comparison { id: Id::ZERO, rows, p, weight, source, category }
+        };
+        let data: Vec<Comparison> =
+            (0..6).zip([1.0, 0.75, 1.0, 0.25, 0.5, 1.0]).map(comparison).collect();
+        let all: Vec<usize> = (0..data.len()).collect();
+        let (loss, judged) = pm::accumulate(&model, &data, &all, 0.01, &layout());
+        (loss, metrics_by_group(&judged), gradients(&model))
+    };
+    let (as_given, swapped) = (learnt(false), learnt(true));
+    assert!((as_given.0 - swapped.0).abs() < 1e-6, "{} is {}", as_given.0, swapped.0);
+    check("gradient", &swapped.2, &as_given.2, 1e-6);
+    assert!(as_given.2.iter().any(|gradient| gradient.abs() > 1e-3), "there is something to learn");
+    for ((name, given), (_, swapped)) in as_given.1.iter().zip(&swapped.1) {
+        // Scores that say 0.7 of A say 0.3 of B, which is another bin.
+        assert!(name.starts_with("ece") || (given - swapped).abs() < 1e-5, "{name}");
+    }
 }

@@ -47,9 +47,7 @@ pub(super) fn train(job: &TrainJob, settings: &PmSettings) -> Result<Trained, Tr
         let rate = schedule.rate(at.step);
         at.step += 1;
         let grad_norm = model.step(&mut adamw, rate)?;
-        if !loss.is_finite() || !grad_norm.is_finite() {
-            return Err(TrainError::Diverged { step: at.step, loss, grad_norm });
-        }
+        comparisons::check(at.step, (loss, grad_norm), &learnt, &batch)?;
         for (name, value) in metrics_by_group(&judged) {
             if !name.contains('/') && name != "ece" {
                 at.log.add(&name, value, judged.len() as f64);

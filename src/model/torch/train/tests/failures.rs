@@ -12,6 +12,60 @@ fn what_is_not_a_number_stops_the_training() {
 }
 
 #[test]
+fn preferences_that_diverge_stop_the_training() {
+    let (dir, _) = base();
+    for learning_rate in [30.0, f64::INFINITY] {
+        let optim = Optim { logging_steps: 1, ..optim(learning_rate) };
+        let pm = PmSettings { optim: optim.clone(), ..pm_settings() };
+        let dpo = DpoSettings { optim, ..dpo_settings() };
+        for settings in [TrainSettings::TrainPm(pm), TrainSettings::TrainDpo(dpo)] {
+            let verb = format!("{settings:?}")[..8].to_owned();
+            let examples = (0..160).map(comparison).collect();
+            let (out, trained) = attempt(settings, at(&dir), examples);
+            let Err(TrainError::Diverged { loss, .. }) = trained else {
+                panic!("{verb} at {learning_rate}: {trained:?}")
+            };
+            assert!(loss.is_nan() || loss > 69.0, "{verb}: a hundred times ln 2 is 69: {loss}");
+            assert!(!out.path().join("model.safetensors").exists());
+        }
+    }
+}
+
+#[test]
+fn nothing_to_learn_from_is_said_by_every_trainer() {
+    let stage = stage();
+    let comparing = |n: usize, a: String| match comparison(n) {
+        Example::Comparison { row_id, prompt, b, p, weight, source, category, .. } => {
+            Example::Comparison { row_id, prompt, a, b, p, weight, source, category }
+        }
+        other => panic!("{other:?}"),
+    };
+    // Longer than the model's context of 64.
+    let long = || vec![comparing(100, " long".repeat(100))];
+    let reward = stage.1.path();
+    let cases = [
+        (TrainSettings::TrainSl(sl_settings()), "no demonstration is left to train on: 0 of 0"),
+        (TrainSettings::TrainPm(pm_settings()), "no comparison is left to train on: 0 of 0"),
+        (TrainSettings::TrainDpo(dpo_settings()), "no comparison is left to train on: 0 of 0"),
+        (TrainSettings::PpoUpdate(ppo_settings(reward)), "no prompt is left to train on: 0 of 0"),
+    ];
+    for (settings, part) in cases {
+        let message = attempt(settings, at(&stage.0), Vec::new()).1.unwrap_err().to_string();
+        assert!(message.contains(part), "{message}");
+    }
+    for settings in [TrainSettings::TrainPm(pm_settings()), TrainSettings::TrainDpo(dpo_settings())]
+    {
+        let some = long().into_iter().chain((0..40).map(comparison)).collect();
+        let trained = train(settings.clone(), at(&stage.0), some).1;
+        let reasons: Vec<(Id, &str)> =
+            trained.rejected.iter().map(|(id, reason, _)| (*id, reason.as_str())).collect();
+        assert_eq!(reasons, [(id(100), "too_long")]);
+        let message = attempt(settings, at(&stage.0), long()).1.unwrap_err().to_string();
+        assert!(message.contains("no comparison is left to train on: 1 of 1"), "{message}");
+    }
+}
+
+#[test]
 fn what_the_last_step_broke_is_not_saved() {
     let stage = stage();
     let mut settings = PpoSettings {
@@ -68,6 +122,9 @@ fn a_prompt_that_leaves_no_room_to_answer_is_rejected() {
     assert!(message.contains("no prompt is left to train on: 2 of 2"), "{message}");
 }
 
+/// That every label prefers the first text is no degenerate dataset: a comparison and its mirror image
+/// are one to the loss (`the_order_of_the_options_changes_no_gradient`), so that no position can be
+/// learnt in place of what the texts say. One class in truth is a half everywhere, which is an error.
 #[test]
 fn comparisons_of_one_class_are_learnt_and_give_a_scale() {
     let (dir, _) = base();
