@@ -43,6 +43,17 @@ impl Setup<'_> {
                 return Err(Usage::new(format!("--hold \"{name}\": it trains no model")).into());
             }
         }
+        let unpriced = plan
+            .pipeline()
+            .models
+            .iter()
+            .find(|(_, model)| model.endpoint.is_some() && model.price.is_none());
+        if let (Some(_), Some((name, _))) = (self.max_cost, unpriced) {
+            let usage = Usage::new(format!("--max-cost: model \"{name}\" has no price"));
+            let help =
+                "add `price: { input: …, output: … }` to it, in dollars per million tokens, or 0";
+            return Err(usage.help(help).into());
+        }
         let interrupt = Arc::new(AtomicBool::new(false));
         Ok(Options {
             store: files::store_of(self.file, common),

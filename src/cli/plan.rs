@@ -70,7 +70,7 @@ fn text(plan: &Plan, forecast: &Forecast, screen: Screen) -> String {
             Some(tokens) => format!(", about {} tokens", count(tokens)),
         },
         match totals.cost_usd {
-            Some(cost) if totals.calls.to_make > 0 => format!(", about ${cost:.2}"),
+            cost @ Some(_) if totals.calls.to_make > 0 => format!(", about {}", usd(cost)),
             _ => String::new(),
         },
     );
@@ -199,6 +199,7 @@ mod tests {
             calls: CallsForecast { total, memo: total - to_make, to_make, exact: true },
             training: None,
             tokens: Some(0),
+            has_price: false,
             cost_usd: None,
         }
     }

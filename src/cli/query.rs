@@ -4,6 +4,10 @@ use super::args::{Common, QueryArgs};
 use super::failure::Status;
 use super::files;
 use super::screen::Screen;
+#[cfg(feature = "sql")]
+use crate::query::Pipelines;
+#[cfg(feature = "sql")]
+use crate::store::{Snapshot, Store};
 
 /// Asks a snapshot.
 #[cfg(feature = "sql")]
@@ -11,8 +15,8 @@ pub(super) fn run(args: &QueryArgs, common: &Common, screen: Screen) -> anyhow::
     use super::args::Output;
     use crate::query::{json, sql};
 
-    let reader = files::reader(&args.which, common)?;
-    let answer = sql::query(&reader, reader.snapshot(&args.at)?, &args.sql)?;
+    let (store, snapshot) = asked(args, common)?;
+    let answer = sql::query(&store, snapshot, &args.sql)?;
     match common.output {
         Output::Json => screen.json(&json::objects(&answer.batches)?)?,
         Output::Csv => {
@@ -23,6 +27,19 @@ pub(super) fn run(args: &QueryArgs, common: &Common, screen: Screen) -> anyhow::
         _ => screen.text(&answer.table()?)?,
     }
     Ok(Status::Done)
+}
+
+/// The snapshot that is asked; none before the first, when there are calls alone.
+#[cfg(feature = "sql")]
+fn asked(args: &QueryArgs, common: &Common) -> anyhow::Result<(Store, Option<Snapshot>)> {
+    let store = Store::new(&files::store(&args.which, common)?);
+    let has_calls = || store.memo_read_only().is_ok_and(|memo| !memo.is_empty());
+    if Pipelines::of(&store)?.names().is_empty() && has_calls() {
+        return Ok((store, None));
+    }
+    let reader = files::reader(&args.which, common)?;
+    let snapshot = reader.snapshot(&args.at)?;
+    Ok((reader.store, Some(snapshot)))
 }
 
 /// Says that this program has no SQL, and where the files are.

@@ -52,10 +52,10 @@ fn show(plan: &Plan, options: &Options, report: &Report, screen: Screen) -> anyh
     if screen.json {
         screen.json(report)?;
     } else if !screen.quiet {
-        screen.text(&text(report, screen))?;
-        if report.snapshot > 0 {
+        screen.text(&text(report, &rejects_of(plan, options), screen))?;
+        if let Some(number) = report.snapshot {
             let reader = Reader::new(&Store::new(&options.store), &plan.pipeline().name);
-            for shares in shares::of(&reader.snapshot(&report.snapshot.to_string())?)? {
+            for shares in shares::of(&reader.snapshot(&number.to_string())?)? {
                 screen.text(&format!("\n{}", shares.render(screen)))?;
             }
         }
@@ -64,7 +64,15 @@ fn show(plan: &Plan, options: &Options, report: &Report, screen: Screen) -> anyh
     Ok(if is_clean { Status::Done } else { Status::Rejects })
 }
 
-fn text(report: &Report, screen: Screen) -> String {
+/// The command that says what became of the rows that failed.
+fn rejects_of(plan: &Plan, options: &Options) -> String {
+    let (store, name) = (options.store.display().to_string(), &plan.pipeline().name.value);
+    let quoted = if store.contains(' ') { format!("'{store}'") } else { store };
+    let sql = "select node, reason, count(*) from rejects group by 1, 2";
+    format!("amend query --store {quoted} -p {name} \"{sql}\"")
+}
+
+fn text(report: &Report, rejects_of: &str, screen: Screen) -> String {
     let heads = [
         "node",
         "op",
@@ -100,14 +108,13 @@ fn text(report: &Report, screen: Screen) -> String {
         duration(report.seconds),
     );
     if rejects > 0 {
-        let see = "`amend query \"select node, reason, count(*) from rejects group by 1, 2\"`";
-        let _ = write!(text, ", {}: {see}", counted(rejects, "reject"));
+        let _ = write!(text, ", {}: `{rejects_of}`", counted(rejects, "reject"));
     }
-    let _ = match report.snapshot {
-        0 => writeln!(text, "\nno snapshot: a part of a pipeline is not published"),
-        number => {
-            writeln!(text, "\nsnapshot {} {}", screen.bold(&number.to_string()), report.digest)
+    let _ = match (report.snapshot, &report.digest) {
+        (Some(number), Some(digest)) => {
+            writeln!(text, "\nsnapshot {} {digest}", screen.bold(&number.to_string()))
         }
+        _ => writeln!(text, "\nno snapshot: a part of a pipeline is not published"),
     };
     text
 }

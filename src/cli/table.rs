@@ -93,7 +93,11 @@ pub(super) fn about(number: Option<u64>) -> String {
 
 /// A price.
 pub(super) fn usd(cost: Option<f64>) -> String {
-    cost.map_or_else(|| "-".to_owned(), |cost| format!("${cost:.2}"))
+    match cost {
+        None => "-".to_owned(),
+        Some(cost) if cost > 0.0 && cost < 0.1 => format!("${cost:.4}"),
+        Some(cost) => format!("${cost:.2}"),
+    }
 }
 
 /// A number and its noun: `1 row`, `2 rows`.

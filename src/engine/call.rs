@@ -19,9 +19,9 @@ use timely::container::CapacityContainerBuilder;
 use timely::dataflow::channels::pact::Exchange;
 use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::operator::Operator as _;
-use timely::scheduling::SyncActivator;
 
 use super::ask::{Ask, Coll, Made};
+use super::bell::Bell;
 use super::dispatch::{Outcome, Waiter};
 use super::rows::{Lineage, Rec};
 use super::shared::Shared;
@@ -58,9 +58,10 @@ pub(super) fn call<'s>(input: Coll<'s, Ask>, spec: Spec, shared: &Arc<Shared>) -
         exchange,
         &name,
         move |_capability, info| {
-            let wake = scope.worker().sync_activator_for(info.address.to_vec());
-            let mut caller = Caller::new(spec, shared, Arc::new(wake));
+            let bell = Bell::new(scope.worker().sync_activator_for(info.address.to_vec()));
+            let mut caller = Caller::new(spec, shared, Arc::new(bell));
             move |(input, frontier), output| {
+                caller.bell.heard();
                 let latest = caller.shared.latest_epoch();
                 caller.superseded = frontier.less_equal(&time::first(latest)).then_some(latest);
                 caller.take_replies();
@@ -96,7 +97,7 @@ const KEPT_AT_ONCE: usize = 1024;
 struct Caller {
     spec: Spec,
     shared: Arc<Shared>,
-    wake: Arc<SyncActivator>,
+    bell: Arc<Bell>,
     sender: Sender<(u64, Outcome)>,
     receiver: Receiver<(u64, Outcome)>,
     stashed: BTreeMap<Time, Vec<(Ask, isize)>>,
@@ -115,12 +116,12 @@ struct Caller {
 }
 
 impl Caller {
-    fn new(spec: Spec, shared: Arc<Shared>, wake: Arc<SyncActivator>) -> Caller {
+    fn new(spec: Spec, shared: Arc<Shared>, bell: Arc<Bell>) -> Caller {
         let (sender, receiver) = unbounded();
         Caller {
             spec,
             shared,
-            wake,
+            bell,
             sender,
             receiver,
             stashed: BTreeMap::new(),
@@ -202,7 +203,7 @@ impl Caller {
     fn abandon(&mut self, pending: &mut Pending) {
         for (ticket, key) in pending.waiting.drain(..) {
             self.tickets.swap_remove(&ticket);
-            self.shared.dispatcher.cancel(&key, ticket, &self.wake);
+            self.shared.dispatcher.cancel(&key, ticket, &self.bell);
         }
     }
 
@@ -323,7 +324,7 @@ impl Caller {
             self.next_ticket += 1;
             let ticket = self.next_ticket;
             let waiter =
-                || Waiter { replies: self.sender.clone(), wake: Arc::clone(&self.wake), ticket };
+                || Waiter { replies: self.sender.clone(), bell: Arc::clone(&self.bell), ticket };
             let dispatcher = &self.shared.dispatcher;
             let (key, outcome) = dispatcher.ask(self.spec.node, model, request, waiter);
             pending.keys.push(key);

@@ -10,8 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crossbeam_channel::Sender;
 use indexmap::IndexMap;
-use timely::scheduling::SyncActivator;
 
+use super::bell::Bell;
+pub use super::budget::Limits;
+use super::budget::Spent;
 use super::estimate::Volume;
 pub use super::tally::Calls;
 use super::tally::Tally;
@@ -82,7 +84,7 @@ pub trait Models: Send + Sync {
 #[derive(Clone)]
 pub(super) struct Waiter {
     pub(super) replies: Sender<(u64, Outcome)>,
-    pub(super) wake: Arc<SyncActivator>,
+    pub(super) bell: Arc<Bell>,
     pub(super) ticket: u64,
 }
 
@@ -90,22 +92,9 @@ impl Waiter {
     fn tell(&self, outcome: Outcome) {
         // The operator is gone when a run is being stopped: then nobody is to be told.
         if self.replies.send((self.ticket, outcome)).is_ok() {
-            let _ = self.wake.activate();
+            self.bell.ring();
         }
     }
-}
-
-/// What a run may spend, and how it treats remembered failures.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Limits {
-    /// The most calls to make.
-    pub max_calls: Option<u64>,
-    /// The most tokens to read and write.
-    pub max_tokens: Option<u64>,
-    /// The most US dollars.
-    pub max_cost: Option<f64>,
-    /// Ask again what failed permanently.
-    pub retry_rejects: bool,
 }
 
 /// What the calls of a run came to so far.
@@ -139,6 +128,8 @@ struct Pending {
     model: ModelRef,
     waiters: Vec<Waiter>,
     started: bool,
+    /// What it may take, set aside while it is under way.
+    reserved: Spent,
 }
 
 #[derive(Default)]
@@ -158,8 +149,11 @@ struct Inner {
     arrivals: u64,
     started: u64,
     recalled: u64,
-    spent_tokens: u64,
-    spent_cost: f64,
+    spent: Spent,
+    /// What the calls under way may take.
+    reserved: Spent,
+    /// Of the calls made, to know how many tokens a prompt has.
+    read: Volume,
     stop: Option<String>,
 }
 
@@ -236,7 +230,10 @@ impl Dispatcher {
         let waiters = vec![waiter()];
         let (request, model) = (Arc::new(request), model.clone());
         let queue = (Arc::clone(&model.name), model.fingerprint.bits());
-        inner.pending.insert(key, Pending { request, model, waiters, started: false });
+        inner.pending.insert(
+            key,
+            Pending { request, model, waiters, started: false, reserved: Spent::default() },
+        );
         inner.arrivals += 1;
         let place = (std::cmp::Reverse(node), inner.arrivals);
         inner.queues.entry(queue.clone()).or_default().waiting.insert(place, key);
@@ -258,16 +255,35 @@ impl Dispatcher {
     }
 
     /// The row that asked is gone: the call is not made, unless it is under way or others wait.
-    pub(super) fn cancel(&self, key: &CallKey, ticket: u64, wake: &Arc<SyncActivator>) {
+    pub(super) fn cancel(&self, key: &CallKey, ticket: u64, bell: &Arc<Bell>) {
         let mut inner = self.lock();
         let Some(pending) = inner.pending.get_mut(key) else { return };
         pending
             .waiters
-            .retain(|waiter| waiter.ticket != ticket || !Arc::ptr_eq(&waiter.wake, wake));
+            .retain(|waiter| waiter.ticket != ticket || !Arc::ptr_eq(&waiter.bell, bell));
         if pending.waiters.is_empty() && !pending.started {
             inner.pending.swap_remove(key);
             inner.tally.cancelled(key);
         }
+    }
+
+    /// The most that a call may take, but for the number of its prompt's tokens, which is known by
+    /// those of other calls alone.
+    fn most(&self, model: &ModelRef, request: &Request, read: &Volume) -> Spent {
+        if !self.limits.spend() {
+            return Spent::default();
+        }
+        let wanted = Volume::wanted(request);
+        // No text has more tokens than bytes; of texts like those read, half as many again is much.
+        let a_byte = if read.read == 0 { 1.0 } else { (1.5 * read.tokens_a_byte()).min(1.0) };
+        let (read, written) = (wanted.bytes as f64 * a_byte, wanted.written as f64);
+        let answer = Answer {
+            prompt_tokens: read.ceil() as i32,
+            completion_tokens: written as i32,
+            ..Answer::default()
+        };
+        let tokens = (read.ceil() + written) as u64;
+        Spent { tokens, usd: (self.cost)(&model.name, &answer) }
     }
 
     /// Takes from a model's queue what may be started now.
@@ -300,6 +316,16 @@ impl Dispatcher {
                 self.stop_locked(inner, format!("the next call would be more than {most}"));
                 break;
             }
+            let next = self.most(&pending.model, &pending.request, &inner.read);
+            if let Some(reason) = self.limits.exceeded(inner.spent, inner.reserved, next) {
+                // What is under way may take less than is set aside for it.
+                if inner.reserved == Spent::default() {
+                    self.stop_locked(inner, reason);
+                }
+                break;
+            }
+            pending.reserved = next;
+            inner.reserved += next;
             pending.started = true;
             state.waiting.remove(&place);
             state.in_flight += 1;
@@ -355,23 +381,23 @@ impl Dispatcher {
     fn settle(self: &Arc<Self>, key: CallKey, outcome: Outcome, attempts: u64) {
         let mut inner = self.lock();
         let pending = inner.pending.swap_remove(&key).expect("a call under way stays pending");
-        let tokens = match &outcome {
-            Outcome::Answer(answer) => {
-                inner.spent_cost += (self.cost)(&pending.model.name, answer);
-                (answer.prompt_tokens + answer.completion_tokens).max(0) as u64
-            }
-            _ => 0,
-        };
-        inner.spent_tokens += tokens;
+        inner.reserved -= pending.reserved;
+        let mut tokens = 0;
+        if let Outcome::Answer(answer) = &outcome {
+            tokens = (answer.prompt_tokens + answer.completion_tokens).max(0) as u64;
+            inner.spent += Spent { tokens, usd: (self.cost)(&pending.model.name, answer) };
+            inner.read += Volume::made(&pending.request, answer);
+        }
         inner.tally.made(&key, attempts, tokens);
         let queue = (Arc::clone(&pending.model.name), pending.model.fingerprint.bits());
         inner.queues.get_mut(&queue).expect("a model that was asked has a queue").in_flight -= 1;
-        let over = self.limits.max_tokens.is_some_and(|most| inner.spent_tokens >= most)
-            || self.limits.max_cost.is_some_and(|most| inner.spent_cost >= most);
-        if over {
-            self.stop_locked(&mut inner, "the budget is spent".to_owned());
-        }
-        let starts = self.pump(&mut inner, &queue);
+        // What was set aside and is free again may be what another model waits for.
+        let starts = if self.limits.spend() {
+            let queues: Vec<_> = inner.queues.keys().cloned().collect();
+            queues.iter().flat_map(|queue| self.pump(&mut inner, queue)).collect()
+        } else {
+            self.pump(&mut inner, &queue)
+        };
         drop(inner);
         for waiter in &pending.waiters {
             waiter.tell(outcome.clone());
@@ -411,8 +437,8 @@ impl Dispatcher {
             in_flight,
             made: inner.started - in_flight as u64,
             memo: inner.recalled,
-            tokens: inner.spent_tokens,
-            cost_usd: inner.spent_cost,
+            tokens: inner.spent.tokens,
+            cost_usd: inner.spent.usd,
             cache_bytes,
         }
     }

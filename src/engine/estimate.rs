@@ -31,6 +31,14 @@ impl Volume {
         Volume { calls: 1, bytes: bytes(&request.prompt), read: 0, written }
     }
 
+    /// Tokens to a byte of the prompts.
+    pub(super) fn tokens_a_byte(&self) -> f64 {
+        match self.read.min(self.bytes) {
+            0 => 1.0 / BYTES_A_TOKEN,
+            _ => self.read as f64 / self.bytes as f64,
+        }
+    }
+
     /// A call that was made.
     pub(super) fn made(request: &Request, answer: &Answer) -> Volume {
         let count = |tokens: i32| tokens.max(0) as u64;
@@ -98,13 +106,9 @@ impl Estimate {
         let bytes_a_call = (self.made.bytes + self.wanted.bytes) as f64 / known;
         let guessed = to_make.saturating_sub(self.wanted.calls) as f64;
         let bytes = self.wanted.bytes as f64 + guessed * bytes_a_call;
-        let a_byte = match made.bytes {
-            0 => 1.0 / BYTES_A_TOKEN,
-            bytes => made.read as f64 / bytes as f64,
-        };
         let like = if made.calls > 0 { made } else { self.wanted };
         let written = (like.calls > 0).then(|| like.written as f64 / like.calls as f64)?;
-        Some(Tokens { read: bytes * a_byte, written: to_make as f64 * written })
+        Some(Tokens { read: bytes * made.tokens_a_byte(), written: to_make as f64 * written })
     }
 }
 

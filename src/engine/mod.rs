@@ -4,6 +4,8 @@
 
 mod ask;
 mod asked;
+mod bell;
+mod budget;
 mod call;
 pub mod compile;
 pub mod context;

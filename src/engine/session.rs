@@ -261,20 +261,30 @@ impl Running {
     /// Takes in what the sinks saw.
     fn take_in(&mut self) {
         let shared = &self.shared;
-        for (at, node) in self.shape.nodes.iter().enumerate() {
-            let table = &mut self.tables[at];
-            apply(&mut table.rows, shared.take_seen(at, Stream::Rows));
-            apply(&mut table.rejects, shared.take_seen(at, Stream::Rejects));
-            if matches!(node.kind, Kind::Train { .. }) {
-                apply(&mut table.metrics, shared.take_seen(at, Stream::Metrics));
-                apply(&mut table.rollouts, shared.take_seen(at, Stream::Rollouts));
-                apply(&mut table.snapshots, shared.take_seen(at, Stream::Snapshots));
+        std::thread::scope(|scope| {
+            for (at, (node, table)) in self.shape.nodes.iter().zip(&mut self.tables).enumerate() {
+                let Table { rows, rejects, metrics, rollouts, snapshots, dropped } = table;
+                let changes = shared.take_seen(at, Stream::Rows);
+                // Tables have nothing in common: large changes of several go side by side.
+                match changes.len() {
+                    0..MANY => apply(rows, changes),
+                    _ => drop(scope.spawn(|| apply(rows, changes))),
+                }
+                apply(rejects, shared.take_seen(at, Stream::Rejects));
+                if matches!(node.kind, Kind::Train { .. }) {
+                    apply(metrics, shared.take_seen(at, Stream::Metrics));
+                    apply(rollouts, shared.take_seen(at, Stream::Rollouts));
+                    apply(snapshots, shared.take_seen(at, Stream::Snapshots));
+                }
+                let net = *dropped as i64 + shared.take_dropped(at) as i64;
+                *dropped = u64::try_from(net).expect("what was dropped was there");
             }
-            let dropped = table.dropped as i64 + shared.take_dropped(at) as i64;
-            table.dropped = u64::try_from(dropped).expect("what was dropped was there");
-        }
+        });
     }
 }
+
+/// From so many changes on a table is worth a thread.
+const MANY: usize = 4096;
 
 fn apply(table: &mut BTreeMap<Id, Rec>, mut changes: Vec<(Rec, isize)>) {
     differential_dataflow::consolidation::consolidate(&mut changes);

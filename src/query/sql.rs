@@ -18,9 +18,9 @@ use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::{SessionConfig, SessionContext};
 
-use super::{QueryError, Reader, Result};
+use super::{QueryError, Result};
 use crate::record::{Kind, Relation};
-use crate::store::{Memo, Snapshot, StoreError};
+use crate::store::{Memo, Snapshot, Store, StoreError};
 
 /// The name of the memo's table.
 const CALLS: &str = "calls";
@@ -43,9 +43,9 @@ impl Answer {
     }
 }
 
-/// Asks a snapshot in SQL.
-pub fn query(reader: &Reader, snapshot: Snapshot, sql: &str) -> Result<Answer> {
-    let memo = reader.store.memo_read_only()?;
+/// Asks a snapshot in SQL; before there is one, the memo alone.
+pub fn query(store: &Store, snapshot: Option<Snapshot>, sql: &str) -> Result<Answer> {
+    let memo = store.memo_read_only()?;
     let context = context();
     register(&context, snapshot, memo).map_err(said)?;
     let runtime = tokio::runtime::Builder::new_current_thread().build();
@@ -104,27 +104,36 @@ fn said(error: DataFusionError) -> QueryError {
 
 fn register(
     context: &SessionContext,
-    snapshot: Snapshot,
+    snapshot: Option<Snapshot>,
     memo: Memo,
 ) -> datafusion::common::Result<()> {
-    let snapshot = Arc::new(snapshot);
+    if let Some(snapshot) = snapshot.map(Arc::new) {
+        register_nodes(context, &snapshot)?;
+    }
+    if !context.table_exist(CALLS)? {
+        let schema = Memo::scan_schema(None).map_err(external)?;
+        register_as(context, CALLS, Arc::new(CallRows { memo, schema }))?;
+    }
+    Ok(())
+}
+
+fn register_nodes(
+    context: &SessionContext,
+    snapshot: &Arc<Snapshot>,
+) -> datafusion::common::Result<()> {
     let nodes = &snapshot.manifest().nodes;
     let relation_of = |name: &String| nodes[name].table.relation;
     for name in nodes.keys() {
-        let rows = Rows::of(&snapshot, vec![name.clone()], relation_of(name));
+        let rows = Rows::of(snapshot, vec![name.clone()], relation_of(name));
         register_as(context, name, Arc::new(rows))?;
     }
     // Those tables are there even when no node has such rows.
     for relation in [Relation::Rejects, Relation::Metrics, Relation::Checkpoints] {
         if !nodes.contains_key(relation.name()) {
             let names = nodes.keys().filter(|name| relation_of(name) == relation).cloned();
-            let rows = Rows::of(&snapshot, names.collect(), relation);
+            let rows = Rows::of(snapshot, names.collect(), relation);
             register_as(context, relation.name(), Arc::new(rows))?;
         }
-    }
-    if !nodes.contains_key(CALLS) {
-        let schema = Memo::scan_schema(None).map_err(external)?;
-        register_as(context, CALLS, Arc::new(CallRows { memo, schema }))?;
     }
     Ok(())
 }
@@ -337,7 +346,7 @@ mod tests {
 
     fn ask(lab: &Lab, sql: &str) -> Result<String> {
         let reader = lab.reader();
-        query(&reader, reader.snapshot("latest")?, sql)?.table()
+        query(&reader.store, Some(reader.snapshot("latest")?), sql)?.table()
     }
 
     fn lab() -> Lab {

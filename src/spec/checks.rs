@@ -19,6 +19,11 @@ pub(super) fn pipeline(pipeline: &Pipeline, mistakes: &mut Mistakes) {
         let mut check = Check { owner: format!("model \"{name}\""), mistakes };
         check.word("name", name);
         model(name, declared, &mut check);
+        if pipeline.budget.usd.is_some() && declared.endpoint.is_some() && declared.price.is_none()
+        {
+            let help = "add `price: { input: …, output: … }`, in dollars per million tokens, or 0";
+            check.says(name.place, "has no \"price\", and \"budget\" counts its dollars", help);
+        }
     }
     for (name, node) in &pipeline.nodes {
         let mut check = Check { owner: format!("node \"{name}\""), mistakes };
@@ -57,6 +62,12 @@ fn model(name: &Name, model: &Model, check: &mut Check<'_>) {
     {
         let help = "such as `http://localhost:8000/v1`";
         check.says(endpoint.place, "has an endpoint that is not a URL", help);
+    }
+    if let Some(price) = model.price
+        && ![price.input, price.output].iter().all(|usd| (0.0..f64::INFINITY).contains(usd))
+    {
+        let help = "dollars for a million tokens, 0 or above";
+        check.says(name.place, "has a \"price\" below 0, or one that is no number", help);
     }
     check.count("max_in_flight", &model.max_in_flight);
     check.count("votes", &model.votes);

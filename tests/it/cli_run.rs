@@ -76,8 +76,19 @@ impl Lab {
 
     /// What all calls cost.
     fn usd(&self) -> f64 {
-        let rows = self.json(&["query", "select sum(cost_usd) as usd from calls"]);
-        rows[0]["usd"].as_f64().unwrap_or_else(|| panic!("{rows}"))
+        self.sum("cost_usd")
+    }
+
+    /// The sum of a column of the memo.
+    fn sum(&self, of: &str) -> f64 {
+        let rows = self.json(&["query", &format!("select sum({of})::double as sum from calls")]);
+        rows[0]["sum"].as_f64().unwrap_or_else(|| panic!("{rows}"))
+    }
+
+    /// The pipeline with a price of its model.
+    fn priced(&self) {
+        let priced = "max_in_flight: 8, price: { input: 2000.0, output: 8000.0 }";
+        self.write("small.yaml", &PIPELINE.replace("max_in_flight: 8", priced));
     }
 }
 
@@ -110,8 +121,7 @@ fn a_run_makes_the_calls_that_the_plan_foretold_and_a_second_none() {
 #[test]
 fn a_plan_says_about_how_many_tokens_and_dollars_a_run_takes() {
     let lab = Lab::new(json!({}));
-    let priced = "max_in_flight: 8, price: { input: 2.0, output: 8.0 }";
-    lab.write("small.yaml", &PIPELINE.replace("max_in_flight: 8", priced));
+    lab.priced();
     let first = lab.json(&["plan", "small.yaml"]);
     // Of nothing like it was asked yet: prompts by their length, answers as long as they may be.
     let drafts = node(&first, "drafts");
@@ -131,6 +141,46 @@ fn a_plan_says_about_how_many_tokens_and_dollars_a_run_takes() {
     let foretold = plan["totals"]["cost_usd"].as_f64().unwrap();
     // Revisions of critiques that came out the same are not made again.
     assert!(spent > 0.0 && foretold > 0.8 * spent && foretold < 1.6 * spent, "{foretold}: {spent}");
+}
+
+#[test]
+fn a_run_stops_before_it_spends_more_than_it_may() {
+    let lab = Lab::new(json!({}));
+    let (code, _, stderr) = lab.amend(&["run", "small.yaml", "--max-cost", "1"]);
+    assert_eq!(code, 2, "a model without a price costs nothing that can be counted");
+    assert!(stderr.contains("model \"fake\" has no price"), "{stderr}");
+
+    lab.priced();
+    let (code, _, stderr) = lab.amend(&["run", "small.yaml", "--max-cost", "1"]);
+    assert_eq!(code, 1, "{stderr}");
+    assert!(stderr.contains("of $1 are spent"), "{stderr}");
+    // No snapshot was made: what was paid for can be asked all the same.
+    let usd = lab.usd();
+    assert!(usd > 0.5 && usd <= 1.0, "{usd} of 1.0");
+
+    let budget = "constitution: constitution.yaml\nbudget: { tokens: 1000 }";
+    let written = fs::read_to_string(lab.dir.path().join("small.yaml")).unwrap();
+    lab.write("small.yaml", &written.replace("constitution: constitution.yaml", budget));
+    let before = lab.sum("prompt_tokens + completion_tokens");
+    let (code, _, stderr) = lab.amend(&["run", "small.yaml"]);
+    assert_eq!(code, 1, "{stderr}");
+    let tokens = lab.sum("prompt_tokens + completion_tokens") - before;
+    assert!(tokens > 500.0 && tokens <= 1000.0, "{tokens} of 1000");
+
+    lab.priced();
+    assert_eq!(lab.amend(&["run", "small.yaml"]).0, 0, "what is left is made");
+    assert_eq!(lab.server.stats().calls as usize, 3 * ROWS, "and nothing twice");
+}
+
+#[test]
+fn a_part_of_a_pipeline_is_planned_and_run_and_not_published() {
+    let lab = Lab::new(json!({}));
+    let plan = lab.json(&["plan", "small.yaml", "--until", "drafts"]);
+    assert_eq!(plan["totals"]["calls"]["to_make"], ROWS, "{plan}");
+    let report = lab.json(&["run", "small.yaml", "--until", "drafts"]);
+    assert_eq!(report["calls"]["made"], ROWS);
+    assert!(report["snapshot"].is_null() && report["digest"].is_null(), "{report}");
+    assert!(node(&report, "drafts")["digest"].is_null(), "{report}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use super::report::{
     CallsForecast, Forecast, NodeForecast, RowsForecast, Totals, TrainingForecast,
 };
 use super::world::LocalWorld;
-use super::{Options, RunError, by_table, desired};
+use super::{Options, RunError, by_table, desired, until};
 use crate::engine::dispatch::{Limits, Mode};
 use crate::engine::estimate::Tokens;
 use crate::engine::policy::KeptBy;
@@ -20,6 +20,10 @@ use crate::store::{Snapshot, Store};
 
 /// Says what a run would do: rows, calls and trainings, before anything is spent.
 pub fn foretell(plan: &Plan, options: &Options) -> Result<Forecast, RunError> {
+    let plan = match &options.until {
+        Some(node) => &until(plan, node)?,
+        None => plan,
+    };
     let store = Store::new(&options.store);
     let memo = Arc::new(store.memo_read_only()?);
     let world = LocalWorld::new(plan, options, &store, memo)?;
@@ -48,6 +52,7 @@ pub fn foretell(plan: &Plan, options: &Options) -> Result<Forecast, RunError> {
             },
             training: settled.trainings.get(&nodes[0]).map(|state| training(name, *state, before)),
             tokens: tokens.map(|tokens| (tokens.read + tokens.written).round() as u64),
+            has_price: price.is_some(),
             cost_usd: price.zip(tokens).map(|(price, Tokens { read, written })| {
                 (read * price.input + written * price.output) / 1e6
             }),
@@ -114,9 +119,10 @@ fn training(name: &str, state: TrainingState, before: Option<&Snapshot>) -> Trai
 
 fn totals(nodes: &[NodeForecast]) -> Totals {
     let asks = || nodes.iter().filter(|node| node.calls.to_make > 0);
+    let priced = || asks().filter(|node| node.has_price);
     let mut totals = Totals {
         tokens: asks().map(|node| node.tokens).sum(),
-        cost_usd: asks().map(|node| node.cost_usd).sum(),
+        cost_usd: priced().next().and_then(|_| priced().map(|node| node.cost_usd).sum()),
         ..Totals::default()
     };
     totals.rows.exact = nodes.iter().all(|node| node.rows.exact);

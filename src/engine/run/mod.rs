@@ -149,7 +149,7 @@ pub fn run(plan: &Plan, options: &Options) -> Result<Report, RunError> {
     let limits = Limits {
         max_calls: least(options.max_calls, plan.pipeline().budget.calls),
         max_tokens: plan.pipeline().budget.tokens,
-        max_cost: options.max_cost.or(plan.pipeline().budget.usd),
+        max_cost: least(options.max_cost, plan.pipeline().budget.usd),
         retry_rejects: options.retry_rejects,
     };
     let dispatcher = world.dispatcher(Mode::Live, limits);
@@ -185,8 +185,11 @@ fn desired(plan: &Plan, world: &LocalWorld<'_>, options: &Options) -> Result<Des
     Ok(desired)
 }
 
-fn least(a: Option<u64>, b: Option<u64>) -> Option<u64> {
-    [a, b].into_iter().flatten().min()
+fn least<T: PartialOrd>(a: Option<T>, b: Option<T>) -> Option<T> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(if b < a { b } else { a }),
+        (a, b) => a.or(b),
+    }
 }
 
 /// Runs something while another thread looks for an interrupt and tells of progress.

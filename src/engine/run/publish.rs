@@ -56,14 +56,14 @@ pub(super) fn publish(
 
     if options.until.is_some() {
         // A part of a plan is no state of the pipeline: what was made stays in the memo.
-        return Ok(report(plan, settled, session, 0, Id::ZERO, &BTreeMap::new(), began));
+        return Ok(report(plan, settled, session, None, &BTreeMap::new(), began));
     }
     let inputs = inputs(plan, options, world.sources());
     let committed = draft.commit(options.now_ms * 1000, inputs)?;
     let manifest = committed.snapshot.manifest();
     let digests: BTreeMap<String, Id> =
         manifest.nodes.iter().map(|(name, node)| (name.clone(), node.table.digest)).collect();
-    Ok(report(plan, settled, session, manifest.number, manifest.digest, &digests, began))
+    Ok(report(plan, settled, session, Some((manifest.number, manifest.digest)), &digests, began))
 }
 
 fn trained_all(plan: &Plan, settled: &Settled) -> Result<(), RunError> {
@@ -191,8 +191,7 @@ fn report(
     plan: &Plan,
     settled: &Settled,
     session: &Session,
-    snapshot: u64,
-    digest: Id,
+    published: Option<(u64, Id)>,
     digests: &BTreeMap<String, Id>,
     began: Instant,
 ) -> Report {
@@ -205,11 +204,11 @@ fn report(
         dropped: nodes.iter().map(|at| tables[*at].dropped).sum(),
         calls: NodeCalls { made: calls.made, memo: calls.memo, attempts: calls.attempts },
         seconds: seconds(settled, nodes),
-        digest: digests.get(name).copied().unwrap_or(Id::ZERO).to_string(),
+        digest: digests.get(name).map(Id::to_string),
     });
     let made = nodes.iter().map(|node| node.calls.made).sum();
     let memo = nodes.iter().map(|node| node.calls.memo).sum();
     let seconds = began.elapsed().as_secs_f64();
-    let digest = digest.to_string();
+    let (snapshot, digest) = published.map(|(number, digest)| (number, digest.to_string())).unzip();
     Report { snapshot, digest, nodes, calls: RunCalls { made, memo }, seconds }
 }

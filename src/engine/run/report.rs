@@ -5,10 +5,11 @@ use serde::Serialize;
 /// What a run did.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// The snapshot that says what the run made.
-    pub snapshot: u64,
+    /// The snapshot that says what the run made; none of a part of a pipeline, which is not
+    /// published.
+    pub snapshot: Option<u64>,
     /// Its digest.
-    pub digest: String,
+    pub digest: Option<String>,
     /// What each node did.
     pub nodes: Vec<NodeReport>,
     /// The calls of all nodes.
@@ -35,8 +36,8 @@ pub struct NodeReport {
     /// How long it was at work: from the first row that it acted on to the last that came of it.
     /// Nodes work side by side.
     pub seconds: f64,
-    /// The digest of its table.
-    pub digest: String,
+    /// The digest of its table, if that is published.
+    pub digest: Option<String>,
 }
 
 /// The calls of a run.
@@ -86,6 +87,9 @@ pub struct NodeForecast {
     /// About how many tokens the calls to make read and write; nothing where no call like them is
     /// known.
     pub tokens: Option<u64>,
+    /// Whether the model that is asked has a price.
+    #[serde(skip)]
+    pub has_price: bool,
     /// About what they cost; nothing where that is not known, or the model has no price.
     pub cost_usd: Option<f64>,
 }
@@ -144,6 +148,6 @@ pub struct Totals {
     pub trainings: u64,
     /// About how many tokens, if it is known of every node.
     pub tokens: Option<u64>,
-    /// About what the calls cost, if it is known of every node that makes any.
+    /// About what the calls of models with a price cost, if it is known of every node that makes any.
     pub cost_usd: Option<f64>,
 }

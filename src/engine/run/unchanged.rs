@@ -42,11 +42,11 @@ pub(super) fn unchanged(
         dropped: node.node.dropped,
         calls: NodeCalls::default(),
         seconds: 0.0,
-        digest: node.table.digest.to_string(),
+        digest: Some(node.table.digest.to_string()),
     });
     Ok(Some(Report {
-        snapshot: manifest.number,
-        digest: manifest.digest.to_string(),
+        snapshot: Some(manifest.number),
+        digest: Some(manifest.digest.to_string()),
         nodes: nodes.collect(),
         calls: RunCalls::default(),
         seconds: began.elapsed().as_secs_f64(),
