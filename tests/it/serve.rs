@@ -314,6 +314,19 @@ fn wrong_texts() -> Vec<(&'static str, String, u16, &'static str)> {
         ),
         ("/completions", json!({ "prompt": "x".repeat(32 << 20) }).to_string(), 413, "length"),
         ("/completions", json!({ "prompt": "" }).to_string(), 400, "no token"),
+        (
+            "/completions",
+            json!({ "prompt": "Hi", "min_tokens": 4 }).to_string(),
+            400,
+            "not supported",
+        ),
+        (
+            "/completions",
+            json!({ "prompt": "Hi", "suffix": "!" }).to_string(),
+            400,
+            "not supported",
+        ),
+        ("/completions", json!({ "prompt": "Hi", "best_of": 2 }).to_string(), 400, "not supported"),
         ("/embeddings", json!({ "input": "hi" }).to_string(), 404, "/v1/embeddings"),
     ]
 }
@@ -334,7 +347,11 @@ fn a_request_that_is_wrong_is_told_what_is_wrong_in_openais_words() {
         }
         let wrong = server.client.get(format!("{}/completions", server.url)).send().await.unwrap();
         assert_eq!(wrong.status(), 405);
-        let answer = server.ask("/chat/completions", chat("hi", json!({ "user": "x" }))).await;
+        let harmless = json!({
+            "user": "x", "tools": [], "logit_bias": {}, "presence_penalty": 0, "frequency_penalty": 0.0,
+            "suffix": null, "response_format": { "type": "text" },
+        });
+        let answer = server.ask("/chat/completions", chat("hi", harmless)).await;
         assert_eq!(answer["choices"].as_array().unwrap().len(), 1, "it still serves");
     });
 }

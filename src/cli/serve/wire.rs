@@ -2,7 +2,7 @@
 //! field that would change the answer and is not heeded is refused, not ignored.
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::model::torch::Input;
 use crate::model::{Prompt, Sampling};
@@ -13,6 +13,31 @@ const MANY: usize = 128;
 
 /// The most alternatives of a token.
 const ALTERNATIVES_MAX: u32 = 20;
+
+/// Fields of OpenAI's requests and of vLLM's that would change an answer, and are not heeded.
+const NOT_HEEDED: [&str; 21] = [
+    "audio",
+    "bad_words",
+    "chat_template",
+    "chat_template_kwargs",
+    "documents",
+    "frequency_penalty",
+    "functions",
+    "guided_choice",
+    "guided_grammar",
+    "guided_json",
+    "guided_regex",
+    "ignore_eos",
+    "logit_bias",
+    "min_tokens",
+    "presence_penalty",
+    "prompt_logprobs",
+    "stop_token_ids",
+    "structured_outputs",
+    "suffix",
+    "tools",
+    "truncate_prompt_tokens",
+];
 
 /// Why a request is not answered.
 #[derive(Clone, Debug)]
@@ -47,9 +72,6 @@ pub(super) struct Common {
     top_k: Option<i64>,
     min_p: Option<f64>,
     repetition_penalty: Option<f64>,
-    frequency_penalty: Option<f64>,
-    presence_penalty: Option<f64>,
-    logit_bias: Option<serde_json::Map<String, Value>>,
     stop: Option<OneOrMany>,
     pub(super) seed: Option<i64>,
     n: Option<usize>,
@@ -57,10 +79,10 @@ pub(super) struct Common {
     #[serde(default)]
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
-    tools: Option<Vec<Value>>,
-    functions: Option<Vec<Value>>,
     response_format: Option<Value>,
-    suffix: Option<String>,
+    /// All other fields.
+    #[serde(flatten)]
+    others: Map<String, Value>,
 }
 
 #[derive(Deserialize)]
@@ -275,21 +297,25 @@ impl Common {
     }
 
     fn refuse_what_is_not_heeded(&self) -> Result<(), Fault> {
-        let is_set = |value: Option<f64>| value.is_some_and(|value| value.abs() > 0.0);
         let is_text = |format: &Value| format.get("type") == Some(&Value::from("text"));
-        let refused = [
-            ("frequency_penalty", is_set(self.frequency_penalty)),
-            ("presence_penalty", is_set(self.presence_penalty)),
-            ("logit_bias", self.logit_bias.as_ref().is_some_and(|bias| !bias.is_empty())),
-            ("tools", self.tools.as_ref().is_some_and(|tools| !tools.is_empty())),
-            ("functions", self.functions.as_ref().is_some_and(|given| !given.is_empty())),
-            ("response_format", self.response_format.as_ref().is_some_and(|f| !is_text(f))),
-            ("suffix", self.suffix.is_some()),
-            ("best_of", self.best_of.is_some_and(|best| best != self.n.unwrap_or(1))),
-        ];
-        match refused.iter().find(|(_, is_asked)| *is_asked) {
-            Some((name, _)) => Err(Fault::of(name, "it is not supported here")),
-            None => Ok(()),
-        }
+        let is_asked = |name: &&str| self.others.get(*name).is_some_and(|value| !is_nothing(value));
+        let is_formatted = self.response_format.as_ref().is_some_and(|format| !is_text(format));
+        let is_chosen = self.best_of.is_some_and(|of| of != self.n.unwrap_or(1));
+        let refused = NOT_HEEDED.into_iter().find(is_asked);
+        let refused = refused.or(is_formatted.then_some("response_format"));
+        let refused = refused.or(is_chosen.then_some("best_of"));
+        refused.map_or(Ok(()), |name| Err(Fault::of(name, "it is not supported here")))
+    }
+}
+
+/// Whether a field asks for nothing.
+fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Bool(true) => false,
+        Value::Number(number) => number.as_f64().is_some_and(|number| number.abs() <= 0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
     }
 }
