@@ -76,8 +76,8 @@ fn prepare(command: &Command, arguments: &[OsString]) {
 }
 
 /// Answers a command that asks no model, before libtorch starts up: its exit code, or nothing where
-/// [`main`] is to be called, in a process that is as libtorch needs it. The process has no runtime of Rust's yet, and must not ask for its
-/// arguments.
+/// [`main`] is to be called, in a process that is as libtorch needs it. The process has no runtime of
+/// Rust's yet, and must not ask for its arguments.
 #[cfg(all(target_os = "linux", feature = "torch"))]
 pub fn early() -> Option<u8> {
     use std::os::unix::ffi::OsStringExt as _;

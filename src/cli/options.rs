@@ -43,11 +43,7 @@ impl Setup<'_> {
                 return Err(Usage::new(format!("--hold \"{name}\": it trains no model")).into());
             }
         }
-        let unpriced = plan
-            .pipeline()
-            .models
-            .iter()
-            .find(|(_, model)| model.endpoint.is_some() && model.price.is_none());
+        let unpriced = plan.pipeline().models.iter().find(|(_, model)| model.is_unpriced());
         if let (Some(_), Some((name, _))) = (self.max_cost, unpriced) {
             let usage = Usage::new(format!("--max-cost: model \"{name}\" has no price"));
             let help =

@@ -17,7 +17,7 @@ pub struct Limits {
 
 impl Limits {
     /// Whether tokens or dollars are bounded.
-    pub(super) fn spend(&self) -> bool {
+    pub(super) fn bound_spending(&self) -> bool {
         self.max_tokens.is_some() || self.max_cost.is_some()
     }
 

@@ -270,7 +270,7 @@ impl Dispatcher {
     /// The most that a call may take, but for the number of its prompt's tokens, which is known by
     /// those of other calls alone.
     fn most(&self, model: &ModelRef, request: &Request, read: &Volume) -> Spent {
-        if !self.limits.spend() {
+        if !self.limits.bound_spending() {
             return Spent::default();
         }
         let wanted = Volume::wanted(request);
@@ -392,7 +392,7 @@ impl Dispatcher {
         let queue = (Arc::clone(&pending.model.name), pending.model.fingerprint.bits());
         inner.queues.get_mut(&queue).expect("a model that was asked has a queue").in_flight -= 1;
         // What was set aside and is free again may be what another model waits for.
-        let starts = if self.limits.spend() {
+        let starts = if self.limits.bound_spending() {
             let queues: Vec<_> = inner.queues.keys().cloned().collect();
             queues.iter().flat_map(|queue| self.pump(&mut inner, queue)).collect()
         } else {

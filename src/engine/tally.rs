@@ -61,12 +61,12 @@ impl Tally {
         self.calls.len() > calls
     }
 
-    /// A node needs a call that is made, or in a plan would be.
+    /// A node needs a call that is made, or in a plan would be. Whether it is the first that does.
     pub(super) fn asked(&mut self, key: CallKey, node: usize) -> bool {
         self.needs(key, node, false)
     }
 
-    /// A node needs a call that the memo has.
+    /// A node needs a call that the memo has. Whether it is the first that does.
     pub(super) fn recalled(&mut self, key: CallKey, node: usize) -> bool {
         self.needs(key, node, true)
     }

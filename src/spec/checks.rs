@@ -19,8 +19,7 @@ pub(super) fn pipeline(pipeline: &Pipeline, mistakes: &mut Mistakes) {
         let mut check = Check { owner: format!("model \"{name}\""), mistakes };
         check.word("name", name);
         model(name, declared, &mut check);
-        if pipeline.budget.usd.is_some() && declared.endpoint.is_some() && declared.price.is_none()
-        {
+        if pipeline.budget.usd.is_some() && declared.is_unpriced() {
             let help = "add `price: { input: …, output: … }`, in dollars per million tokens, or 0";
             check.says(name.place, "has no \"price\", and \"budget\" counts its dollars", help);
         }

@@ -148,6 +148,11 @@ impl Model {
         }
     }
 
+    /// Whether its calls cost something that nobody said: an endpoint's without a `price`.
+    pub fn is_unpriced(&self) -> bool {
+        self.endpoint.is_some() && self.price.is_none()
+    }
+
     /// Whether it is one of the two that it may be.
     pub(super) fn is_complete(&self) -> bool {
         matches!(
