@@ -1,5 +1,6 @@
 //! What a language model does with its weights on a processor: products with packed matrices,
-//! attention over pages of keys and values, and what is done number by number between them.
+//! attention over pages of keys and values, what is done number by number between them, and the step
+//! of an optimizer.
 //!
 //! Two things hold of everything here, and are tested beside the plain form of each:
 //!
@@ -14,6 +15,7 @@
 #![allow(clippy::inline_always, reason = "what is not inlined is not compiled for the processor")]
 #![allow(clippy::needless_range_loop, reason = "a closure is not compiled for the processor")]
 
+mod adamw;
 mod attention;
 mod exp;
 mod lanes;
@@ -22,6 +24,7 @@ mod product;
 mod rows;
 mod threads;
 
+pub use adamw::AdamW;
 pub use attention::{Pass, Sight};
 pub use pages::{Heads, PAGE, Page, Text};
 pub use product::Packed;

@@ -6,7 +6,7 @@
 //! kernels give a row other bits when its neighbours change.
 
 use amend_kernels::{Pass, Sight};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::config::{Activation, TransformerConfig};
 use super::kernels;
@@ -16,6 +16,9 @@ use super::rope::Rotation;
 /// Keys of a cache are looked at in multiples of so many. With fewer, the products of small models
 /// are so small that another kernel takes them.
 pub(super) const KEYS_STEP: i64 = 64;
+
+/// The longest sequences whose attention is computed apart where that is quicker.
+const TOKENS_APART_MAX: i64 = 256;
 
 /// A norm, computed in f32: by the root mean square (Zhang and Sennrich 2019), or with a bias by
 /// mean and variance (Ba et al. 2016).
@@ -76,8 +79,13 @@ pub(super) enum View<'a> {
     Sequence { mask: &'a Mask, past: Option<&'a KeysValues>, keep: Option<&'a mut Vec<KeysValues>> },
     /// What comes before in the same sequences, or what a mask says, by the fused kernel: for
     /// training, where its speed and its memory count and the bits of a row may depend on its
-    /// neighbours.
-    Fused { mask: Option<&'a Mask> },
+    /// neighbours. With a mask, short sequences in 16 bits are not: see [`is_quick_apart`].
+    Fused {
+        mask: Option<&'a Mask>,
+        /// Of which tokens the block's result is wanted, if not of all: places among all tokens of
+        /// all sequences. The result is then one sequence of them.
+        wanted: Option<&'a Tensor>, // (N)
+    },
     /// One token a row: its key and value are written to the cache, and it sees the first `count`.
     Cache(CacheView<'a>),
     /// The next tokens of many texts, one after the other in one row.
@@ -185,7 +193,9 @@ impl Block {
         view: View<'_>,
     ) -> Tensor {
         let wanted = match &view {
-            View::Pages(view) => view.wanted.map(|wanted| x.index_select(1, wanted)),
+            View::Pages(PagesView { wanted, .. }) | View::Fused { wanted, .. } => {
+                wanted.map(|wanted| chosen(x, wanted))
+            }
             _ => None,
         };
         let attended = self.attend(&self.input_norm.forward(x), rotation, view);
@@ -233,13 +243,18 @@ impl Block {
                 let context = view.attend(&query, &key, &value, is_windowed);
                 let context = context.view([rows, tokens, heads * dim]);
                 return match wanted {
-                    Some(wanted) => self.output.forward(&context.index_select(1, wanted)),
+                    Some(wanted) => self.output.forward(&chosen(&context, wanted)),
                     None => self.output.forward(&context),
                 };
             }
-            View::Fused { mask } => {
+            View::Fused { mask, wanted } => {
                 let mask = mask.map(|mask| mask.of(is_windowed));
-                self.weigh_fused(&query, &key, &value, mask)
+                let context = self.weigh_fused(&query, &key, &value, mask);
+                let context = context.transpose(1, 2).reshape([rows, tokens, heads * dim]);
+                return match wanted {
+                    Some(wanted) => self.output.forward(&chosen(&context, wanted)),
+                    None => self.output.forward(&context),
+                };
             }
             View::Sequence { mask, past, keep } => {
                 let (mut all_keys, mut all_values) = (key.transpose(1, 2), value.transpose(1, 2));
@@ -299,7 +314,8 @@ impl Block {
         query.transpose(1, 2).reshape([rows * key_heads, heads / key_heads * tokens, dim])
     }
 
-    /// The same over (B, T, H or KV, D), causal or as the mask says, by the fused kernel.
+    /// softmax(q kᵀ / √d) v over (B, T, H or KV, D), causal or as the mask says, by the fused kernel
+    /// where it is not slower.
     fn weigh_fused(
         &self,
         query: &Tensor,
@@ -307,11 +323,16 @@ impl Block {
         value: &Tensor,
         mask: Option<&Tensor>,
     ) -> Tensor {
-        let BlockShape { heads, key_heads, .. } = self.shape;
-        let [query, key, value] = [query, key, value].map(|x| x.transpose(1, 2));
+        let BlockShape { heads, key_heads, dim, .. } = self.shape;
+        let (rows, tokens) = (query.size()[0], query.size()[1]);
+        let [q, key, value] = [query, key, value].map(|x| x.transpose(1, 2));
+        if let Some(mask) = mask.filter(|_| is_quick_apart(q.kind(), q.device(), tokens)) {
+            let flat = |x: &Tensor| x.reshape([rows * key_heads, tokens, dim]);
+            return self.weigh(&self.grouped(query), &flat(&key), &flat(&value), mask, rows);
+        }
         let (is_causal, is_grouped) = (mask.is_none(), heads != key_heads);
         Tensor::scaled_dot_product_attention(
-            &query, &key, &value, mask, 0.0, is_causal, None, is_grouped,
+            &q, &key, &value, mask, 0.0, is_causal, None, is_grouped,
         )
     }
 
@@ -346,6 +367,21 @@ impl Block {
         let weights = scores.softmax(-1, Kind::Float).to_kind(key.kind());
         weights.view([rows * key_heads, grouped, -1]) // (B·KV, G·T, S)
     }
+}
+
+/// Whether, of so many tokens, a product, a softmax and a product are done sooner than the fused
+/// kernel.
+///
+/// In 16 bits on a processor the fused kernel's way back takes three times as long as they do
+/// (measured at 128 and 192 tokens). They keep what grows with T², so sequences are short.
+pub(super) fn is_quick_apart(kind: Kind, device: Device, tokens: i64) -> bool {
+    kind == Kind::BFloat16 && device == Device::Cpu && tokens <= TOKENS_APART_MAX
+}
+
+/// The given places among the tokens of all sequences (B, T, C), as one sequence (1, N, C).
+fn chosen(x: &Tensor, places: &Tensor) -> Tensor {
+    let width = x.size()[2];
+    x.reshape([-1, width]).index_select(0, places).unsqueeze(0)
 }
 
 /// Weights (N, G, S) times values (N, S, D), [`KEYS_STEP`] keys at a time.

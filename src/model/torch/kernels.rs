@@ -3,11 +3,12 @@
 //!
 //! This file holds what `unsafe` the crate has. libtorch gives the numbers of a tensor as a
 //! pointer, and a copy of all that goes through a model would cost as much as a norm of it. A
-//! tensor is read only while it is borrowed, and written only before anything else knows it.
+//! tensor is read only while it is borrowed, and written only before anything else knows it, or, by
+//! an optimizer, while nothing else computes.
 
 #![allow(unsafe_code, reason = "libtorch gives the numbers of a tensor as a pointer")]
 
-use amend_kernels::Packed;
+use amend_kernels::{AdamW, Packed};
 use tch::{Device, Kind, Tensor};
 
 use super::int;
@@ -67,6 +68,30 @@ pub(super) fn gate(x: &Tensor) -> Tensor {
     *width /= 2;
     let inner = *width as usize;
     filled(&shape, |y| amend_kernels::gate(floats(&x), inner, y, threads()))
+}
+
+/// One step of an optimizer with a weight, both its moments and its gradient, which is forgotten.
+///
+/// # Panics
+/// When they are not of one size, f32, and in one piece on the processor each; or one of them twice.
+pub(super) fn step(adamw: &AdamW, tensors: [&mut Tensor; 4]) {
+    let numbers = tensors.map(|tensor| {
+        let len = floats(tensor).len();
+        (tensor.data_ptr().cast::<f32>(), len)
+    });
+    let (places, len) = (numbers.map(|(place, _)| place), numbers[0].1);
+    assert!(numbers.iter().all(|&(_, other)| other == len), "four of one size");
+    let is_apart = |a: *mut f32, b: *mut f32| a.addr().abs_diff(b.addr()) >= len * size_of::<f32>();
+    let pairs = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)];
+    assert!(len == 0 || pairs.iter().all(|&(a, b)| is_apart(places[a], places[b])), "four tensors");
+    if len == 0 {
+        return;
+    }
+    // SAFETY: each is so many f32 in one piece, which no other of the four overlaps, and which lives
+    // as long as its borrow. Other tensors may share their numbers (the model's the weight's), but
+    // nothing computes with them meanwhile: an optimizer's step stands between two passes.
+    let numbers = places.map(|place| unsafe { std::slice::from_raw_parts_mut(place, len) });
+    adamw.step(numbers, threads());
 }
 
 /// The numbers of a tensor.

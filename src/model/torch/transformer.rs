@@ -5,7 +5,7 @@ mod recompute;
 use tch::{Device, Kind, Tensor};
 
 pub(super) use self::recompute::Tape;
-use super::block::{Block, BlockShape, KeysValues, Mask, Norm, View};
+use super::block::{Block, BlockShape, KeysValues, Mask, Norm, View, is_quick_apart};
 use super::config::{Head, Joined, TransformerConfig};
 use super::error::TorchError;
 use super::kernels;
@@ -188,26 +188,61 @@ impl Transformer {
     /// The same by the fused kernel of attention, for training: faster, and its memory grows with
     /// T and not with T²; but a row's last bits depend on its neighbours.
     pub fn hidden_fused(&self, ids: &Tensor) -> Tensor {
+        let (positions, mask) = self.laid_out(ids, None);
+        self.run_fused(ids, &positions, mask.as_ref(), None) // (B, T, C)
+    }
+
+    /// The same of some places among the tokens of all rows: what the last block has after its
+    /// attention is computed of these alone.
+    ///
+    /// Where several rows share a sequence, with each token's position in its row (B, T) and a mask
+    /// (B, 1, T, T) that is true where a token sees another.
+    pub(super) fn hidden_wanted(
+        &self,
+        ids: &Tensor,
+        shared: Option<(&Tensor, &Tensor)>,
+        wanted: &Tensor, // (N)
+    ) -> Tensor {
+        let (positions, mask) = self.laid_out(ids, shared);
+        self.run_fused(ids, &positions, mask.as_ref(), Some(wanted)).squeeze_dim(0) // (N, C)
+    }
+
+    /// Positions and mask of rows for [`View::Fused`].
+    fn laid_out(
+        &self,
+        ids: &Tensor,
+        shared: Option<(&Tensor, &Tensor)>,
+    ) -> (Positions, Option<Mask>) {
+        if let Some((positions, mask)) = shared {
+            let end = positions.max().int64_value(&[]) as usize + 1;
+            let mask = self.mask(&mask.squeeze_dim(1), positions, positions);
+            return (self.positions_at(positions, end), Some(mask));
+        }
         let tokens = ids.size()[1];
-        let positions = self.positions_from(0, tokens);
         let is_seen_whole = self.config.sliding_window.is_none_or(|window| tokens <= window);
-        let mask = (self.has_windows() && !is_seen_whole).then(|| self.mask_after(0, tokens));
-        self.run_fused(ids, &positions, mask.as_ref()) // (B, T, C)
+        let is_masked = (self.has_windows() && !is_seen_whole)
+            || is_quick_apart(self.kind, self.device, tokens);
+        let mask = is_masked.then(|| self.mask_after(0, tokens));
+        (self.positions_from(0, tokens), mask)
     }
 
-    /// The same for sequences that several rows share: with each token's position in its row (B, T)
-    /// and a mask (B, 1, T, T) that is true where a token sees another.
-    pub fn hidden_shared(&self, ids: &Tensor, positions: &Tensor, mask: &Tensor) -> Tensor {
-        let end = positions.max().int64_value(&[]) as usize + 1;
-        let mask = self.mask(&mask.squeeze_dim(1), positions, positions);
-        self.run_fused(ids, &self.positions_at(positions, end), Some(&mask)) // (B, T, C)
-    }
-
-    fn run_fused(&self, ids: &Tensor, positions: &Positions, mask: Option<&Mask>) -> Tensor {
-        let run = |x: Tensor, block: &Block| {
-            block.forward(&x, positions.rotation.as_ref(), View::Fused { mask })
+    fn run_fused(
+        &self,
+        ids: &Tensor,
+        positions: &Positions,
+        mask: Option<&Mask>,
+        wanted: Option<&Tensor>,
+    ) -> Tensor {
+        let run = |x: Tensor, (layer, block): (usize, &Block)| {
+            let view = View::Fused { mask, wanted: wanted.filter(|_| self.is_last(layer)) };
+            block.forward(&x, positions.rotation.as_ref(), view)
         };
-        self.finish(&self.blocks.iter().fold(self.embed(ids, positions), run)) // (B, T, C)
+        let blocks = self.blocks.iter().enumerate();
+        self.finish(&blocks.fold(self.embed(ids, positions), run)) // (B, T, C) or (1, N, C)
+    }
+
+    fn is_last(&self, layer: usize) -> bool {
+        layer + 1 == self.blocks.len()
     }
 
     /// What the head sees, with positions (B, T) and a mask.

@@ -2,7 +2,9 @@
 //!
 //! Numbers of tokens lie in one list an episode, end token included and nothing after it.
 
-use tch::{Device, Tensor, no_grad_guard};
+use std::cell::RefCell;
+
+use tch::{Device, Tensor, no_grad_guard, with_grad};
 
 use super::advantage::{KlEstimator, gae, leave_one_out, standardised, whiten, whiten_around_mean};
 use super::learner::Learner;
@@ -91,9 +93,31 @@ pub(super) struct Experience {
     pub(super) returns: Vec<Vec<f32>>,
     /// The preference model's scores.
     pub(super) scores: Vec<f64>,
+    /// What the update begins with, where it was kept.
+    pub(super) first: RefCell<FirstPass>,
     /// The scores as they are rewarded: normalised, clipped, without what an answer loses that
     /// did not end.
     pub(super) rewarded: Vec<f64>,
+}
+
+/// The passes that the first of an update would make again: the weights are those that were measured.
+/// What was measured is kept with what its gradients flow back through, until it is taken.
+#[derive(Default)]
+pub(super) struct FirstPass {
+    /// The log-probabilities of the tokens under the policy.
+    pub(super) log_probs: Option<Tensor>, // (N)
+    /// The critic's values.
+    pub(super) values: Option<Tensor>, // (N)
+}
+
+/// The most tokens, padding included, whose passes are kept: the insides of two models at once.
+const TOKENS_KEPT_MAX: i64 = 4_096;
+
+/// Whether the passes over a batch are kept for the update: where its first minibatch is the whole
+/// batch in one piece, and no memory is to be saved.
+fn keeps(micros: &[MicroBatch], settings: &PpoSettings) -> bool {
+    let is_one = settings.num_mini_batches <= 1 && !settings.compute.gradient_checkpointing;
+    matches!(micros, [one] if is_one && one.ids.numel() as i64 <= TOKENS_KEPT_MAX)
 }
 
 /// Who acts, who judges and who is asked what it would have done.
@@ -138,14 +162,23 @@ impl Experience {
         let empty = || vec![Vec::new(); rows.len()];
         let (mut old, mut reference, mut values, mut entropy) =
             (empty(), empty(), empty(), empty());
-        for micro in micro_batches(&rows, &all, &layout) {
-            let logits = logits(actors.policy, &micro); // (N, V)
-            micro.scatter(&log_probs(&logits, &micro.targets, temperature), &mut old);
+        let micros = micro_batches(&rows, &all, &layout);
+        let keeps = keeps(&micros, settings);
+        let mut first = FirstPass::default();
+        let measured = |pass: &dyn Fn() -> Tensor| if keeps { with_grad(pass) } else { pass() };
+        for micro in &micros {
+            let logits = measured(&|| logits(actors.policy, micro)); // (N, V)
+            let own = measured(&|| log_probs(&logits, &micro.targets, temperature)); // (N)
+            micro.scatter(&own, &mut old);
             micro.scatter(&entropies(&logits, temperature), &mut entropy);
-            let logits = self::logits(actors.reference, &micro); // (N, V)
+            let logits = self::logits(actors.reference, micro); // (N, V)
             micro.scatter(&log_probs(&logits, &micro.targets, temperature), &mut reference);
-            if let Some(critic) = actors.critic {
-                micro.scatter(&values_of(critic, &micro), &mut values);
+            let own_values = actors.critic.map(|critic| measured(&|| values_of(critic, micro)));
+            if let Some(own_values) = &own_values {
+                micro.scatter(own_values, &mut values);
+            }
+            if keeps {
+                first = FirstPass { log_probs: Some(own), values: own_values };
             }
         }
         let (kl, advantages, returns) = (empty(), empty(), empty());
@@ -159,6 +192,7 @@ impl Experience {
             advantages,
             returns,
             scores: Vec::new(),
+            first: RefCell::new(first),
             rewarded: Vec::new(),
         }
     }

@@ -10,7 +10,7 @@ use super::loss::log_probs;
 use super::rows::{Layout, Row, floats, micro_batches};
 use super::{pm, sl};
 use crate::model::torch::config::Head;
-use crate::model::train::Compute;
+use crate::model::train::{Compute, Dtype};
 use crate::record::Id;
 
 fn model() -> Learner {
@@ -106,6 +106,23 @@ fn the_side_and_the_amount_of_padding_change_no_log_probability() {
             check("left", &of(&hidden, left), &expected, 1e-5);
         }
     }
+}
+
+#[test]
+fn in_16_bits_short_sequences_are_seen_as_long_ones_are() {
+    let compute = Compute { dtype: Dtype::Bf16, ..Compute::default() };
+    let (rough, fine) = (Learner::read(&fixture(), Head::Lm, &compute).unwrap(), model());
+    let _guard = no_grad_guard();
+    let ids = Tensor::arange(24, (Kind::Int64, Device::Cpu)).view([2, 12]) + 3; // (B, T)
+    // Behind so much padding another way to compute attention is taken.
+    let long = Tensor::cat(&[&ids, &Tensor::zeros([2, 300], (Kind::Int64, Device::Cpu))], 1);
+    let of = |model: &Learner, ids: &Tensor| {
+        floats(&model.logits(&model.transformer().hidden_fused(ids).narrow(1, 0, 12).contiguous()))
+    };
+    let (short, long, expected) = (of(&rough, &ids), of(&rough, &long), of(&fine, &ids));
+    assert_ne!(short, long, "these are two ways");
+    check("short and long", &short, &long, 0.05);
+    check("16 bits and 32", &short, &expected, 0.05);
 }
 
 #[test]

@@ -171,6 +171,18 @@ impl Learner {
         &self.transformer
     }
 
+    /// The model to write texts with: on a processor in f32, whatever it learns in, because there are
+    /// kernels for that, and a token at a time 16 bits bring nothing.
+    pub(super) fn sampler(&self) -> Result<Transformer, TrainError> {
+        let (kind, device) = self.place;
+        if kind == Kind::Float || device != Device::Cpu {
+            return Ok(self.transformer.stacked());
+        }
+        let _guard = tch::no_grad_guard();
+        let Checkpoint { config, weights, .. } = &self.checkpoint;
+        Ok(Transformer::new(config, weights, Kind::Float, device).map_err(refused)?.stacked())
+    }
+
     /// Its tokenizer.
     pub(super) fn tokenizer(&self) -> &TextTokenizer {
         &self.tokenizer
@@ -188,19 +200,13 @@ impl Learner {
 
     /// The states from which a micro-batch is predicted or scored, as the head sees them.
     pub(super) fn states(&self, micro: &MicroBatch) -> Tensor {
-        let hidden = match &micro.shared {
-            shared if self.recomputes => {
-                let shared = shared.as_ref().map(|shared| (&shared.positions, &shared.mask));
-                let (hidden, tape) = self.transformer.hidden_taped(&micro.ids, shared);
-                *self.tape.borrow_mut() = tape;
-                hidden
-            }
-            None => self.transformer.hidden_fused(&micro.ids),
-            Some(shared) => {
-                self.transformer.hidden_shared(&micro.ids, &shared.positions, &shared.mask)
-            }
-        }; // (B, T, d)
-        micro.predicting(&hidden) // (N, d)
+        let shared = micro.shared.as_ref().map(|shared| (&shared.positions, &shared.mask));
+        if self.recomputes {
+            let (states, tape) = self.transformer.hidden_taped(&micro.ids, shared, &micro.positions);
+            *self.tape.borrow_mut() = tape;
+            return states; // (N, d)
+        }
+        self.transformer.hidden_wanted(&micro.ids, shared, &micro.positions) // (N, d)
     }
 
     /// Gathers the gradients of a loss of the states that were given last.

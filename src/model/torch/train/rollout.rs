@@ -75,7 +75,7 @@ pub(super) fn sample(
         Continuation { prompt: prompts.tokens[prompt].clone(), sampling }
     };
     let rows = asked.iter().enumerate().map(continuation).collect();
-    let generated = generate(&policy.transformer().stacked(), policy.tokenizer(), rows, SLOTS_MAX);
+    let generated = generate(&policy.sampler()?, policy.tokenizer(), rows, SLOTS_MAX);
     assert_eq!(generated.len(), asked.len(), "an answer for each prompt");
     let episode = |(&prompt, answer): (&usize, Generated)| Episode {
         prompt,

@@ -66,7 +66,7 @@ pub(crate) struct MicroBatch {
     pub(crate) ids: Tensor, // (B, T)
     /// Where several rows share a sequence, who sees whom.
     pub(crate) shared: Option<Shared>,
-    /// The places in `ids`, flattened, of the states that predict.
+    /// The places in `ids`, flattened, of the states that predict, or of the last ones.
     pub(crate) positions: Tensor, // (N)
     /// The tokens that they predict.
     pub(crate) targets: Tensor, // (N)
@@ -150,12 +150,6 @@ impl MicroBatch {
             counts: vec![1; rows.len()],
             rows: rows.to_vec(),
         }
-    }
-
-    /// The states that predict, or the last ones, one after the other.
-    pub(crate) fn predicting(&self, hidden: &Tensor) -> Tensor {
-        let width = hidden.size()[2];
-        hidden.reshape([-1, width]).index_select(0, &self.positions) // (B, T, d) -> (N, d)
     }
 
     /// A number of each row, repeated for each of its tokens.

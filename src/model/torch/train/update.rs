@@ -208,7 +208,7 @@ pub(super) fn accumulate(
     for micro in micro_batches(&experience.rows, &minibatch, &layout) {
         learn_policy(&students.policy, experience, settings, &micro, pass, &mut sums);
         if let Some(critic) = &students.critic {
-            learn_values(&critic.judge, experience, settings, &micro, &mut sums);
+            learn_values(&critic.judge, experience, settings, &micro, pass, &mut sums);
         }
     }
     sums
@@ -224,7 +224,9 @@ fn learn_policy(
 ) {
     let old = micro.gathered(&experience.old); // (N)
     let advantages = micro.gathered(&experience.advantages); // (N)
-    let new = log_probs(&logits(policy, micro), &micro.targets, settings.temperature); // (N)
+    let kept = pass.is_first.then(|| experience.first.borrow_mut().log_probs.take()).flatten();
+    let new = kept
+        .unwrap_or_else(|| log_probs(&logits(policy, micro), &micro.targets, settings.temperature)); // (N)
     let difference = (new.detach() - &old).abs().max().double_value(&[]);
     sums.difference = sums.difference.max(difference);
     if pass.is_first {
@@ -261,11 +263,13 @@ fn learn_values(
     experience: &Experience,
     settings: &PpoSettings,
     micro: &MicroBatch,
+    pass: Pass,
     sums: &mut Sums,
 ) {
     let old = micro.gathered(&experience.values); // (N)
     let returns = micro.gathered(&experience.returns); // (N)
-    let values = values_of(critic, micro); // (N)
+    let kept = pass.is_first.then(|| experience.first.borrow_mut().values.take()).flatten();
+    let values = kept.unwrap_or_else(|| values_of(critic, micro)); // (N)
     let (loss, n_clipped) = clipped_value(&values, &old, &returns, settings.cliprange_value);
     critic.model.backward(&(&loss * (settings.vf_coef / sums.n)));
     sums.value += loss.double_value(&[]);
