@@ -2,7 +2,8 @@
 //!
 //! The order is that of the log and not that of the keys, because a rerun asks for calls in nearly
 //! the order in which they were made: by a key's order each look-up would decode another row group.
-//! Row groups are small and carry a checksum each in the file's metadata, which Parquet lacks.
+//! Row groups are small and carry a checksum each in the file's metadata, which Parquet lacks; the
+//! metadata carries one of itself, because a column with another name would be one that is missing.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -19,6 +20,7 @@ use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
 use parquet::arrow::arrow_writer::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
+use parquet::file::FOOTER_SIZE;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 
@@ -30,8 +32,13 @@ use crate::store::error::{At, Result, StoreError};
 /// Rows of a row group: what one look-up decodes at most.
 pub(super) const GROUP_ROWS: usize = 2048;
 
-/// The key of the metadata under which the checksums of the row groups stand.
+/// The key of the metadata under which the checksums stand: first that of the footer, then those of
+/// the row groups.
 const CHECKSUMS: &str = "amend.crc32c";
+
+/// What stands before the footer's checksum, and in the place of its digits while it is summed.
+const FOOTER: &[u8] = b"footer=";
+const UNKNOWN: &[u8] = b"00000000";
 
 /// One compacted segment, open for reading. The file stays readable when its name is gone.
 pub(super) struct Archive {
@@ -53,6 +60,12 @@ impl Archive {
     /// Opens a file; reads its metadata only.
     pub(super) fn open(path: &Path) -> Result<Archive> {
         let file = File::open(path).at("open", path)?;
+        let footer = read_footer(&file).at("read", path)?;
+        let footer = footer.as_deref().and_then(FooterSum::find);
+        let footer = footer.ok_or_else(|| damage(path, "it has no footer with a checksum"))?;
+        if footer.told != Some(footer.is) {
+            return Err(damage(path, "its footer has another checksum"));
+        }
         // The Arrow schema that the footer carries says nothing that Parquet's does not, and what
         // reads it panics at a type that it does not know.
         let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
@@ -135,7 +148,7 @@ impl ArchiveWriter {
             .set_column_dictionary_enabled("key".into(), false)
             .set_column_compression("key".into(), Compression::UNCOMPRESSED)
             .build();
-        let output = Summed { output, len: 0, crc: 0 };
+        let output = Summed { output, len: 0, crc: 0, held: None };
         let writer = ArrowWriter::try_new(output, calls_schema(), Some(properties))
             .map_err(|error| write_error(path, error))?;
         Ok(ArchiveWriter { path: path.to_owned(), writer, groups: Vec::new(), start: 0 })
@@ -160,22 +173,80 @@ impl ArchiveWriter {
         let extents = self.groups.iter();
         let extents =
             extents.map(|group| format!("{}-{}:{:08x}", group.start, group.end, group.crc));
-        let checksums = extents.collect::<Vec<String>>().join(" ");
+        let digits = [FOOTER, UNKNOWN].concat();
+        let first = String::from_utf8(digits).expect("they are ASCII");
+        let checksums = std::iter::once(first).chain(extents).collect::<Vec<String>>().join(" ");
         self.writer.append_key_value_metadata(KeyValue::new(CHECKSUMS.to_owned(), checksums));
+        self.writer.inner_mut().held = Some(Vec::new());
         let output = self.writer.into_inner().map_err(|error| write_error(&self.path, error));
-        output?.output.sync().at("sync", &self.path)
+        let Summed { mut output, held, .. } = output?;
+        let tail = with_footer_sum(held.unwrap_or_default());
+        output.append(&tail).at("write", &self.path)?;
+        output.sync().at("sync", &self.path)
     }
 }
 
-/// An output that sums what goes through it.
+/// The footer of a Parquet file: its metadata, the length of that, and the magic number.
+fn read_footer(file: &File) -> io::Result<Option<Vec<u8>>> {
+    let len = file.metadata()?.len();
+    let mut last = [0; FOOTER_SIZE];
+    let Some(end) = len.checked_sub(FOOTER_SIZE as u64) else { return Ok(None) };
+    file.read_exact_at(&mut last, end)?;
+    let [a, b, c, d, ..] = last;
+    let Some(start) = end.checked_sub(u64::from(u32::from_le_bytes([a, b, c, d]))) else {
+        return Ok(None);
+    };
+    let mut footer = vec![0; (len - start) as usize];
+    file.read_exact_at(&mut footer, start)?;
+    Ok(Some(footer))
+}
+
+/// The checksum of a footer.
+struct FooterSum {
+    /// Where its digits stand in the footer.
+    at: usize,
+    /// What the digits say.
+    told: Option<u32>,
+    is: u32,
+}
+
+impl FooterSum {
+    /// Its place is the last of its kind: before it the footer has texts of calls, as statistics.
+    fn find(footer: &[u8]) -> Option<FooterSum> {
+        let at = footer.windows(FOOTER.len()).rposition(|bytes| bytes == FOOTER)? + FOOTER.len();
+        let (before, rest) = footer.split_at(at);
+        let (digits, after) = rest.split_at_checked(UNKNOWN.len())?;
+        let digits = std::str::from_utf8(digits).ok();
+        let told = digits.and_then(|digits| u32::from_str_radix(digits, 16).ok());
+        let is = [before, UNKNOWN, after].iter().fold(0, |crc, part| crc32c_append(crc, part));
+        Some(FooterSum { at, told, is })
+    }
+}
+
+/// The end of a file, with the checksum of its footer in the footer.
+fn with_footer_sum(mut tail: Vec<u8>) -> Vec<u8> {
+    let end = tail.len() - FOOTER_SIZE;
+    let [a, b, c, d] = tail[end..end + 4].try_into().expect("four bytes");
+    let footer = &mut tail[end - u32::from_le_bytes([a, b, c, d]) as usize..];
+    let FooterSum { at, is, .. } = FooterSum::find(footer).expect("it was written with its place");
+    footer[at..at + UNKNOWN.len()].copy_from_slice(format!("{is:08x}").as_bytes());
+    tail
+}
+
+/// An output that sums what goes through it, and in the end holds it back.
 struct Summed {
     output: Box<dyn Output>,
     len: u64,
     crc: u32,
+    held: Option<Vec<u8>>,
 }
 
 impl Write for Summed {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(held) = &mut self.held {
+            held.extend_from_slice(bytes);
+            return Ok(bytes.len());
+        }
         self.output.append(bytes)?;
         self.len += bytes.len() as u64;
         self.crc = crc32c_append(self.crc, bytes);
@@ -195,7 +266,7 @@ fn parse_checksums(text: &str) -> Option<Vec<Extent>> {
         let crc = u32::from_str_radix(crc, 16).ok()?;
         (start <= end).then_some(Extent { start, end, crc })
     };
-    text.split_whitespace().map(extent).collect()
+    text.split_whitespace().skip(1).map(extent).collect()
 }
 
 fn write_error(path: &Path, error: ParquetError) -> StoreError {

@@ -202,7 +202,8 @@ impl Learner {
     pub(super) fn states(&self, micro: &MicroBatch) -> Tensor {
         let shared = micro.shared.as_ref().map(|shared| (&shared.positions, &shared.mask));
         if self.recomputes {
-            let (states, tape) = self.transformer.hidden_taped(&micro.ids, shared, &micro.positions);
+            let (states, tape) =
+                self.transformer.hidden_taped(&micro.ids, shared, &micro.positions);
             *self.tape.borrow_mut() = tape;
             return states; // (N, d)
         }
