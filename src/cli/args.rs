@@ -177,6 +177,9 @@ pub(super) struct RunArgs {
     /// Stops before more US dollars than this are spent
     #[arg(long, value_name = "USD", value_parser = usd)]
     pub(super) max_cost: Option<f64>,
+    /// Follows a plan that `amend plan -o json` wrote: refuses if files or snapshot moved since
+    #[arg(long, value_name = "PLAN.json")]
+    pub(super) plan: Option<PathBuf>,
     /// Writes what trainings log to event files of TensorBoard: a folder a node, in DIR/PIPELINE
     #[arg(long, value_name = "DIR")]
     pub(super) tensorboard: Option<PathBuf>,

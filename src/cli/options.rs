@@ -59,6 +59,7 @@ impl Setup<'_> {
             max_calls: self.max_calls,
             max_cost: self.max_cost,
             retry_rejects: self.limits.retry_rejects,
+            planned: None,
             progress: progress::of(screen),
             now_ms: now_ms(),
             predicates: Arc::new(SqlPredicates),

@@ -183,7 +183,7 @@ fn nodes_of(plan: &Plan, name: &str) -> Vec<NodeIdx> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::run::{CallsForecast, RowsForecast, Totals};
+    use crate::engine::run::{Basis, CallsForecast, RowsForecast, Totals};
 
     /// The plan of the shared fixture of the paper.
     fn paper() -> Plan {
@@ -219,7 +219,8 @@ mod tests {
             exact: nodes.iter().all(|n| n.calls.exact),
         };
         let totals = Totals { calls, ..Totals::default() };
-        blast_radius(&paper(), &Forecast { pipeline: "paper".to_owned(), nodes, totals })
+        let (pipeline, from) = ("paper".to_owned(), Basis::default());
+        blast_radius(&paper(), &Forecast { pipeline, nodes, totals, from })
     }
 
     #[test]

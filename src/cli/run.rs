@@ -1,12 +1,13 @@
 //! `amend run`: brings every table of a pipeline up to date.
 
 use std::fmt::Write as _;
+use std::fs;
 use std::sync::Arc;
 
 use anyhow::Context as _;
 
 use super::args::{Common, RunArgs};
-use super::failure::Status;
+use super::failure::{Status, Usage};
 use super::options::{self, Setup};
 use super::screen::Screen;
 use super::shares;
@@ -15,7 +16,7 @@ use super::tensorboard::Tee;
 use super::{files, progress};
 #[cfg(all(target_os = "linux", feature = "torch"))]
 use crate::engine::run::run_unchanged;
-use crate::engine::run::{Options, Report, run as run_plan};
+use crate::engine::run::{Basis, Options, Report, RunError, run as run_plan};
 use crate::plan::Plan;
 use crate::query::Reader;
 use crate::store::Store;
@@ -26,6 +27,7 @@ pub(super) fn run(args: &RunArgs, common: &Common, screen: Screen) -> anyhow::Re
     let (file, limits) = (args.file.file.as_path(), &args.limits);
     let setup = Setup { file, limits, max_calls: args.max_calls, max_cost: args.max_cost };
     let mut options = setup.options(&plan, common, screen)?;
+    options.planned = planned(args, &plan)?;
     options::heed_ctrl_c(&options.interrupt, screen)?;
     if let Some(dir) = &args.tensorboard {
         let tee = Tee::new(options.progress, dir, &plan.pipeline().name);
@@ -33,7 +35,7 @@ pub(super) fn run(args: &RunArgs, common: &Common, screen: Screen) -> anyhow::Re
     }
     let report = run_plan(&plan, &options);
     progress::end();
-    let report = report.map_err(|error| options::error(&plan, error))?;
+    let report = report.map_err(|error| refused(args, error, &plan))?;
     show(&plan, &options, &report, screen)
 }
 
@@ -43,9 +45,48 @@ pub(super) fn unchanged(args: &RunArgs, common: &Common, screen: Screen) -> Opti
     let plan = files::plan(&args.file.file, common).ok()?;
     let (file, limits) = (args.file.file.as_path(), &args.limits);
     let setup = Setup { file, limits, max_calls: args.max_calls, max_cost: args.max_cost };
-    let options = setup.options(&plan, common, screen).ok()?;
+    let mut options = setup.options(&plan, common, screen).ok()?;
+    options.planned = planned(args, &plan).ok()?;
     let report = run_unchanged(&plan, &options).ok()??;
     show(&plan, &options, &report, screen).ok()
+}
+
+/// What the plan to be followed was made of, if one is to be.
+fn planned(args: &RunArgs, plan: &Plan) -> Result<Option<Basis>, Usage> {
+    /// Of what `amend plan -o json` prints, what is looked at.
+    #[derive(serde::Deserialize)]
+    struct Planned {
+        pipeline: String,
+        from: Basis,
+    }
+    let Some(path) = &args.plan else { return Ok(None) };
+    let usage = |what: String| Usage::new(format!("--plan \"{}\": {what}", path.display()));
+    let text = fs::read_to_string(path)
+        .map_err(|error| usage(format!("it cannot be read: {error}")).help(PLAN_HELP))?;
+    let planned: Planned = serde_json::from_str(&text)
+        .map_err(|error| usage(format!("it is no plan: {error}")).help(PLAN_HELP))?;
+    let name = &plan.pipeline().name.value;
+    if planned.pipeline != *name {
+        let what = format!("it is a plan of \"{}\", and this is \"{name}\"", planned.pipeline);
+        return Err(usage(what).help(PLAN_HELP));
+    }
+    Ok(Some(planned.from))
+}
+
+/// How a plan is made that can be followed.
+const PLAN_HELP: &str =
+    "make one with `amend plan FILE -o json > plan.json`, with the flags of the run";
+
+fn refused(args: &RunArgs, error: RunError, plan: &Plan) -> anyhow::Error {
+    let (RunError::Moved(moved), Some(path)) = (&error, &args.plan) else {
+        return options::error(plan, error);
+    };
+    let usage = Usage::new(format!("--plan \"{}\" no longer holds: {moved}", path.display()));
+    usage
+        .help(
+            "see with `amend plan` what a run would do now, and run with that plan or without one",
+        )
+        .into()
 }
 
 fn show(plan: &Plan, options: &Options, report: &Report, screen: Screen) -> anyhow::Result<Status> {

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::support::server::FakeServer;
 
-const PIPELINE: &str = r#"
+pub(crate) const PIPELINE: &str = r#"
 name: small
 seed: 17
 constitution: constitution.yaml
@@ -24,16 +24,16 @@ nodes:
   labels: { evaluate: { from: [drafts, revisions], labels: { vowel: "(?i)^[aeiou]", consonant: "(?i)^[a-z]" } } }
 "#;
 
-const ROWS: usize = 12;
+pub(crate) const ROWS: usize = 12;
 
 /// A folder with a pipeline, and the server that it asks.
-struct Lab {
-    dir: TempDir,
-    server: FakeServer,
+pub(crate) struct Lab {
+    pub(crate) dir: TempDir,
+    pub(crate) server: FakeServer,
 }
 
 impl Lab {
-    fn new(config: Value) -> Lab {
+    pub(crate) fn new(config: Value) -> Lab {
         let lab = Lab { dir: TempDir::new().unwrap(), server: FakeServer::with(config) };
         lab.write("small.yaml", PIPELINE);
         lab.constitution("Say what is wrong.");
@@ -46,19 +46,19 @@ impl Lab {
         lab
     }
 
-    fn constitution(&self, critique: &str) {
+    pub(crate) fn constitution(&self, critique: &str) {
         let principle = |id: &str, critique: &str| json!({ "id": id, "critique": critique, "revise": "Mend it." });
         let constitution =
             json!({ "principles": [principle("one", critique), principle("two", "Find fault.")] });
         self.write("constitution.yaml", &constitution.to_string());
     }
 
-    fn write(&self, name: &str, text: &str) {
+    pub(crate) fn write(&self, name: &str, text: &str) {
         fs::write(self.dir.path().join(name), text).unwrap();
     }
 
     /// Runs `amend`, and gives its exit code, stdout and stderr.
-    fn amend(&self, args: &[&str]) -> (i32, String, String) {
+    pub(crate) fn amend(&self, args: &[&str]) -> (i32, String, String) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_amend"));
         command.env_remove("AMEND_STORE").env("FAKE_URL", self.server.base_url());
         let output = command.current_dir(self.dir.path()).args(args).output().unwrap();
@@ -67,7 +67,7 @@ impl Lab {
     }
 
     /// The JSON that a command prints, which ends with 0.
-    fn json(&self, args: &[&str]) -> Value {
+    pub(crate) fn json(&self, args: &[&str]) -> Value {
         let (code, stdout, stderr) = self.amend(&[args, &["-o", "json"]].concat());
         assert_eq!(code, 0, "{args:?}: {stdout}{stderr}");
         serde_json::from_str(&stdout)
@@ -92,7 +92,7 @@ impl Lab {
     }
 }
 
-fn node<'a>(document: &'a Value, name: &str) -> &'a Value {
+pub(crate) fn node<'a>(document: &'a Value, name: &str) -> &'a Value {
     let mut nodes = document["nodes"].as_array().unwrap().iter();
     nodes.find(|node| node["name"] == name).unwrap_or_else(|| panic!("{name} in {document}"))
 }

@@ -16,6 +16,7 @@ mod lab;
 mod openai;
 mod oracle;
 mod overtaken;
+mod planned;
 mod policies;
 mod property;
 mod schemas;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::basis::Basis;
 use super::report::{
     CallsForecast, Forecast, NodeForecast, RowsForecast, Totals, TrainingForecast,
 };
@@ -59,7 +60,8 @@ pub fn foretell(plan: &Plan, options: &Options) -> Result<Forecast, RunError> {
         }
     });
     let totals = totals(&nodes);
-    Ok(Forecast { pipeline: plan.pipeline().name.value.clone(), nodes, totals })
+    let from = Basis::of(plan, options, world.sources(), before.map(Snapshot::manifest));
+    Ok(Forecast { pipeline: plan.pipeline().name.value.clone(), nodes, totals, from })
 }
 
 /// The price of what a node asks; what a pipeline trains has none.

@@ -1,6 +1,7 @@
 //! `run`: one epoch from the files as they are, over the store: the world is opened, the plan is
 //! compiled and applied, and what comes of it is published as a snapshot.
 
+mod basis;
 mod foretell;
 mod publish;
 mod report;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+pub use basis::Basis;
 pub use foretell::foretell;
 pub use report::{
     CallsForecast, Forecast, NodeCalls, NodeForecast, NodeReport, Report, RowsForecast, RunCalls,
@@ -45,6 +47,8 @@ pub struct Options {
     pub max_cost: Option<f64>,
     /// Asks again what failed for good.
     pub retry_rejects: bool,
+    /// The basis of the plan that is to be followed: the run is refused if it is another now.
+    pub planned: Option<Basis>,
     /// Told how far the run is.
     pub progress: Arc<dyn Progress>,
     /// The time, milliseconds since 1970.
@@ -95,6 +99,9 @@ pub enum RunError {
         /// What can be done.
         help: Option<String>,
     },
+    /// What the plan to be followed was made of is no longer so.
+    #[error("{0}")]
+    Moved(String),
     /// Something else.
     #[error("{0}")]
     Failed(String),
@@ -146,6 +153,8 @@ pub fn run(plan: &Plan, options: &Options) -> Result<Report, RunError> {
     let memo = Arc::new(store.memo()?);
     let world = LocalWorld::new(plan, options, &store, Arc::clone(&memo))?;
     let desired = desired(plan, &world, options)?;
+    // The files are those that were read just now, and nothing was asked yet.
+    basis::check(plan, options, world.sources(), world.latest.as_ref(), &snapshots)?;
     let limits = Limits {
         max_calls: least(options.max_calls, plan.pipeline().budget.calls),
         max_tokens: plan.pipeline().budget.tokens,

@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use super::basis::Basis;
+
 /// What a run did.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -69,6 +71,8 @@ pub struct Forecast {
     pub nodes: Vec<NodeForecast>,
     /// All nodes together.
     pub totals: Totals,
+    /// What it was made of.
+    pub from: Basis,
 }
 
 /// What one node would do.

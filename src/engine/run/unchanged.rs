@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::publish::{REJECTS, inputs};
 use super::report::{NodeCalls, NodeReport, Report, RunCalls};
 use super::world::source;
-use super::{Options, RunError};
+use super::{Options, RunError, basis};
 use crate::plan::Plan;
 use crate::record::read::fingerprint;
 use crate::store::manifest::SourceFile;
@@ -31,6 +31,7 @@ pub(super) fn unchanged(
     if !same || options.retry_rejects || is_to_be_asked_again(&latest)? {
         return Ok(None);
     }
+    basis::check(plan, options, manifest.inputs.sources.clone(), Some(&latest), snapshots)?;
     snapshots.repair()?;
     let tables = plan.tables();
     let listed = manifest.nodes.iter().filter(|(name, _)| tables.contains_key(name.as_str()));
