@@ -10,11 +10,24 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::screen::Screen;
 use super::table::{count, duration};
 use crate::engine::dispatch::Seen;
+use crate::engine::progress::Far;
 use crate::engine::run::Progress;
-use crate::model::train;
+use crate::model::{Waiting, train};
+
+/// The first plain lines are written after this, so that whoever waits sees early what is done.
+const FIRST_LINE: Duration = Duration::from_secs(2);
 
 /// Plain lines are written as seldom as this.
 const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// A server that has not answered for so long is named: one request in many may fail.
+const WAITS_FROM: Duration = Duration::from_millis(500);
+
+/// A server that does not answer is named anew as seldom as this.
+const WAITS_EVERY: Duration = Duration::from_secs(2);
+
+/// Above so many bars those that are full go.
+const BARS_MAX: usize = 12;
 
 /// The bars of this process, which everything that writes to stderr takes out of the way.
 pub(super) fn bars() -> &'static MultiProgress {
@@ -31,16 +44,17 @@ pub(super) fn of(screen: Screen) -> Arc<dyn Progress> {
     }
 }
 
-/// Takes the bars away.
+/// Takes the bars away, for good: a bar that is dropped later would be drawn once more.
 pub(super) fn end() {
     drop(bars().clear());
+    bars().set_draw_target(ProgressDrawTarget::hidden());
 }
 
 /// Shows nothing.
 pub(super) struct Silent;
 
 impl Progress for Silent {
-    fn node(&self, _name: &str, _done: u64, _total: u64) {}
+    fn rows(&self, _far: &[Far]) {}
     fn calls(&self, _seen: &Seen) {}
     fn training(&self, _node: &str, _told: &train::Progress<'_>) {}
     fn message(&self, _line: &str) {}
@@ -50,18 +64,23 @@ impl Progress for Silent {
 #[derive(Default)]
 struct Bars {
     nodes: Mutex<BTreeMap<String, ProgressBar>>,
-    paces: Mutex<BTreeMap<String, Pace>>,
+    paces: Mutex<Paces>,
+    waits: Mutex<Waits>,
     calls: OnceLock<(ProgressBar, Instant)>,
 }
 
 impl Bars {
-    /// Moves a node's bar, and lets it stand when it is full.
-    fn show(&self, name: &str, done: u64, total: u64, line: &str) {
+    /// Moves a node's bar, and lets it stand when it is full, unless there are many.
+    fn show(&self, name: &str, (done, total): (u64, u64), line: String) {
         let mut nodes = locked(&self.nodes);
+        if done >= total && nodes.len() > BARS_MAX {
+            if let Some(bar) = nodes.remove(name) {
+                bar.finish_and_clear();
+            }
+            return;
+        }
         let bar = nodes.entry(name.to_owned()).or_insert_with(|| {
-            let style = ProgressStyle::with_template(
-                "{prefix:28!} {bar:24} {human_pos:>9}/{human_len:9} {msg}",
-            );
+            let style = ProgressStyle::with_template("{prefix:28!} {bar:24} {msg}");
             let style = style.expect("the template is one").progress_chars("━╸ ");
             let bar = bars().insert(0, ProgressBar::new(total).with_style(style));
             bar.set_prefix(name.to_owned());
@@ -69,23 +88,20 @@ impl Bars {
         });
         bar.set_length(total);
         bar.set_position(done.min(total));
-        if line.is_empty() {
-            let left = bar.eta().as_secs();
-            let message = if done < total && left > 0 {
-                format!("{} left", duration(left as f64))
-            } else {
-                String::new()
-            };
-            bar.set_message(message);
-        } else {
-            bar.set_message(line.to_owned());
-        }
+        bar.set_message(line);
     }
 }
 
 impl Progress for Bars {
-    fn node(&self, name: &str, done: u64, total: u64) {
-        self.show(name, done, total, "");
+    fn rows(&self, far: &[Far]) {
+        let now = Instant::now();
+        for far in far.iter().filter(|far| far.begun) {
+            // What is done between two looks needs no bar.
+            if far.done < far.total || locked(&self.nodes).contains_key(&far.name) {
+                let line = rows(&mut locked(&self.paces), far, now);
+                self.show(&far.name, (far.done, far.total), line);
+            }
+        }
     }
 
     fn calls(&self, seen: &Seen) {
@@ -94,13 +110,20 @@ impl Progress for Bars {
                 ProgressStyle::with_template("{spinner} {msg}").expect("the template is one");
             (bars().add(ProgressBar::new_spinner().with_style(style)), Instant::now())
         });
-        bar.set_message(said(seen, since.elapsed()));
+        let mut line = said(seen, since.elapsed());
+        if locked(&self.waits).lasts(seen.waiting.is_some(), Instant::now())
+            && let Some(waiting) = &seen.waiting
+        {
+            let _ = write!(line, "\n  {waiting}");
+        }
+        bar.set_message(line);
         bar.tick();
     }
 
     fn training(&self, node: &str, told: &train::Progress<'_>) {
         let line = paced(&mut locked(&self.paces), node, told, Instant::now());
-        self.show(node, told.done, told.all, &line);
+        let line = format!("{} of {}  {line}", count(told.done), count(told.all));
+        self.show(node, (told.done, told.all), line);
     }
 
     fn message(&self, line: &str) {
@@ -120,19 +143,23 @@ struct State {
     said: BTreeMap<String, Instant>,
     /// How many calls that line named.
     calls: u64,
-    paces: BTreeMap<String, Pace>,
+    paces: Paces,
+    waits: Waits,
 }
 
 impl State {
     fn new(began: Instant) -> State {
-        State { began, said: BTreeMap::new(), calls: 0, paces: BTreeMap::new() }
+        let (said, paces, waits) = (BTreeMap::new(), Paces::new(), Waits::default());
+        State { began, said, calls: 0, paces, waits }
     }
 
     /// Whether a line of this name is due.
     fn is_due(&mut self, name: &str) -> bool {
         let now = Instant::now();
-        let last = self.said.get(name).copied().unwrap_or(self.began);
-        let due = now.duration_since(last) >= LINE_EVERY;
+        let due = match self.said.get(name) {
+            Some(last) => now.duration_since(*last) >= LINE_EVERY,
+            None => now.duration_since(self.began) >= FIRST_LINE,
+        };
         if due {
             self.said.insert(name.to_owned(), now);
         }
@@ -141,14 +168,22 @@ impl State {
 }
 
 impl Progress for Lines {
-    fn node(&self, name: &str, done: u64, total: u64) {
-        if locked(&self.state).is_due(name) {
-            self.screen.note(&format!("{name}: {} of {} rows", count(done), count(total)));
+    fn rows(&self, far: &[Far]) {
+        let mut state = locked(&self.state);
+        let now = Instant::now();
+        for far in far.iter().filter(|far| far.begun && far.done < far.total) {
+            let line = rows(&mut state.paces, far, now);
+            if state.is_due(&far.name) {
+                self.screen.note(&format!("{}: {line}", far.name));
+            }
         }
     }
 
     fn calls(&self, seen: &Seen) {
         let mut state = locked(&self.state);
+        if let Some(line) = state.waits.line(seen.waiting.as_ref(), Instant::now()) {
+            self.screen.note(&line);
+        }
         let calls = seen.made + seen.memo;
         // While a model is trained there is nothing to say.
         let is_idle = seen.in_flight == 0 && calls == state.calls;
@@ -172,7 +207,56 @@ impl Progress for Lines {
     }
 }
 
-/// Where a training was when it was told of first: what it did before, an earlier run did.
+/// Since when a server does not answer, and what was said of it.
+#[derive(Default)]
+struct Waits {
+    since: Option<Instant>,
+    said: Option<(Instant, String)>,
+}
+
+impl Waits {
+    /// Whether a server is waited for, and that not for a moment.
+    fn lasts(&mut self, waits: bool, now: Instant) -> bool {
+        if !waits {
+            *self = Waits::default();
+            return false;
+        }
+        now.duration_since(*self.since.get_or_insert(now)) >= WAITS_FROM
+    }
+
+    /// The line that is due.
+    fn line(&mut self, waiting: Option<&Waiting>, now: Instant) -> Option<String> {
+        if !self.lasts(waiting.is_some(), now) {
+            return None;
+        }
+        let line = waiting?.to_string();
+        let is_due = self
+            .said
+            .as_ref()
+            .is_none_or(|(last, said)| *said != line && now.duration_since(*last) >= WAITS_EVERY);
+        is_due.then(|| {
+            self.said = Some((now, line.clone()));
+            line
+        })
+    }
+}
+
+/// Where each node was when it was told of first.
+type Paces = BTreeMap<String, Pace>;
+
+/// The rows of a node in a few words, with the time that is left.
+fn rows(paces: &mut Paces, far: &Far, now: Instant) -> String {
+    let first = Pace { since: now, done: far.done, tokens: 0.0 };
+    let pace = *paces.entry(far.name.clone()).or_insert(first);
+    let up_to = if far.exact { "" } else { "up to " };
+    let mut line = format!("{} of {up_to}{} rows", count(far.done), count(far.total));
+    if let Some(left) = pace.left(far.done, far.total, now) {
+        let _ = write!(line, " · {} left", duration(left));
+    }
+    line
+}
+
+/// Where a node was when it was told of first: what it did before, an earlier run did.
 #[derive(Clone, Copy)]
 struct Pace {
     since: Instant,
@@ -180,13 +264,18 @@ struct Pace {
     tokens: f64,
 }
 
+impl Pace {
+    /// The seconds that are left at this pace, once there is one.
+    fn left(self, done: u64, all: u64, now: Instant) -> Option<f64> {
+        let seconds = now.duration_since(self.since).as_secs_f64();
+        let steps = done.saturating_sub(self.done);
+        let known = steps > 0 && seconds > 0.0 && done < all;
+        known.then(|| seconds * (all - done) as f64 / steps as f64)
+    }
+}
+
 /// What is told of a training, with its tokens a second and the time that is left.
-fn paced(
-    paces: &mut BTreeMap<String, Pace>,
-    node: &str,
-    told: &train::Progress<'_>,
-    now: Instant,
-) -> String {
+fn paced(paces: &mut Paces, node: &str, told: &train::Progress<'_>, now: Instant) -> String {
     let first = Pace { since: now, done: told.done, tokens: told.tokens };
     let pace = *paces.entry(node.to_owned()).or_insert(first);
     let seconds = now.duration_since(pace.since).as_secs_f64();
@@ -198,8 +287,7 @@ fn paced(
     if told.tokens > pace.tokens {
         let _ = write!(line, " · {:.0} tokens/s", (told.tokens - pace.tokens) / seconds);
     }
-    if told.done < told.all {
-        let left = seconds * (told.all - told.done) as f64 / steps as f64;
+    if let Some(left) = pace.left(told.done, told.all, now) {
         let _ = write!(line, " · {} left", duration(left));
     }
     line
@@ -270,5 +358,38 @@ mod tests {
         assert!(!state.is_due("drafts"));
         state.began = state.began.checked_sub(LINE_EVERY).unwrap();
         assert!(state.is_due("drafts") && !state.is_due("drafts") && state.is_due(""));
+    }
+
+    #[test]
+    fn rows_are_told_with_what_is_known_and_the_time_left() {
+        let (mut paces, began) = (Paces::new(), Instant::now());
+        let mut at = |seconds: u64, done: u64, exact: bool| {
+            let far = Far { name: "drafts".to_owned(), done, total: 1500, exact, begun: true };
+            rows(&mut paces, &far, began + Duration::from_secs(seconds))
+        };
+        // What the memo knew was there at once, and is not of this pace.
+        assert_eq!(at(0, 500, true), "500 of 1,500 rows");
+        assert_eq!(at(10, 600, true), "600 of 1,500 rows · 1 min 30 s left");
+        assert_eq!(at(20, 1500, false), "1,500 of up to 1,500 rows");
+    }
+
+    #[test]
+    fn a_server_that_does_not_answer_is_named_while_it_does_not() {
+        let (mut waits, began) = (Waits::default(), Instant::now());
+        let waiting = |attempt| {
+            let (server, reason) = ("http://h:1".to_owned(), "connection refused".to_owned());
+            Waiting { server, reason, attempt }
+        };
+        let mut at = |ms: u64, attempt: Option<u32>| {
+            waits.line(attempt.map(waiting).as_ref(), began + Duration::from_millis(ms))
+        };
+        assert_eq!(at(0, Some(2)), None, "it may be one request of many");
+        assert_eq!(at(400, None), None);
+        assert_eq!(at(450, Some(2)), None, "another did not answer since");
+        let said = "waiting for http://h:1: connection refused, try";
+        assert_eq!(at(1000, Some(2)), Some(format!("{said} 2")));
+        assert_eq!(at(1500, Some(3)), None, "that is too often");
+        assert_eq!(at(9000, Some(2)), None, "that was said");
+        assert_eq!(at(9050, Some(4)), Some(format!("{said} 4")));
     }
 }

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::engine::dispatch::Seen;
+use crate::engine::progress::Far;
 use crate::engine::run::Progress;
 use crate::model::train::{self, Metric};
 
@@ -46,8 +47,8 @@ impl Tee {
 }
 
 impl Progress for Tee {
-    fn node(&self, name: &str, done: u64, total: u64) {
-        self.shown.node(name, done, total);
+    fn rows(&self, far: &[Far]) {
+        self.shown.rows(far);
     }
 
     fn calls(&self, seen: &Seen) {

@@ -17,7 +17,7 @@ use super::budget::Spent;
 use super::estimate::Volume;
 pub use super::tally::Calls;
 use super::tally::Tally;
-use crate::model::{Answer, Backend, CacheBytes, CallError, Request};
+use crate::model::{Answer, Backend, CacheBytes, CallError, Request, Waiting};
 use crate::operators::ModelRef;
 use crate::record::{CallKey, Id, IdMap};
 
@@ -98,7 +98,7 @@ impl Waiter {
 }
 
 /// What the calls of a run came to so far.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Seen {
     /// Calls under way.
     pub in_flight: usize,
@@ -112,6 +112,8 @@ pub struct Seen {
     pub cost_usd: f64,
     /// What the local models hold.
     pub cache_bytes: CacheBytes,
+    /// A server that does not answer, if one does not.
+    pub waiting: Option<Waiting>,
 }
 
 /// Whether calls are made or counted.
@@ -353,7 +355,7 @@ impl Dispatcher {
                 self.lock().failed.insert(key, message.clone());
                 return self.settle(key, Outcome::Transient { message }, 0);
             }
-            Err(CallError::Outage { message }) => return self.stop(message),
+            Err(CallError::Outage { message }) => return self.give_up(&key, message),
         };
         let (request, model) = {
             let inner = self.lock();
@@ -370,11 +372,23 @@ impl Dispatcher {
         let this = Arc::clone(self);
         let durable = move |written: Result<(), String>| match written {
             Ok(()) => this.settle(key, told, attempts),
-            Err(message) => this.stop(message),
+            Err(message) => this.give_up(&key, message),
         };
         let identity = self.models.identity(&model);
         let finished = Finished { key, model, identity, request, outcome };
         self.memory.remember(finished, Box::new(durable));
+    }
+
+    /// A call will have no outcome, and the run stops. Nobody waits for it any more, neither those
+    /// who asked nor whoever lets calls under way come to their end.
+    fn give_up(&self, key: &CallKey, reason: String) {
+        let mut inner = self.lock();
+        let pending = inner.pending.swap_remove(key).expect("a call under way stays pending");
+        inner.reserved -= pending.reserved;
+        inner.started -= 1;
+        let queue = (Arc::clone(&pending.model.name), pending.model.fingerprint.bits());
+        inner.queues.get_mut(&queue).expect("a model that was asked has a queue").in_flight -= 1;
+        self.stop_locked(&mut inner, reason);
     }
 
     /// A call is over: its permit is free, its waiters are told.
@@ -429,9 +443,10 @@ impl Dispatcher {
     pub fn seen(&self) -> Seen {
         let inner = self.lock();
         let in_flight = inner.queues.values().map(|queue| queue.in_flight).sum();
-        let mut cache_bytes = CacheBytes::default();
+        let (mut cache_bytes, mut waiting) = (CacheBytes::default(), None);
         for backend in inner.queues.values().filter_map(|queue| queue.backend.as_ref()) {
             cache_bytes.add(backend.cache_bytes());
+            waiting = waiting.or_else(|| backend.waiting());
         }
         Seen {
             in_flight,
@@ -440,6 +455,7 @@ impl Dispatcher {
             tokens: inner.spent.tokens,
             cost_usd: inner.spent.usd,
             cache_bytes,
+            waiting,
         }
     }
 

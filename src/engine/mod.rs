@@ -17,6 +17,7 @@ mod gather;
 pub mod local;
 mod once;
 mod policy;
+pub mod progress;
 mod render;
 pub mod rows;
 pub mod run;

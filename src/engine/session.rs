@@ -15,6 +15,7 @@ use super::context::{Stage, Stages};
 use super::dispatch::{Calls, Dispatcher};
 use super::draw::Candidate;
 use super::once::Once;
+use super::progress::{Count, HowFar};
 use super::rows::{Rec, Rows};
 use super::shape::{Kind, NodeIdx, Shape};
 use super::shared::{Shared, Span, Stream, TrainingState};
@@ -102,6 +103,7 @@ pub struct Session {
     rows: Arc<Rows>,
     dispatcher: Arc<Dispatcher>,
     trainings: Arc<dyn Trainings>,
+    far: Arc<HowFar>,
     running: Option<Running>,
 }
 
@@ -127,12 +129,17 @@ impl Session {
     ) -> Session {
         assert!(workers > 0, "a session has a worker");
         let trainings = Arc::new(Once::new(trainings));
-        Session { workers, rows, dispatcher, trainings, running: None }
+        Session { workers, rows, dispatcher, trainings, far: Arc::default(), running: None }
     }
 
     /// The rows that keys stand for.
     pub fn rows(&self) -> &Arc<Rows> {
         &self.rows
+    }
+
+    /// How far its nodes are, also while they work.
+    pub fn far(&self) -> &Arc<HowFar> {
+        &self.far
     }
 
     /// Accepts an edit and waits until it is settled.
@@ -149,6 +156,7 @@ impl Session {
             self.running = Some(self.begin(&desired.shape));
         }
         let running = self.running.as_mut().expect("it was just begun");
+        self.far.expect(desired);
         let fed = running.keys(desired);
         let mut changes = running.fed.changes(&fed);
         running.fed = fed;
@@ -194,7 +202,9 @@ impl Session {
         let nodes = shape.nodes.len();
         let rows = Arc::clone(&self.rows);
         let (dispatcher, trainings) = (Arc::clone(&self.dispatcher), Arc::clone(&self.trainings));
-        let shared = Shared::new(rows, dispatcher, trainings, nodes);
+        let counts: Arc<[Count]> = (0..nodes).map(|_| Count::default()).collect();
+        self.far.begin(shape, &counts);
+        let shared = Shared::new(rows, dispatcher, trainings, counts);
         let (report, reports) = unbounded();
         let (senders, receivers): (Vec<_>, Vec<_>) =
             (0..self.workers).map(|_| unbounded::<Command>()).unzip();

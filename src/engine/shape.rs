@@ -95,6 +95,13 @@ pub struct Pairs {
     pub all: bool,
 }
 
+impl Pairs {
+    /// How many pairs the siblings of a parent are.
+    pub fn count(&self) -> u64 {
+        if self.all { self.of * self.of.saturating_sub(1) / 2 } else { self.of / 2 }
+    }
+}
+
 /// A draw of a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DrawShape {

@@ -8,6 +8,7 @@ use std::time::Instant;
 use super::context::Contexts;
 use super::dispatch::Dispatcher;
 use super::policy::Standing;
+use super::progress::Count;
 use super::rows::{Rec, Rows};
 use super::train::Trainings;
 use crate::record::Id;
@@ -27,6 +28,8 @@ pub(super) struct Shared {
     spans: Vec<Mutex<Option<Span>>>,
     /// For each node, rows and rejects that came and went since they were last taken.
     sinks: Vec<[Mutex<Vec<Change>>; 5]>,
+    /// For each node, what came of it so far.
+    counts: Arc<[Count]>,
     /// For each node, rows left out on purpose, net.
     dropped: Vec<Mutex<isize>>,
     /// For each training node, what it came to.
@@ -76,8 +79,9 @@ impl Shared {
         rows: Arc<Rows>,
         dispatcher: Arc<Dispatcher>,
         trainings: Arc<dyn Trainings>,
-        nodes: usize,
+        counts: Arc<[Count]>,
     ) -> Arc<Shared> {
+        let nodes = counts.len();
         Arc::new(Shared {
             rows,
             contexts: Contexts::default(),
@@ -86,6 +90,7 @@ impl Shared {
             records: (0..nodes).map(|_| AtomicU64::new(0)).collect(),
             spans: (0..nodes).map(|_| Mutex::default()).collect(),
             sinks: (0..nodes).map(|_| Default::default()).collect(),
+            counts,
             dropped: (0..nodes).map(|_| Mutex::default()).collect(),
             trainings_seen: Mutex::default(),
             latest: AtomicU64::new(0),
@@ -94,6 +99,7 @@ impl Shared {
 
     pub(super) fn count_records(&self, node: usize, records: usize) {
         self.records[node].fetch_add(records as u64, Ordering::Relaxed);
+        self.counts[node].begin();
         let now = Instant::now();
         self.spans[node].lock().expect("no holder panics").get_or_insert((now, now));
     }
@@ -110,7 +116,9 @@ impl Shared {
 
     pub(super) fn saw(&self, node: usize, stream: Stream, changes: impl Iterator<Item = Change>) {
         let mut sink = self.sinks[node][stream as usize].lock().expect("no holder panics");
+        let before = sink.len();
         sink.extend(changes);
+        self.counts[node].saw(stream, sink[before..].iter().map(|(_, diff)| diff).sum());
         if let Some((_, end)) = &mut *self.spans[node].lock().expect("no holder panics") {
             *end = Instant::now();
         }
@@ -118,6 +126,7 @@ impl Shared {
 
     pub(super) fn saw_dropped(&self, node: usize, net: isize) {
         *self.dropped[node].lock().expect("no holder panics") += net;
+        self.counts[node].dropped(net);
     }
 
     pub(super) fn take_seen(&self, node: usize, stream: Stream) -> Vec<Change> {

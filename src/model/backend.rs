@@ -1,5 +1,6 @@
 //! A backend: one model, somewhere, that answers requests.
 
+use std::fmt;
 use std::sync::Arc;
 
 use super::answer::{Answer, CallError};
@@ -25,6 +26,24 @@ impl CacheBytes {
     }
 }
 
+/// A server that does not answer, and is asked again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// The server, without user, password, path and query.
+    pub server: String,
+    /// Why the last request failed, without the key.
+    pub reason: String,
+    /// How often the request that was tried most will have been, with the next.
+    pub attempt: u32,
+}
+
+impl fmt::Display for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Waiting { server, reason, attempt } = self;
+        write!(f, "waiting for {server}: {reason}, try {attempt}")
+    }
+}
+
 /// One model that answers requests, in any order, from its own threads.
 ///
 /// The engine never has more than `max_in_flight` requests submitted and not done, over all nodes
@@ -35,6 +54,11 @@ pub trait Backend: Send + Sync {
 
     /// The most requests to have in flight.
     fn max_in_flight(&self) -> usize;
+
+    /// Whom it waits for since its last success, where a request failed and will be sent again.
+    fn waiting(&self) -> Option<Waiting> {
+        None
+    }
 
     /// What it holds in this process; nothing, where it runs elsewhere.
     fn cache_bytes(&self) -> CacheBytes {

@@ -10,6 +10,6 @@ pub mod torch;
 pub mod train;
 
 pub use answer::{Answer, CallError, Finish};
-pub use backend::{Backend, CacheBytes, Done};
+pub use backend::{Backend, CacheBytes, Done, Waiting};
 pub use request::{Estimator, Prompt, Request, Sampling, Task};
 pub use train::{Example, Init, TrainError, TrainJob, TrainSettings, Trained, Trainer};

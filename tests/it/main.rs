@@ -18,6 +18,7 @@ mod oracle;
 mod overtaken;
 mod planned;
 mod policies;
+mod progress;
 mod property;
 mod schemas;
 #[cfg(feature = "torch")]

@@ -258,9 +258,12 @@ pub fn compare(desired: &Desired, tables: &[Table], truth: &Truth) {
     }
 }
 
-/// Nothing is lost silently: for each node, rows in × fan-out = rows out + rejects + dropped.
+/// Nothing is lost silently: for each node, rows in × fan-out = rows out + rejects + dropped; and that
+/// is what progress said of it.
 fn conserve(desired: &Desired, lab: &Lab) {
     let tables = lab.session.tables();
+    let far = lab.session.far().nodes();
+    assert_eq!(far.len(), desired.shape.nodes.len());
     let rows = |at: &NodeIdx| tables[*at].rows.len() as u64;
     for (at, node) in desired.shape.nodes.iter().enumerate() {
         let expected = match &node.kind {
@@ -280,6 +283,11 @@ fn conserve(desired: &Desired, lab: &Lab) {
             "{}: {out} rows, {rejects} rejects and {} dropped of {expected}",
             node.name, table.dropped
         );
+        let shown = &far[at];
+        assert_eq!((&shown.name, shown.done), (&node.name, accounted));
+        // Of pairs whose answers all failed, and of rows that no model is there for, nothing comes.
+        let comes = shown.total == expected || (!shown.exact && shown.total > expected);
+        assert!(comes || expected == 0, "{shown:?}: {expected} come of it");
     }
 }
 

@@ -22,6 +22,7 @@ pub use report::{
 
 use super::compile::{CompileError, compile};
 use super::dispatch::{Dispatcher, Limits, Mode, Seen};
+use super::progress::{Far, HowFar};
 use super::session::{Desired, Session, Settled};
 use crate::model::train;
 use crate::operators::Predicate;
@@ -67,8 +68,8 @@ pub trait Predicates: Send + Sync {
 
 /// Told how far a run is.
 pub trait Progress: Send + Sync {
-    /// Rows of a node done, of so many.
-    fn node(&self, name: &str, done: u64, total: u64);
+    /// How far the nodes are that ask a model, by table.
+    fn rows(&self, far: &[Far]);
     /// What the calls of the run came to so far.
     fn calls(&self, seen: &Seen);
     /// How far the training of a node is.
@@ -165,7 +166,8 @@ pub fn run(plan: &Plan, options: &Options) -> Result<Report, RunError> {
     let trainings = world.trainings();
     let mut session =
         Session::new(options.workers, Arc::clone(world.rows()), Arc::clone(&dispatcher), trainings);
-    let settled = watched(&dispatcher, options, || session.apply(&desired));
+    let far = Arc::clone(session.far());
+    let settled = watched(&dispatcher, &far, options, || session.apply(&desired));
     if settled.is_err() {
         drain(&dispatcher);
     }
@@ -202,7 +204,12 @@ fn least<T: PartialOrd>(a: Option<T>, b: Option<T>) -> Option<T> {
 }
 
 /// Runs something while another thread looks for an interrupt and tells of progress.
-fn watched<T>(dispatcher: &Dispatcher, options: &Options, run: impl FnOnce() -> T) -> T {
+fn watched<T>(
+    dispatcher: &Dispatcher,
+    far: &HowFar,
+    options: &Options,
+    run: impl FnOnce() -> T,
+) -> T {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -210,6 +217,7 @@ fn watched<T>(dispatcher: &Dispatcher, options: &Options, run: impl FnOnce() -> 
                 if options.interrupt.load(Ordering::Acquire) {
                     dispatcher.stop("interrupted".to_owned());
                 }
+                options.progress.rows(&far.tables());
                 options.progress.calls(&dispatcher.seen());
                 std::thread::park_timeout(Duration::from_millis(50));
             }

@@ -1,7 +1,7 @@
 //! The exchange: one body sent until there is a reply, or a reason why there will be none.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::failure::{Failure, Meaning};
@@ -10,6 +10,7 @@ use super::http::{Http, Route, Stamp};
 use super::options::{OpenAiError, OpenAiOptions};
 use super::wire::{Body, Reply};
 use crate::model::answer::{Answer, CallError};
+use crate::model::backend::Waiting;
 use crate::record::KeyHasher;
 
 /// The longest wait between two attempts is this many times the first.
@@ -24,6 +25,9 @@ pub(super) struct Exchange {
     heard: AtomicBool,
     /// Whether the server has asked for `max_completion_tokens` in place of `max_tokens`.
     renames_max_tokens: AtomicBool,
+    /// What failed since the last reply; looked at only where the flag beside it is set.
+    waiting: Mutex<Option<Waiting>>,
+    is_waiting: AtomicBool,
 }
 
 /// A reply, and what it took.
@@ -63,7 +67,35 @@ impl Exchange {
         let http = Http::new(&options)?;
         let gate = Gate::new(options.max_in_flight);
         let (heard, renames_max_tokens) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Exchange { options, http, gate, heard, renames_max_tokens })
+        let (waiting, is_waiting) = (Mutex::default(), AtomicBool::new(false));
+        Ok(Exchange { options, http, gate, heard, renames_max_tokens, waiting, is_waiting })
+    }
+
+    /// What the endpoint waits for, if a request failed since it last heard a reply.
+    pub(super) fn waiting(&self) -> Option<Waiting> {
+        let is_waiting = self.is_waiting.load(Ordering::Relaxed);
+        is_waiting.then(|| self.waits().clone()).flatten()
+    }
+
+    fn waits(&self) -> MutexGuard<'_, Option<Waiting>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A request failed, and will be sent again as its `attempt`th.
+    fn waits_for(&self, failure: &Failure, attempt: u32) {
+        let (server, reason) = (self.options.address(), self.redact(failure.brief()));
+        let mut waits = self.waits();
+        let most = waits.as_ref().map_or(0, |waiting| waiting.attempt);
+        *waits = Some(Waiting { server, reason, attempt: attempt.max(most) });
+        self.is_waiting.store(true, Ordering::Relaxed);
+    }
+
+    /// A reply came.
+    fn heard(&self) {
+        self.heard.store(true, Ordering::Relaxed);
+        if self.is_waiting.swap(false, Ordering::Relaxed) {
+            *self.waits() = None;
+        }
     }
 
     /// Sends a body until there is a reply.
@@ -81,7 +113,7 @@ impl Exchange {
             let failure = match self.http.post(route, body.clone()).await {
                 Ok(reply) => {
                     pass.served();
-                    self.heard.store(true, Ordering::Relaxed);
+                    self.heard();
                     return Ok(Heard { reply, attempts, sent });
                 }
                 Err(failure) => failure,
@@ -98,9 +130,11 @@ impl Exchange {
                     }
                     refusals += 1;
                     pass.refused(pause);
+                    self.waits_for(&failure, attempts as u32 + 1);
                 }
                 Meaning::Again if failures <= self.options.retries => {
                     drop(pass);
+                    self.waits_for(&failure, attempts as u32 + 1);
                     let wait = self.wait(&body, failures - 1);
                     tokio::time::sleep(wait.max(failure.retry_after().unwrap_or_default())).await;
                 }
@@ -130,11 +164,12 @@ impl Exchange {
         let message = self.redact(failure.message());
         let reached = self.heard.load(Ordering::Relaxed);
         match meaning {
-            Meaning::Permanent => CallError::Permanent {
-                status: failure.status(),
-                message,
-                too_long: failure.is_too_long(),
-            },
+            Meaning::Permanent => {
+                // The server is there.
+                self.heard();
+                let (status, too_long) = (failure.status(), failure.is_too_long());
+                CallError::Permanent { status, message, too_long }
+            }
             Meaning::Outage => CallError::Outage { message: self.outage(failure, &message) },
             Meaning::Again | Meaning::Refused => match failure {
                 Failure::Unreachable(_) => CallError::Outage { message: self.absent(&message) },

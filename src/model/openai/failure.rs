@@ -6,6 +6,9 @@ use serde_json::Value;
 
 use super::wire::Reply;
 
+/// Characters of a brief reason.
+const BRIEF_CHARS: usize = 80;
+
 /// What went wrong with one HTTP request.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Failure {
@@ -128,6 +131,20 @@ impl Failure {
         match self {
             Failure::Status { status, .. } => Some(*status),
             _ => None,
+        }
+    }
+
+    /// What happened, in a few words: of a chain of causes the last.
+    pub(super) fn brief(&self) -> String {
+        let message = self.message();
+        let cause = match self {
+            Failure::Unreachable(_) | Failure::Silent(_) => message.rsplit(": ").next(),
+            Failure::Garbled(_) | Failure::Status { .. } => None,
+        };
+        let brief = cause.unwrap_or(&message);
+        match brief.char_indices().nth(BRIEF_CHARS) {
+            Some((end, _)) => format!("{}…", &brief[..end]),
+            None => brief.to_owned(),
         }
     }
 

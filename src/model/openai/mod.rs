@@ -28,7 +28,7 @@ pub use options::{OpenAiError, OpenAiOptions, Secret};
 use exchange::Exchange;
 
 use super::answer::{Answer, CallError};
-use super::backend::{Backend, Done};
+use super::backend::{Backend, Done, Waiting};
 use super::request::{Estimator, Prompt, Request, Task};
 use crate::record::Message;
 
@@ -91,6 +91,10 @@ impl Backend for OpenAi {
 
     fn max_in_flight(&self) -> usize {
         self.exchange.options.max_in_flight
+    }
+
+    fn waiting(&self) -> Option<Waiting> {
+        self.exchange.waiting()
     }
 }
 
