@@ -28,14 +28,16 @@ pub struct Entry {
     pub deleted: u64,
     /// Rows that say something else than in the snapshot before it.
     pub updated: u64,
-    /// Calls that the store took up since its run began, until that of the next snapshot did; of
-    /// the first, all before it too.
+    /// Calls that its run made. Of a snapshot of an earlier version, which does not say, those that
+    /// the store took up since its run began, until that of the next snapshot did; of the first, all
+    /// before it too.
     pub calls: u64,
 }
 
 /// The snapshots of a pipeline, the last one first, at most so many.
 pub fn log(reader: &Reader, limit: Option<usize>) -> Result<Vec<Entry>> {
-    let started = started_at_us(&reader.store.memo_read_only()?)?;
+    // All times of the memo, once a snapshot does not say what its run made.
+    let mut started: Option<Vec<i64>> = None;
     let numbers = reader.snapshots().numbers()?;
     let shown = numbers.len().min(limit.unwrap_or(usize::MAX));
     let at = |at: usize| numbers.get(at).map(|number| reader.snapshots().at(*number)).transpose();
@@ -43,10 +45,18 @@ pub fn log(reader: &Reader, limit: Option<usize>) -> Result<Vec<Entry>> {
     for number in (numbers.len() - shown..numbers.len()).rev() {
         let snapshot = at(number)?.expect("it was listed");
         let before = number.checked_sub(1).map(at).transpose()?.flatten();
-        let next_us = at(number + 1)?.map(|next| next.manifest().created_at_us);
-        let since = before.as_ref().map_or(i64::MIN, |_| snapshot.manifest().created_at_us);
-        let until = |us: i64| started.partition_point(|started| *started < us) as u64;
-        let calls = until(next_us.unwrap_or(i64::MAX)).saturating_sub(until(since));
+        let calls = if let Some(calls) = snapshot.manifest().calls {
+            calls
+        } else {
+            let started = match &started {
+                Some(started) => started,
+                None => started.insert(started_at_us(&reader.store.memo_read_only()?)?),
+            };
+            let next_us = at(number + 1)?.map(|next| next.manifest().created_at_us);
+            let since = before.as_ref().map_or(i64::MIN, |_| snapshot.manifest().created_at_us);
+            let until = |us: i64| started.partition_point(|started| *started < us) as u64;
+            until(next_us.unwrap_or(i64::MAX)).saturating_sub(until(since))
+        };
         entries.push(Entry { calls, ..entry(&snapshot, before.as_ref())? });
     }
     Ok(entries)

@@ -6,7 +6,7 @@
 //! ├── checkpoints/<weights id>/  models
 //! ├── trainings/<recipe>.json    what each training gave
 //! ├── lock
-//! └── <pipeline>/                snapshots, and links to the last
+//! └── <pipeline>/                snapshots, links to the last, and what gave that again
 //! ```
 
 pub mod checkpoints;
@@ -14,6 +14,7 @@ pub mod checkpoints;
 mod crash;
 pub mod disk;
 pub mod error;
+mod given;
 pub mod lock;
 pub mod manifest;
 pub mod memo;

@@ -19,6 +19,7 @@ use indexmap::IndexMap;
 
 use super::disk::{ASIDE, Disk, aside, crash_point, parent as parent_dir};
 use super::error::{At, Result, StoreError};
+use super::given;
 use super::manifest::{FORMAT, Inputs, Manifest, NodeAbout, NodeEntry, Part, TableEntry};
 use super::snapshot::{MANIFEST, Snapshot};
 use super::table::{self, Place, Table};
@@ -81,6 +82,11 @@ impl Snapshots {
         found.ok_or(StoreError::NoSnapshot { pipeline, number, available })
     }
 
+    /// What else than its manifest says gave the last snapshot's tables, where something did since.
+    pub fn given(&self, last: &Snapshot) -> Option<Inputs> {
+        given::read(&self.dir, last.manifest())
+    }
+
     /// Begins the next one. The caller holds the store's lock. What a crash left is removed and the
     /// links are repaired.
     pub fn begin(&self) -> Result<Draft> {
@@ -93,7 +99,8 @@ impl Snapshots {
             self.disk.create_dir(&dir).at("make", &dir)?;
         }
         let nodes = IndexMap::new();
-        Ok(Draft { to: self.clone(), parent, number, dir, nodes, is_done: false })
+        let to = self.clone();
+        Ok(Draft { to, parent, number, dir, nodes, calls: None, is_done: false })
     }
 
     /// Removes what a crash left and points the links at the last snapshot. The caller holds the
@@ -163,6 +170,7 @@ pub struct Draft {
     number: u64,
     dir: PathBuf,
     nodes: IndexMap<String, NodeEntry>,
+    calls: Option<u64>,
     is_done: bool,
 }
 
@@ -222,7 +230,13 @@ impl Draft {
         Ok(place)
     }
 
-    /// Commits. The time is microseconds since 1970.
+    /// Says how many calls were made for it.
+    pub fn count_calls(&mut self, made: u64) {
+        self.calls = Some(made);
+    }
+
+    /// Commits. The time is microseconds since 1970. What says nothing new makes no snapshot: what
+    /// it was made from is remembered beside the last one.
     pub fn commit(mut self, created_at_us: i64, inputs: Inputs) -> Result<Committed> {
         let manifest = Manifest {
             format: FORMAT,
@@ -233,10 +247,14 @@ impl Draft {
             created_at_us,
             nodes: std::mem::take(&mut self.nodes),
             inputs,
+            calls: self.calls,
         };
         if let Some(parent) =
             self.parent.take_if(|parent| parent.manifest().says_the_same(&manifest))
         {
+            if parent.manifest().inputs != manifest.inputs {
+                given::write(&*self.to.disk, &self.to.dir, parent.manifest(), manifest.inputs)?;
+            }
             return Ok(Committed { snapshot: parent, is_new: false });
         }
         self.link_checkpoints(&manifest)?;
@@ -437,6 +455,12 @@ mod tests {
             assert_eq!(fs::read(ours).unwrap(), fs::read(theirs).unwrap());
         }
         assert_eq!(open(&one).numbers().unwrap(), [1, 2, 3]);
+        assert!(open(&one).given(&again.snapshot).is_none(), "it was given what its manifest says");
+        let comment = commit(&open(&one), &[("a", table(numbers(10))), ("b", table([]))], "y # z");
+        assert!(!comment.is_new && comment.snapshot.manifest() == again.snapshot.manifest());
+        let given = open(&one).given(&comment.snapshot).unwrap();
+        assert_eq!(given.files[0].text, "y # z");
+        assert!(open(&one).given(&open(&one).at(1).unwrap()).is_none(), "it is about the last one");
         assert!(!one.path().join("cai/snapshots/.tmp-000004").exists());
     }
 

@@ -20,6 +20,7 @@ mod planned;
 mod policies;
 mod progress;
 mod property;
+mod published;
 mod schemas;
 #[cfg(feature = "torch")]
 mod serve;

@@ -59,6 +59,7 @@ pub(super) fn publish(
         return Ok(report(plan, settled, session, None, &BTreeMap::new(), began));
     }
     let inputs = inputs(plan, options, world.sources());
+    draft.count_calls(settled.calls.iter().map(|calls| calls.made).sum());
     let committed = draft.commit(options.now_ms * 1000, inputs)?;
     let manifest = committed.snapshot.manifest();
     let digests: BTreeMap<String, Id> =

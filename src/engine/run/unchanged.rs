@@ -10,7 +10,7 @@ use super::world::source;
 use super::{Options, RunError, basis};
 use crate::plan::Plan;
 use crate::record::read::fingerprint;
-use crate::store::manifest::SourceFile;
+use crate::store::manifest::{Inputs, SourceFile};
 use crate::store::{Snapshot, Snapshots};
 
 /// The report of a run that has nothing to do, if this is one; the paths of its snapshot are mended
@@ -26,12 +26,18 @@ pub(super) fn unchanged(
     }
     let Some(latest) = snapshots.latest()? else { return Ok(None) };
     let manifest = latest.manifest();
-    let now = inputs(plan, options, manifest.inputs.sources.clone());
-    let same = now == manifest.inputs && manifest.inputs.sources.iter().all(is_same);
-    if !same || options.retry_rejects || is_to_be_asked_again(&latest)? {
+    let again = snapshots.given(&latest);
+    let is_given = |before: &&Inputs| {
+        inputs(plan, options, before.sources.clone()) == **before
+            && before.sources.iter().all(is_same)
+    };
+    let Some(given) = [&manifest.inputs].into_iter().chain(&again).find(is_given) else {
+        return Ok(None);
+    };
+    if options.retry_rejects || is_to_be_asked_again(&latest)? {
         return Ok(None);
     }
-    basis::check(plan, options, manifest.inputs.sources.clone(), Some(&latest), snapshots)?;
+    basis::check(plan, options, given.sources.clone(), Some(&latest), snapshots)?;
     snapshots.repair()?;
     let tables = plan.tables();
     let listed = manifest.nodes.iter().filter(|(name, _)| tables.contains_key(name.as_str()));

@@ -133,8 +133,8 @@ fn table(number: u64) -> Table {
     Table::new(Relation::Metrics, rows)
 }
 
-fn commit(store: &Store, number: u64) -> Snapshot {
-    let about = || NodeAbout {
+fn about() -> NodeAbout {
+    NodeAbout {
         op: "read".to_owned(),
         fingerprint: Id::ZERO,
         inputs: Vec::new(),
@@ -142,7 +142,10 @@ fn commit(store: &Store, number: u64) -> Snapshot {
         dropped: 0,
         checkpoint: None,
         marks: BTreeSet::new(),
-    };
+    }
+}
+
+fn commit(store: &Store, number: u64) -> Snapshot {
     let mut draft = store.snapshots("cai").begin().unwrap();
     draft.add("changes", about(), &table(number)).unwrap();
     draft.add("stays", about(), &table(3)).unwrap();
@@ -196,6 +199,45 @@ fn a_crash_after_any_change_leaves_the_old_snapshot_or_the_new() {
                 fs::read_dir(crashed.join("cai/snapshots")).unwrap().count() as u64,
                 number + 1
             );
+            fs::remove_dir_all(&crashed).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_crash_while_other_inputs_are_remembered_leaves_them_or_what_was_before() {
+    let dir = TempDir::new().unwrap();
+    let (root, crashes) = (dir.path().join("store"), dir.path().join("crashed"));
+    fs::create_dir(&root).unwrap();
+    fs::create_dir(&crashes).unwrap();
+    let disk = CrashDisk::new(&root);
+    let store = Store::on(&root, Arc::new(disk.clone()));
+    commit(&store, 1);
+    for edit in 1..=2 {
+        disk.acknowledge(edit);
+        let mut draft = store.snapshots("cai").begin().unwrap();
+        draft.keep("changes", about()).unwrap();
+        draft.keep("stays", about()).unwrap();
+        let inputs = Inputs { set: vec![format!("edit {edit}")], ..Inputs::default() };
+        assert!(!draft.commit(edit as i64, inputs).unwrap().is_new);
+    }
+    disk.acknowledge(3);
+    for after in 0..=disk.len() {
+        for seed in 0..3 {
+            let crashed = crashes.join(format!("{after}-{seed}"));
+            let done = disk.crash(after, seed, &crashed).len().saturating_sub(1);
+            let store = Store::on(&crashed, Arc::new(CrashDisk::new(&crashed)));
+            let snapshots = store.snapshots("cai");
+            if let Some(last) = snapshots.latest().unwrap() {
+                check_snapshot(&last, 1);
+                let given = snapshots.given(&last).map(|given| given.set[0].clone());
+                let edits = [None, Some("edit 1".to_owned()), Some("edit 2".to_owned())];
+                let at = edits.iter().position(|edit| *edit == given);
+                assert!(at.is_some_and(|at| at >= done), "{given:?} after {done}");
+                check_snapshot(&commit(&store, 2), 2);
+                let last = snapshots.latest().unwrap().unwrap();
+                assert!(snapshots.given(&last).is_none(), "that was about the one before");
+            }
             fs::remove_dir_all(&crashed).unwrap();
         }
     }
