@@ -127,6 +127,9 @@ impl Tree {
         if let Some(error) = &call.error {
             self.line(at, "  error", error, text);
         }
+        if let Some(answer) = &call.later_answer {
+            self.line(at, "  since", &format!("a later call was answered: {answer}"), text);
+        }
     }
 
     fn line(&self, at: &str, name: &str, value: &str, text: &mut String) {

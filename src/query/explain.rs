@@ -16,6 +16,9 @@ use crate::store::{Entry, Memo, RowIds, Snapshot};
 /// The table of rows that failed.
 pub const REJECTS: &str = "rejects";
 
+/// The reasons of rejects whose last call had no answer.
+const UNANSWERED: [&str; 3] = ["http_permanent", "http_transient", "too_long"];
+
 /// Generations above which a tree is not followed: no pipeline is as deep.
 const DEPTH_MAX: usize = 256;
 
@@ -67,6 +70,9 @@ pub struct Call {
     pub choice_logprobs: Option<Vec<f64>>,
     /// Why there is no answer.
     pub error: Option<String>,
+    /// Of a call that a row was lost by: what it said when it was made again, after this snapshot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub later_answer: Option<String>,
 }
 
 /// Explains the row that words name: `NODE/ROW` or `ROW`, ROW being the first digits of its id.
@@ -80,6 +86,10 @@ pub fn explain(reader: &Reader, snapshot: &Snapshot, words: &str) -> Result<Expl
     visit(&mut explained, &mut |one| {
         let known = |id| calls.get(&id).cloned().unwrap_or_else(|| Call::missing(id));
         one.calls = call_ids(&one.row).into_iter().map(known).collect();
+        if let Some((id, detail)) = lost_by(one) {
+            let lost = one.calls.iter_mut().find(|call| call.call_key == id);
+            lost.into_iter().for_each(|call| call.as_it_failed(&detail, one.row.get("request")));
+        }
     });
     Ok(explained)
 }
@@ -262,6 +272,17 @@ impl Call {
             answer: None,
             choice_logprobs: None,
             error: Some("the memo has no such call".to_owned()),
+            later_answer: None,
+        }
+    }
+
+    /// The call as a reject says it failed: the memo may have it otherwise since, or not at all.
+    fn as_it_failed(&mut self, detail: &str, request: Option<&Value>) {
+        self.later_answer = self.answer.take();
+        self.choice_logprobs = None;
+        self.error = Some(detail.to_owned());
+        if let (Value::Null, Some(Value::String(request))) = (&self.request, request) {
+            self.request = serde_json::from_str(request).unwrap_or_default();
         }
     }
 
@@ -279,6 +300,7 @@ impl Call {
                 .ok()
                 .and_then(|answer| answer.choice_logprobs.clone()),
             error: entry.outcome.as_ref().err().map(|failure| failure.message.clone()),
+            later_answer: None,
         }
     }
 }
@@ -316,6 +338,16 @@ fn call_ids(row: &Object) -> Vec<Id> {
         }
     }
     ids
+}
+
+/// Of a reject that has no answer: the call that failed, and why.
+fn lost_by(reject: &Explained) -> Option<(String, String)> {
+    let text = |column: &str| reject.row.get(column).and_then(Value::as_str);
+    let is_unanswered = text("reason").is_some_and(|reason| UNANSWERED.contains(&reason));
+    if reject.node.as_deref() != Some(REJECTS) || !is_unanswered {
+        return None;
+    }
+    Some((text("call_key")?.to_owned(), text("detail").unwrap_or_default().to_owned()))
 }
 
 fn principle(row: &Object) -> Option<Value> {

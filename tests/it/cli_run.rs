@@ -280,6 +280,43 @@ fn a_run_with_rejects_ends_with_3_and_explain_says_why() {
     assert!(Path::new(&parquet).is_dir());
 }
 
+/// It showed the answer that the server gave when it had recovered, and no error.
+#[test]
+fn a_reject_is_explained_by_its_failure_also_when_a_later_call_succeeded() {
+    let lab = Lab::new(json!({ "permanent_every": 4 }));
+    assert_eq!(lab.amend(&["run", "small.yaml"]).0, 3);
+    let sql = "select row_id, call_key, detail from rejects where node = 'drafts'";
+    let reject = lab.json(&["query", sql])[0].clone();
+    let row = format!("rejects/{}", reject["row_id"].as_str().unwrap());
+    let failed = lab.json(&["explain", &row]);
+    let call = &failed["calls"][0];
+    assert_eq!((&call["call_key"], &call["error"]), (&reject["call_key"], &reject["detail"]));
+    assert!(call["later_answer"].is_null() && call["answer"].is_null(), "{call}");
+
+    lab.server.config(json!({ "permanent_every": 0 }));
+    assert_eq!(lab.amend(&["run", "small.yaml", "--retry-rejects"]).0, 0);
+    let since = lab.json(&["explain", &row, "--at", "1"]);
+    let call = &since["calls"][0];
+    assert_eq!((&call["error"], &call["answer"]), (&reject["detail"], &Value::Null), "{call}");
+    assert!(call["later_answer"].as_str().is_some_and(|answer| !answer.is_empty()), "{call}");
+    assert_eq!(call["request"], failed["calls"][0]["request"]);
+    let (_, tree, _) = lab.amend(&["explain", &row, "--at", "1"]);
+    let line = |of: &str| tree.lines().position(|line| line.contains(of));
+    assert!(line("  error").is_some() && line("a later call was answered") > line("  error"));
+}
+
+/// The memo has nothing of a call whose retries are exhausted; its reject has.
+#[test]
+fn a_reject_whose_call_is_not_remembered_says_what_was_asked_and_why_it_failed() {
+    let lab = Lab::new(json!({ "fail_every": 1 }));
+    assert_eq!(lab.amend(&["run", "small.yaml", "--set", "models.fake.retries=0"]).0, 3);
+    let reject = lab.json(&["query", "select row_id, detail from rejects"])[0].clone();
+    let row = format!("rejects/{}", reject["row_id"].as_str().unwrap());
+    let call = &lab.json(&["explain", &row])["calls"][0];
+    assert_eq!(call["error"], reject["detail"]);
+    assert!(call["request"].to_string().contains("question"), "{call}");
+}
+
 #[test]
 fn a_limit_stops_a_run_which_the_next_takes_up() {
     let lab = Lab::new(json!({}));
