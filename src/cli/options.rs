@@ -97,17 +97,19 @@ pub(super) fn heed_ctrl_c(interrupt: &Arc<AtomicBool>, screen: Screen) -> anyhow
     let interrupt = Arc::clone(interrupt);
     let heed = move || {
         if interrupt.swap(true, Ordering::SeqCst) {
-            #[expect(
-                clippy::exit,
-                reason = "the user asked twice; the memo is safe at any instant"
-            )]
-            std::process::exit(i32::from(Status::Interrupted.code()));
+            end_at_once();
         }
         progress::bars().suspend(|| {
             screen.note("stopping; what was paid for is kept, and the next run goes on (again to end at once)");
         });
     };
     ctrlc::set_handler(heed).map_err(|error| io::Error::other(error).into())
+}
+
+/// Ends the process as interrupted, whatever its other threads are doing.
+#[expect(clippy::exit, reason = "the user asked twice; the memo is safe at any instant")]
+pub(super) fn end_at_once() -> ! {
+    std::process::exit(i32::from(Status::Interrupted.code()))
 }
 
 /// The time. It is read here alone and passed down.

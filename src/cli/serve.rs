@@ -1,17 +1,24 @@
 //! `amend serve`: a local model behind the interface of OpenAI, for other tools.
 //!
 //! It listens on this machine alone unless told otherwise, and then asks for a token.
+//! At Ctrl-C it takes no more requests, and gives those under way a few seconds.
 
 mod answer;
 mod api;
 mod wire;
 
 use std::net::{SocketAddr, TcpListener};
+use std::thread;
+use std::time::Duration;
 
 use super::args::{Common, ServeArgs};
 use super::failure::{Status, Usage};
 use super::local::LocalModel;
+use super::options::end_at_once;
 use super::screen::Screen;
+
+/// How long requests under way may take after the first Ctrl-C.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// Serves until Ctrl-C.
 pub(super) fn run(args: &ServeArgs, common: &Common, screen: Screen) -> anyhow::Result<Status> {
@@ -25,15 +32,14 @@ pub(super) fn run(args: &ServeArgs, common: &Common, screen: Screen) -> anyhow::
     let name = args.name.clone().unwrap_or_else(|| model.name.clone());
     let listener = TcpListener::bind(SocketAddr::new(args.host, args.port))?;
     listener.set_nonblocking(true)?;
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    heed_ctrl_c(stop, screen)?;
     let url = format!("http://{}/v1", listener.local_addr()?);
     if screen.json {
         screen.json(&serde_json::json!({ "url": url, "model": name }))?;
     } else {
         screen.text(&format!("serving {name} at {url}"))?;
     }
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let mut stop = Some(stop);
-    ctrlc::set_handler(move || drop(stop.take()))?;
     let state = api::Served::new(model, name, args.api_key.as_deref(), super::options::now_ms());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -42,4 +48,26 @@ pub(super) fn run(args: &ServeArgs, common: &Common, screen: Screen) -> anyhow::
         axum::serve(listener, api::router(state)).with_graceful_shutdown(stopped).await
     })?;
     Ok(Status::Done)
+}
+
+/// From now on the first Ctrl-C drops `stop`, and lets requests under way come to their end for a
+/// while; the second ends the process.
+fn heed_ctrl_c(stop: tokio::sync::oneshot::Sender<()>, screen: Screen) -> anyhow::Result<()> {
+    let mut stop = Some(stop);
+    let heed = move || {
+        let Some(stop) = stop.take() else { end_at_once() };
+        drop(stop);
+        if !screen.quiet {
+            let seconds = GRACE.as_secs();
+            screen.note(&format!(
+                "stopping; requests under way have {seconds} s (again to end at once)"
+            ));
+        }
+        // The process ends before, if nothing is under way any more.
+        drop(thread::spawn(|| {
+            thread::sleep(GRACE);
+            end_at_once();
+        }));
+    };
+    Ok(ctrlc::set_handler(heed)?)
 }

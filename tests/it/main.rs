@@ -12,6 +12,8 @@ mod durable;
 #[cfg(feature = "torch")]
 mod hh;
 mod incremental;
+#[cfg(all(unix, feature = "torch"))]
+mod interrupt;
 mod lab;
 mod openai;
 mod oracle;
