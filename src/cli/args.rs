@@ -108,7 +108,7 @@ fn workers(text: &str) -> Result<usize, String> {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Says what is wrong with a pipeline and its constitution
+    /// Says what is wrong with a pipeline, its constitution and what they name
     Check(File),
     /// Says what a run would do and cost, before a token is spent
     Plan(PlanArgs),

@@ -126,6 +126,27 @@ fn what_a_pipeline_names_is_looked_at_and_all_that_is_wrong_is_said_at_once() {
 }
 
 #[test]
+fn what_cannot_be_built_of_a_node_is_told_by_check_as_by_a_run() {
+    let files = Files::with(
+        "  red: { read: { path: red.jsonl } }
+  drafts: { sample: { from: red, model: m } }
+  few: { filter: { from: drafts, dedupe: { by: [model, colour] } } }
+  critiques: { critique: { from: few, model: m } }
+",
+    );
+    let principle = "principles: [{ id: kind, critique: Find harm. }]";
+    files.write(
+        "constitution.yaml",
+        &format!("{principle}\ntemplates: {{ critique: \"{{{{ turn\" }}\n"),
+    );
+    insta::assert_snapshot!(files.check("mistakes"), @r#"
+    8:56 responses have no column "colour" | their columns are row_id, content, root_id, parents, call_keys, prompt, completion, sample_index, category, model, model_fingerprint, seed, finish_reason, prompt_tokens, completion_tokens, logprob
+    2:24 template "critique", line 1 of it: unexpected end of input, expected end of variable block | -
+    "#);
+    assert_eq!(files.amend(&["check", "p.yaml"]), files.amend(&["run", "p.yaml"]));
+}
+
+#[test]
 fn a_file_is_not_judged_by_its_first_row_and_a_trained_model_not_by_its_absence() {
     let files = Files::with(
         "  late: { read: { path: late.jsonl, key: [id], columns: { category: topic } } }
@@ -238,6 +259,11 @@ fn a_policy_that_sees_red_team_prompts_alone_is_warned_of() {
       help: red-team prompts alone teach a model to refuse everything: add a source of helpful ones
     1 warning
     "#);
+    for verb in ["plan", "run"] {
+        let (code, _, stderr) = files.amend(&[verb, "p.yaml", "--until", "red"]);
+        assert_eq!((code, stderr.matches("has no prompts but").count()), (0, 1), "{stderr}");
+        assert_eq!(files.amend(&[verb, "p.yaml", "--until", "red", "-q"]).2, "");
+    }
     for mixed in ["helpful", "parts.train, { rows: helpful }"] {
         files.pipeline(&policy(mixed));
         assert_eq!(files.check("warnings"), "", "{mixed}");
