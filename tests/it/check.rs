@@ -379,3 +379,23 @@ fn a_renamed_principle_and_a_changed_server_are_warned_of_and_nothing_ends() {
     files.write("p.yaml", &text.replace("name: fake-model", "name: fake-model, revision: two"));
     assert_eq!(foretold(&files, &server), "", "another revision is another model");
 }
+
+#[cfg(feature = "torch")]
+#[test]
+fn a_run_with_nothing_to_do_warns_once_as_well() {
+    let server = FakeServer::start();
+    let files = Files::with(
+        "  red: { read: { path: red.jsonl } }
+  drafts: { sample: { from: red, model: m, max_tokens: 4 } }
+  sl: { train-sl: { from: drafts, batch_size: 1, init: { scratch: { tokenizer: { vocab_size: 300 }, architecture:
+    { hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 1, max_position_embeddings: 64 } } } } }
+  answers: { sample: { from: red, model: sl, max_tokens: 2 } }
+  rates: { evaluate: { from: answers, labels: { no: sorry } } }
+",
+    );
+    for nth in 1..=2 {
+        let (code, stdout, stderr) = files.asking(Some(&server), &["run", "p.yaml"]);
+        assert_eq!((code, stdout.contains("snapshot 1 ")), (0, true), "{nth}: {stderr}");
+        assert_eq!(stderr.matches("measures \"sl\"").count(), 1, "{nth}: {stderr}");
+    }
+}
