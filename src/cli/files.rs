@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::args::{Common, Which};
 use super::failure::Usage;
+use super::predicates::SqlPredicates;
+use crate::engine::run::check;
 use crate::plan::{self, Plan};
 use crate::query::{Pipelines, Reader};
 use crate::spec::Mistakes;
@@ -15,6 +17,23 @@ const STORE: &str = ".amend";
 /// Loads a pipeline file and plans it.
 pub(super) fn plan(file: &Path, common: &Common) -> Result<Plan, Mistakes> {
     plan::load(file, &common.sets, &|name| std::env::var(name).ok())
+}
+
+/// As [`plan`], and looks at what the files name as well: rows, checkpoints, conditions; with `needed`
+/// at what that node needs.
+pub(super) fn checked(
+    file: &Path,
+    common: &Common,
+    needed: Option<&str>,
+) -> Result<Plan, Mistakes> {
+    let environment = |name: &str| std::env::var(name).ok();
+    match plan::load_partly(file, &common.sets, &environment) {
+        (Some(plan), mut mistakes) => {
+            check(&plan, needed, &SqlPredicates, &mut mistakes);
+            mistakes.into_result(plan)
+        }
+        (None, mistakes) => Err(mistakes),
+    }
 }
 
 /// The store of a pipeline file: as flagged, or beside the file.

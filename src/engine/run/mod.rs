@@ -1,9 +1,12 @@
 //! `run`: one epoch from the files as they are, over the store: the world is opened, the plan is
 //! compiled and applied, and what comes of it is published as a snapshot.
 
+mod check;
 mod foretell;
 mod publish;
+mod renamed;
 mod report;
+mod served;
 mod unchanged;
 mod world;
 
@@ -12,7 +15,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+pub use check::check;
 pub use foretell::foretell;
+pub use renamed::renamed;
 pub use report::{
     CallsForecast, Forecast, NodeCalls, NodeForecast, NodeReport, Report, RowsForecast, RunCalls,
     Totals, TrainingForecast,

@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::spec::Mistake;
+
 /// What a run did.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -69,6 +71,9 @@ pub struct Forecast {
     pub nodes: Vec<NodeForecast>,
     /// All nodes together.
     pub totals: Totals,
+    /// What is to be said of the endpoints that it asks, with the places of the plan's files.
+    #[serde(skip)]
+    pub warnings: Vec<Mistake>,
 }
 
 /// What one node would do.
