@@ -1,4 +1,5 @@
 //! `amend check`: everything that is wrong with a pipeline, its constitution and what they name, at once.
+//! What they name and is not there is a warning here, and a mistake to `plan` and `run`.
 
 use serde_json::{Value, json};
 
@@ -21,28 +22,28 @@ pub(super) fn run(args: &File, common: &Common, screen: Screen) -> anyhow::Resul
             "warnings": Value::Array(warnings),
         })
     };
-    match files::checked(&args.file, common, None) {
-        Ok(plan) => {
-            let (pipeline, nodes) = (&plan.pipeline().name.value, plan.pipeline().nodes.len());
-            let warnings = warnings(&plan);
-            failure::warn(&warnings, screen);
-            if screen.json {
-                let warnings = mistakes_json(&warnings);
-                screen.json(&document(Some(pipeline), Some(nodes), Vec::new(), warnings))?;
-            } else if !screen.quiet {
-                let warned = match warnings.is_empty() {
-                    true => String::new(),
-                    false => format!(", {}", warnings.counted()),
-                };
-                let nodes = counted(nodes as u64, "node");
-                screen.text(&format!("{path}: {nodes}, no mistakes{warned}"))?;
-            }
-            Ok(Status::Done)
-        }
-        Err(mistakes) if screen.json => {
-            screen.json(&document(None, None, mistakes_json(&mistakes), Vec::new()))?;
-            Ok(Status::Usage)
-        }
-        Err(mistakes) => Err(mistakes.into()),
+    let (plan, mistakes, mut warned) = files::looked_at(&args.file, common, None);
+    let plan = plan.filter(|_| mistakes.is_empty());
+    if let Some(plan) = &plan {
+        warned.append(&warnings(plan));
     }
+    failure::warn(&warned, screen);
+    let Some(plan) = plan else {
+        if !screen.json {
+            return Err(mistakes.into());
+        }
+        screen.json(&document(None, None, mistakes_json(&mistakes), mistakes_json(&warned)))?;
+        return Ok(Status::Usage);
+    };
+    let (pipeline, nodes) = (&plan.pipeline().name.value, plan.pipeline().nodes.len());
+    if screen.json {
+        screen.json(&document(Some(pipeline), Some(nodes), Vec::new(), mistakes_json(&warned)))?;
+    } else if !screen.quiet {
+        let more = match warned.is_empty() {
+            true => String::new(),
+            false => format!(", {}", warned.counted()),
+        };
+        screen.text(&format!("{path}: {}, no mistakes{more}", counted(nodes as u64, "node")))?;
+    }
+    Ok(Status::Done)
 }

@@ -26,14 +26,25 @@ pub(super) fn checked(
     common: &Common,
     needed: Option<&str>,
 ) -> Result<Plan, Mistakes> {
-    let environment = |name: &str| std::env::var(name).ok();
-    match plan::load_partly(file, &common.sets, &environment) {
-        (Some(plan), mut mistakes) => {
-            check(&plan, needed, &SqlPredicates, &mut mistakes);
-            mistakes.into_result(plan)
-        }
-        (None, mistakes) => Err(mistakes),
+    let (plan, mut mistakes, absent) = looked_at(file, common, needed);
+    mistakes.append(&absent);
+    match plan {
+        Some(plan) => mistakes.into_result(plan),
+        None => Err(mistakes),
     }
+}
+
+/// What can be planned of a pipeline file, what is wrong with it and what it names, and what it names
+/// that is not there.
+pub(super) fn looked_at(
+    file: &Path,
+    common: &Common,
+    needed: Option<&str>,
+) -> (Option<Plan>, Mistakes, Mistakes) {
+    let environment = |name: &str| std::env::var(name).ok();
+    let (plan, mut mistakes) = plan::load_partly(file, &common.sets, &environment);
+    let absent = plan.as_ref().map(|plan| check(plan, needed, &SqlPredicates, &mut mistakes));
+    (plan, mistakes, absent.unwrap_or_default())
 }
 
 /// The store of a pipeline file: as flagged, or beside the file.

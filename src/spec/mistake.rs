@@ -54,6 +54,16 @@ impl Mistakes {
         Self { files, warn: true, ..Self::default() }
     }
 
+    /// No warnings yet, in the files of these mistakes, with the same values kept out of messages.
+    pub fn warnings_beside(&self) -> Self {
+        Self {
+            files: self.files.clone(),
+            warn: true,
+            list: Vec::new(),
+            hidden: self.hidden.clone(),
+        }
+    }
+
     /// Adds a file, and gives the number by which places name it.
     pub(super) fn file(&mut self, file: SourceFile) -> u32 {
         self.files.push(file);
@@ -74,6 +84,13 @@ impl Mistakes {
         let mistake = Mistake { message: shown(message.into()), help: help.map(shown), place };
         if !self.list.contains(&mistake) {
             self.list.push(mistake);
+        }
+    }
+
+    /// Adds those of another collection of the same files.
+    pub fn append(&mut self, other: &Mistakes) {
+        for Mistake { message, help, place } in &other.list {
+            self.add(*place, message, help.clone());
         }
     }
 

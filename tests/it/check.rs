@@ -105,10 +105,8 @@ fn what_a_pipeline_names_is_looked_at_and_all_that_is_wrong_is_said_at_once() {
     files.write("pickled/config.json", "{}");
     files.write("pickled/pytorch_model.bin", "");
     insta::assert_snapshot!(files.check("mistakes"), @r#"
-    4:20 the checkpoint "no/such" cannot be read: No such file or directory (os error 2) | relative paths are relative to the file that names them
     5:20 the checkpoint "empty" has no "config.json" | a checkpoint is a directory in Hugging Face layout: `config.json`, weights in safetensors, the tokenizer's files
     6:20 the checkpoint "pickled" has neither "model.safetensors" nor "model.safetensors.index.json" | pickles run code when they are read, and are not read here: convert it once with transformers (`model.save_pretrained(dir)` writes safetensors)
-    10:25 the file "gone.jsonl" cannot be read: No such file or directory (os error 2) | relative paths are relative to the file that names them
     11:43 "red.jsonl" has no column "idd", which is a key | did you mean `id`?
     12:58 "red.jsonl" has no column "topic" | its columns are prompt, id
     13:27 no row of "shapes.csv" can be read: it has no column "prompt" (say what the file calls it: `columns: { prompt: … }`) | its columns are id, question
@@ -118,10 +116,17 @@ fn what_a_pipeline_names_is_looked_at_and_all_that_is_wrong_is_said_at_once() {
     17:30 "keyed" gives prompts, which critique does not take | it takes responses or revisions
     "#);
 
-    let said = files.amend(&["check", "p.yaml"]);
-    for verb in ["plan", "run"] {
-        assert_eq!(files.amend(&[verb, "p.yaml"]), said, "{verb}");
+    insta::assert_snapshot!(files.check("warnings"), @r#"
+    4:20 the checkpoint "no/such" cannot be read: No such file or directory (os error 2) | relative paths are relative to the file that names them
+    10:25 the file "gone.jsonl" cannot be read: No such file or directory (os error 2) | relative paths are relative to the file that names them
+    "#);
+
+    let (code, _, said) = files.amend(&["plan", "p.yaml"]);
+    assert_eq!(code, 2);
+    for what in ["no/such", "gone.jsonl", "idd", "lenght"] {
+        assert!(said.contains(what), "{what}: {said}");
     }
+    assert_eq!(files.amend(&["run", "p.yaml"]).2, said);
     assert!(!files.0.path().join(".amend").exists(), "nothing was started");
 }
 

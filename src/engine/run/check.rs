@@ -19,13 +19,15 @@ use crate::spec::op::{Edge, Op, Read};
 use crate::spec::{FilePath, Mistakes, Model, Name, Spanned, did_you_mean};
 
 /// Adds to the mistakes what a run of the plan, or of the part of it that a node needs, would find
-/// wrong. The plan may be one of what could be read.
+/// wrong, and gives apart what is not there: a pipeline can be right where its files are not. The plan
+/// may be one of what could be read.
 pub fn check(
     plan: &Plan,
     needed: Option<&str>,
     predicates: &dyn Predicates,
     mistakes: &mut Mistakes,
-) {
+) -> Mistakes {
+    let mut absent = mistakes.warnings_beside();
     let part;
     let plan = match needed {
         None => plan,
@@ -35,7 +37,7 @@ pub fn check(
                 &part
             }
             // A name that is none is a mistake of usage, which is told where flags are read.
-            Err(_) => return,
+            Err(_) => return absent,
         },
     };
     let pipeline = plan.pipeline();
@@ -44,7 +46,7 @@ pub fn check(
     let mut models: BTreeSet<&str> = BTreeSet::new();
     for (name, op) in pipeline.nodes.iter().filter(|(name, _)| is_run(name)) {
         if let Op::Read(read) = op {
-            rows(name, read, mistakes);
+            rows(name, read, mistakes, &mut absent);
         }
         let references = op.references().into_iter();
         let named = references.filter(|reference| reference.edge == Edge::Model);
@@ -52,7 +54,7 @@ pub fn check(
     }
     for (_, model) in pipeline.models.iter().filter(|(name, _)| models.contains(name.as_str())) {
         if let Some(named) = &model.checkpoint {
-            checkpoint(named, mistakes);
+            checkpoint(named, mistakes, &mut absent);
         }
     }
     conditions(plan, predicates, mistakes);
@@ -62,10 +64,11 @@ pub fn check(
             mistakes.add(fault.place.unwrap_or_default(), fault.message, fault.help);
         }
     }
+    absent
 }
 
 /// Checks a file of rows: that it is there, and has the columns that its node names.
-fn rows(node: &str, op: &Read, mistakes: &mut Mistakes) {
+fn rows(node: &str, op: &Read, mistakes: &mut Mistakes, absent: &mut Mistakes) {
     // A format that nothing says is a mistake already.
     if op.format().is_none() {
         return;
@@ -87,7 +90,8 @@ fn rows(node: &str, op: &Read, mistakes: &mut Mistakes) {
         None => {}
         Some(ReadError::File { source, line: 0, .. }) => {
             let help = relative_help(&op.path, source.kind());
-            mistakes.add(place, format!("the file \"{path}\" cannot be read: {source}"), help);
+            let into = if source.kind() == ErrorKind::NotFound { absent } else { mistakes };
+            into.add(place, format!("the file \"{path}\" cannot be read: {source}"), help);
         }
         Some(ReadError::Columns { detail, .. }) => {
             let message = format!("no row of \"{written}\" can be read: {detail}");
@@ -103,11 +107,13 @@ fn rows(node: &str, op: &Read, mistakes: &mut Mistakes) {
 }
 
 /// Checks that a checkpoint's directory is there and looks like one; its files are not opened.
-fn checkpoint(named: &Spanned<FilePath>, mistakes: &mut Mistakes) {
+fn checkpoint(named: &Spanned<FilePath>, mistakes: &mut Mistakes, absent: &mut Mistakes) {
     let dir = named.path.as_path();
     let layout = "a checkpoint is a directory in Hugging Face layout: `config.json`, weights in safetensors, the tokenizer's files";
     let has = |name: &str| dir.join(name).is_file();
-    let (what, help) = match fs::metadata(dir) {
+    let found = fs::metadata(dir);
+    let is_absent = found.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound);
+    let (what, help) = match found {
         Err(error) => {
             let help = relative_help(named, error.kind()).unwrap_or_else(|| layout.to_owned());
             (format!("cannot be read: {error}"), help)
@@ -120,7 +126,8 @@ fn checkpoint(named: &Spanned<FilePath>, mistakes: &mut Mistakes) {
         }
         Ok(_) => return,
     };
-    mistakes.push(named.place, format!("the checkpoint \"{}\" {what}", dir.display()), help);
+    let into = if is_absent { absent } else { mistakes };
+    into.push(named.place, format!("the checkpoint \"{}\" {what}", dir.display()), help);
 }
 
 /// What can be done about weights in another format.
