@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench edit` prints, for the first run and for each of some edits, the time in all,
 //! the time inside the fake model, and the records through each node. `ROWS=1000` makes it smaller,
-//! `WORKERS=2` takes more threads.
+//! `WORKERS=2` takes more threads, and `EDITS=64` edits more often.
 
 #![allow(clippy::print_stdout, reason = "a bench prints what it measured")]
 #![allow(clippy::unwrap_used, reason = "a bench that cannot go on says where")]
@@ -54,10 +54,10 @@ fn main() {
     };
     step("first run", &files);
     let mut times = Vec::new();
-    for n in 0..8 {
-        let text = format!("what breaks rule {n}?");
-        files.constitution =
-            files.constitution.replace(&text, &format!("what, in short, breaks rule {n}?"));
+    for edit in 0..given("EDITS", 8) {
+        let (n, round) = (edit % 16, edit / 16);
+        let asked = |round: usize| format!("what{} breaks rule {n}?", ", in short,".repeat(round));
+        files.constitution = files.constitution.replace(&asked(round), &asked(round + 1));
         times.push(step(&format!("edit of p{n}"), &files));
     }
     times.sort();

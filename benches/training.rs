@@ -17,8 +17,8 @@ use std::time::Instant;
 
 use amend::model::torch::{Checkpoint, TorchTrainer, TransformerConfig, Weights};
 use amend::model::train::{
-    Algorithm, Compute, Device, Dtype, Example, Init, Optim, PpoSettings, Progress, Scratch,
-    SlSettings, TrainJob, TrainSettings, Trainer,
+    Algorithm, Compute, CriticTrunk, Device, Dtype, Example, Init, Optim, PpoSettings, Progress,
+    Scratch, SlSettings, TrainJob, TrainSettings, Trainer,
 };
 use amend::record::{Id, KeyHasher};
 use serde_json::{Value, json};
@@ -123,6 +123,9 @@ impl Workload {
         if self.packs {
             cases.push(("amend, packed", "packed"));
         }
+        if self.is_rl() {
+            cases.push(("amend, `critic: shared`", "shared"));
+        }
         if variable("AMEND_BENCH_TRL").is_some() {
             match self.is_rl() {
                 true => cases.push(("TRL 1.12 `PPOTrainer`", "ppo")),
@@ -146,7 +149,7 @@ impl Workload {
 /// The median seconds of a step, and the peak of memory, of a process of its own.
 fn measured(case: &str, dir: &Path) -> (f64, f64) {
     let mut command = match case {
-        "amend" | "packed" => {
+        "amend" | "packed" | "shared" => {
             let mut command = Command::new(std::env::current_exe().unwrap());
             command.env("AMEND_BENCH_DIR", dir);
             command
@@ -227,7 +230,7 @@ fn one(dir: &Path) {
         ..Optim::default()
     };
     let settings = if is_rl {
-        TrainSettings::PpoUpdate(ppo(optim, compute, dir, rows.len()))
+        TrainSettings::PpoUpdate(ppo(optim, compute, dir, rows.len(), bench["case"] == "shared"))
     } else {
         TrainSettings::TrainSl(SlSettings {
             optim,
@@ -287,7 +290,13 @@ fn train(dir: &Path, settings: TrainSettings, examples: Vec<Example>) {
     println!("{}", json!({ "seconds": seconds, "peak_mib": peak_mib() }));
 }
 
-fn ppo(optim: Optim, compute: Compute, dir: &Path, episodes: usize) -> PpoSettings {
+fn ppo(
+    optim: Optim,
+    compute: Compute,
+    dir: &Path,
+    episodes: usize,
+    is_shared: bool,
+) -> PpoSettings {
     PpoSettings {
         optim,
         compute,
@@ -297,6 +306,7 @@ fn ppo(optim: Optim, compute: Compute, dir: &Path, episodes: usize) -> PpoSettin
         batch_size: ROLLOUTS,
         num_ppo_epochs: PPO_EPOCHS,
         num_mini_batches: 1,
+        critic: if is_shared { CriticTrunk::Shared } else { CriticTrunk::Separate },
         critic_warmup: 0,
         response_length: RESPONSE,
         temperature: 1.0,

@@ -93,17 +93,22 @@ pub(super) enum ColorWhen {
     Never,
 }
 
+/// The most worker threads: each holds a part of every node, and above the cores none makes it faster.
+const WORKERS: usize = 256;
+
 fn workers(text: &str) -> Result<usize, String> {
     match text.parse() {
-        Ok(workers @ 1..=1024) => Ok(workers),
-        _ => Err("it is a number from 1 to 1024".to_owned()),
+        Ok(workers @ 1..=WORKERS) => Ok(workers),
+        _ => Err(format!(
+            "it is a number from 1 to {WORKERS}; more than there are cores make nothing faster"
+        )),
     }
 }
 
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Says what is wrong with a pipeline and its constitution
+    /// Says what is wrong with a pipeline, its constitution and what they name
     Check(File),
     /// Says what a run would do and cost, before a token is spent
     Plan(PlanArgs),

@@ -96,18 +96,25 @@ pub(super) fn show(error: &anyhow::Error, screen: Screen) -> Status {
     let status = status_of(error);
     screen.note(render(error, screen.color_err).trim_end());
     if screen.json {
-        let mistakes = error.downcast_ref::<Mistakes>().map(mistakes_json);
-        let message = match &mistakes {
-            Some(mistakes) => format!("{} mistakes", mistakes.len()),
+        let mistakes = error.downcast_ref::<Mistakes>();
+        let message = match mistakes {
+            Some(mistakes) => mistakes.counted(),
             None => message_of(error),
         };
         let mut fault = json!({ "kind": status.name(), "message": message });
         if let Some(mistakes) = mistakes {
-            fault["mistakes"] = Value::Array(mistakes);
+            fault["mistakes"] = Value::Array(mistakes_json(mistakes));
         }
         drop(screen.json(&json!({ "error": fault })));
     }
     status
+}
+
+/// Says warnings, if there are any: they end nothing.
+pub(super) fn warn(warnings: &Mistakes, screen: Screen) {
+    if !warnings.is_empty() && !screen.quiet {
+        screen.note(&format!("{}{}", warnings.render(screen.color_err), warnings.counted()));
+    }
 }
 
 fn status_of(error: &anyhow::Error) -> Status {
@@ -127,10 +134,7 @@ fn status_of(error: &anyhow::Error) -> Status {
 
 fn render(error: &anyhow::Error, color: bool) -> String {
     if let Some(mistakes) = error.downcast_ref::<Mistakes>() {
-        let mut text = mistakes.render(color);
-        let plural = if mistakes.len() == 1 { "" } else { "s" };
-        let _ = writeln!(text, "{} mistake{plural}", mistakes.len());
-        return text;
+        return format!("{}{}\n", mistakes.render(color), mistakes.counted());
     }
     let (red, plain) = if color { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
     let mut text = format!("{red}error:{plain} {}\n", message_of(error));
@@ -151,7 +155,7 @@ fn message_of(error: &anyhow::Error) -> String {
     text
 }
 
-/// Mistakes as JSON: path, line, column, message, help.
+/// Mistakes or warnings as JSON: path, line, column, message, help.
 pub(super) fn mistakes_json(mistakes: &Mistakes) -> Vec<Value> {
     let path =
         |file: u32| mistakes.files().get(file as usize).map(|file| file.path.display().to_string());

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::args::{Common, Which};
 use super::failure::Usage;
+use super::predicates::SqlPredicates;
+use crate::engine::run::check;
 use crate::plan::{self, Plan};
 use crate::query::{Pipelines, Reader};
 use crate::spec::Mistakes;
@@ -15,6 +17,34 @@ const STORE: &str = ".amend";
 /// Loads a pipeline file and plans it.
 pub(super) fn plan(file: &Path, common: &Common) -> Result<Plan, Mistakes> {
     plan::load(file, &common.sets, &|name| std::env::var(name).ok())
+}
+
+/// As [`plan`], and looks at what the files name as well: rows, checkpoints, conditions; with `needed`
+/// at what that node needs.
+pub(super) fn checked(
+    file: &Path,
+    common: &Common,
+    needed: Option<&str>,
+) -> Result<Plan, Mistakes> {
+    let (plan, mut mistakes, absent) = looked_at(file, common, needed);
+    mistakes.append(&absent);
+    match plan {
+        Some(plan) => mistakes.into_result(plan),
+        None => Err(mistakes),
+    }
+}
+
+/// What can be planned of a pipeline file, what is wrong with it and what it names, and what it names
+/// that is not there.
+pub(super) fn looked_at(
+    file: &Path,
+    common: &Common,
+    needed: Option<&str>,
+) -> (Option<Plan>, Mistakes, Mistakes) {
+    let environment = |name: &str| std::env::var(name).ok();
+    let (plan, mut mistakes) = plan::load_partly(file, &common.sets, &environment);
+    let absent = plan.as_ref().map(|plan| check(plan, needed, &SqlPredicates, &mut mistakes));
+    (plan, mistakes, absent.unwrap_or_default())
 }
 
 /// The store of a pipeline file: as flagged, or beside the file.

@@ -9,6 +9,7 @@ use serde_json::json;
 use super::args::{Common, ImportArgs, Output};
 use super::failure::{Status, Usage};
 use super::screen::Screen;
+use super::table::counted;
 use crate::spec::import;
 
 /// Reads what is published and writes it to stdout, or to the file of `-o`.
@@ -32,7 +33,8 @@ pub(super) fn run(args: &ImportArgs, common: &Common, screen: Screen) -> anyhow:
             }
             .with_context(|| format!("write \"{}\"", path.display()))?;
             if !screen.quiet {
-                screen.note(&format!("{}: {principles} principles", path.display()));
+                let principles = counted(principles as u64, "principle");
+                screen.note(&format!("{}: {principles}", path.display()));
             }
         }
         Output::Json => screen.json(&json!({ "principles": principles, "yaml": yaml }))?,

@@ -2,31 +2,48 @@
 
 use std::fmt::Write as _;
 
+use serde::Serialize;
+use serde_json::Value;
+
 use super::args::{Common, PlanArgs};
-use super::failure::Status;
+use super::failure::{self, Status};
 use super::files;
 use super::options::{self, Setup};
 use super::screen::Screen;
 use super::table::{TextTable, about, count, counted, up_to, usd};
-use crate::engine::run::{Forecast, NodeForecast, TrainingForecast, foretell};
-use crate::plan::{NodeIdx, Plan};
+use crate::engine::run::{Forecast, NodeForecast, TrainingForecast, foretell, renamed};
+use crate::plan::{self, NodeIdx, Plan};
+use crate::spec::Mistake;
 
 /// Foretells a run.
 pub(super) fn run(args: &PlanArgs, common: &Common, screen: Screen) -> anyhow::Result<Status> {
-    let plan = files::plan(&args.file.file, common)?;
+    let plan = files::checked(&args.file.file, common, args.limits.until.as_deref())?;
     let setup =
         Setup { file: &args.file.file, limits: &args.limits, max_calls: None, max_cost: None };
     let options = setup.options(&plan, common, screen)?;
     options::heed_ctrl_c(&options.interrupt, screen)?;
+    let mut warnings = plan::warnings(&plan);
+    renamed(&plan, &options, &mut warnings);
     let forecast = foretell(&plan, &options);
     super::progress::end();
+    let of_models = forecast.iter().flat_map(|forecast| forecast.warnings.clone());
+    of_models.for_each(|Mistake { message, help, place }| warnings.add(place, message, help));
+    failure::warn(&warnings, screen);
     let forecast = forecast.map_err(|error| options::error(&plan, error))?;
     if screen.json {
-        screen.json(&forecast)?;
+        screen.json(&Document { forecast, warnings: failure::mistakes_json(&warnings) })?;
     } else {
         screen.text(&text(&plan, &forecast, screen))?;
     }
     Ok(Status::Done)
+}
+
+/// A forecast as JSON.
+#[derive(Serialize)]
+struct Document {
+    #[serde(flatten)]
+    forecast: Forecast,
+    warnings: Vec<Value>,
 }
 
 fn text(plan: &Plan, forecast: &Forecast, screen: Screen) -> String {
@@ -188,7 +205,7 @@ mod tests {
     /// The plan of the shared fixture of the paper.
     fn paper() -> Plan {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/paper.yaml");
-        crate::plan::load(&path, &[], &|_| None).unwrap()
+        plan::load(&path, &[], &|_| None).unwrap()
     }
 
     fn node(name: &str, changed: u64, total: u64, to_make: u64) -> NodeForecast {
@@ -219,8 +236,8 @@ mod tests {
             exact: nodes.iter().all(|n| n.calls.exact),
         };
         let totals = Totals { calls, ..Totals::default() };
-        let (pipeline, from) = ("paper".to_owned(), Basis::default());
-        blast_radius(&paper(), &Forecast { pipeline, nodes, totals, from })
+        let (pipeline, from, warnings) = ("paper".to_owned(), Basis::default(), Vec::new());
+        blast_radius(&paper(), &Forecast { pipeline, nodes, totals, from, warnings })
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 
 use super::args::{Common, RunArgs};
-use super::failure::{Status, Usage};
+use super::failure::{self, Status, Usage};
 use super::options::{self, Setup};
 use super::screen::Screen;
 use super::shares;
@@ -16,18 +16,21 @@ use super::tensorboard::Tee;
 use super::{files, progress};
 #[cfg(all(target_os = "linux", feature = "torch"))]
 use crate::engine::run::run_unchanged;
-use crate::engine::run::{Basis, Options, Report, RunError, run as run_plan};
-use crate::plan::Plan;
+use crate::engine::run::{Basis, Options, Report, RunError, renamed, run as run_plan};
+use crate::plan::{self, Plan};
 use crate::query::Reader;
 use crate::store::Store;
 
 /// Runs a pipeline.
 pub(super) fn run(args: &RunArgs, common: &Common, screen: Screen) -> anyhow::Result<Status> {
-    let plan = files::plan(&args.file.file, common)?;
+    let plan = files::checked(&args.file.file, common, args.limits.until.as_deref())?;
     let (file, limits) = (args.file.file.as_path(), &args.limits);
     let setup = Setup { file, limits, max_calls: args.max_calls, max_cost: args.max_cost };
     let mut options = setup.options(&plan, common, screen)?;
     options.planned = planned(args, &plan)?;
+    let mut warnings = plan::warnings(&plan);
+    renamed(&plan, &options, &mut warnings);
+    failure::warn(&warnings, screen);
     options::heed_ctrl_c(&options.interrupt, screen)?;
     if let Some(dir) = &args.tensorboard {
         let tee = Tee::new(options.progress, dir, &plan.pipeline().name);
@@ -48,6 +51,8 @@ pub(super) fn unchanged(args: &RunArgs, common: &Common, screen: Screen) -> Opti
     let mut options = setup.options(&plan, common, screen).ok()?;
     options.planned = planned(args, &plan).ok()?;
     let report = run_unchanged(&plan, &options).ok()??;
+    // The files are as they were in the last run, so what they name is not looked at again.
+    failure::warn(&plan::warnings(&plan), screen);
     show(&plan, &options, &report, screen).ok()
 }
 

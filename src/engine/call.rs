@@ -146,7 +146,7 @@ impl Caller {
             if let Some(Task::Pending(pending)) = self.tasks.get(&ask)
                 && pending.waiting.is_empty()
             {
-                let Some(Task::Pending(pending)) = self.tasks.swap_remove(&ask) else {
+                let Some(Task::Pending(pending)) = self.tasks.remove(&ask) else {
                     unreachable!("it was just seen")
                 };
                 self.hold(pending.time, -1);
@@ -188,7 +188,7 @@ impl Caller {
     }
 
     fn retract(&mut self, time: Time, ask: &Ask) {
-        match self.tasks.swap_remove(ask).expect("what is retracted was there") {
+        match self.tasks.remove(ask).expect("what is retracted was there") {
             Task::Done(made) => self.emit(time, made, -1),
             // Nothing was emitted for it, and nothing will be: its history is rewritten to absent,
             // which is sound because only a whole epoch is ever read.
@@ -202,7 +202,7 @@ impl Caller {
     /// Waits no more, and takes back what is not yet sent.
     fn abandon(&mut self, pending: &mut Pending) {
         for (ticket, key) in pending.waiting.drain(..) {
-            self.tickets.swap_remove(&ticket);
+            self.tickets.remove(&ticket);
             self.shared.dispatcher.cancel(&key, ticket, &self.bell);
         }
     }
@@ -369,8 +369,8 @@ impl Caller {
     /// Takes the replies that came.
     fn take_replies(&mut self) {
         while let Ok((ticket, outcome)) = self.receiver.try_recv() {
-            let Some((ask, at)) = self.tickets.swap_remove(&ticket) else { continue };
-            let Some(Task::Pending(mut pending)) = self.tasks.swap_remove(&ask) else {
+            let Some((ask, at)) = self.tickets.remove(&ticket) else { continue };
+            let Some(Task::Pending(mut pending)) = self.tasks.remove(&ask) else {
                 unreachable!("a ticket belongs to a row that waits")
             };
             pending.waiting.retain(|(waiting, _)| *waiting != ticket);

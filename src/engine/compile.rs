@@ -57,6 +57,18 @@ pub fn compile(plan: &Plan, world: &dyn World, held: &[String]) -> Result<Desire
     Ok(desired)
 }
 
+/// What of a plan cannot be built, node by node, where [`compile`] would stop at the first. What the
+/// world does not give is not among it.
+pub fn faults(plan: &Plan, world: &dyn World) -> Vec<BuildError> {
+    let (mut desired, compiler) = (Desired::default(), Compiler { plan, world, held: &[] });
+    let nodes = plan.nodes.iter().enumerate();
+    let fault = |(at, node)| match compiler.node(at, node, &mut desired) {
+        Err(CompileError::Build(fault)) => Some(fault),
+        Ok(_) | Err(CompileError::World(_)) => None,
+    };
+    nodes.filter_map(fault).collect()
+}
+
 /// The shape alone, which says whether a running dataflow can take an edit.
 pub fn shape(desired: &Desired) -> &Shape {
     &desired.shape

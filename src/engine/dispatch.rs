@@ -264,7 +264,7 @@ impl Dispatcher {
             .waiters
             .retain(|waiter| waiter.ticket != ticket || !Arc::ptr_eq(&waiter.bell, bell));
         if pending.waiters.is_empty() && !pending.started {
-            inner.pending.swap_remove(key);
+            inner.pending.remove(key);
             inner.tally.cancelled(key);
         }
     }
@@ -383,7 +383,7 @@ impl Dispatcher {
     /// who asked nor whoever lets calls under way come to their end.
     fn give_up(&self, key: &CallKey, reason: String) {
         let mut inner = self.lock();
-        let pending = inner.pending.swap_remove(key).expect("a call under way stays pending");
+        let pending = inner.pending.remove(key).expect("a call under way stays pending");
         inner.reserved -= pending.reserved;
         inner.started -= 1;
         let queue = (Arc::clone(&pending.model.name), pending.model.fingerprint.bits());
@@ -394,7 +394,7 @@ impl Dispatcher {
     /// A call is over: its permit is free, its waiters are told.
     fn settle(self: &Arc<Self>, key: CallKey, outcome: Outcome, attempts: u64) {
         let mut inner = self.lock();
-        let pending = inner.pending.swap_remove(&key).expect("a call under way stays pending");
+        let pending = inner.pending.remove(&key).expect("a call under way stays pending");
         inner.reserved -= pending.reserved;
         let mut tokens = 0;
         if let Outcome::Answer(answer) = &outcome {

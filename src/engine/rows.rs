@@ -61,6 +61,12 @@ impl Slot {
 
 const SHARDS: usize = 64;
 
+/// The shard of an id. They are of many sizes, the last 127 times the first, so that an edit does not
+/// meet all of them when they grow.
+fn shard_of(id: Id) -> usize {
+    (id.low() as usize % (SHARDS * SHARDS)).isqrt()
+}
+
 /// A map that many workers read and write.
 struct Sharded<V>(Vec<RwLock<IdMap<Id, V>>>);
 
@@ -70,7 +76,7 @@ impl<V: Clone> Sharded<V> {
     }
 
     fn shard(&self, id: Id) -> &RwLock<IdMap<Id, V>> {
-        &self.0[id.low() as usize % SHARDS]
+        &self.0[shard_of(id)]
     }
 
     fn get(&self, id: Id) -> Option<V> {

@@ -80,7 +80,7 @@ impl Tally {
 
     /// Nobody needs the call any more, and it was not begun.
     pub(super) fn cancelled(&mut self, key: &CallKey) {
-        self.calls.swap_remove(key);
+        self.calls.remove(key);
     }
 
     /// A call was made.

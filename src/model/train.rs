@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use self::settings::{
-    AdaptiveKl, Algorithm, Compute, Device, DpoSettings, Dtype, LoraSettings, Optim, PmSettings,
-    PpoSettings, SlSettings, TrainSettings,
+    AdaptiveKl, Algorithm, Compute, CriticTrunk, Device, DpoSettings, Dtype, LoraSettings, Optim,
+    PmSettings, PpoSettings, SlSettings, TrainSettings,
 };
 use crate::record::{Id, Message};
 

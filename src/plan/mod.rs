@@ -5,6 +5,7 @@
 
 mod order;
 mod resolve;
+mod warn;
 
 use indexmap::IndexMap;
 
@@ -12,6 +13,7 @@ use crate::record::Relation;
 use crate::spec::{Constitution, Loaded, Mistakes, Model, Op, Pipeline, Purpose, Selector};
 
 pub use resolve::resolve;
+pub use warn::warnings;
 
 /// A node of a plan, by its place.
 pub type NodeIdx = usize;
@@ -218,16 +220,13 @@ impl Plan {
             ModelEdge::Node(node) => Some(*node),
             ModelEdge::Entry(_) => None,
         };
+        let mut inputs = node.rows_of();
         match &node.step {
-            Step::Read => Vec::new(),
-            Step::Part { of, .. } | Step::Filter { of } => vec![*of],
-            Step::Union { of } | Step::Label { of } => of.clone(),
-            Step::Mix { of } => of.iter().map(|input| input.of).collect(),
-            Step::Ask(ask) => std::iter::once(ask.of).chain(model(&ask.model)).collect(),
-            Step::Train { of, models } => {
-                std::iter::once(*of).chain(models.iter().filter_map(model)).collect()
-            }
+            Step::Ask(ask) => inputs.extend(model(&ask.model)),
+            Step::Train { models, .. } => inputs.extend(models.iter().filter_map(model)),
+            _ => {}
         }
+        inputs
     }
 
     /// Whether `node` is `of` or is reached from it.
@@ -260,6 +259,17 @@ impl Plan {
 }
 
 impl Node {
+    /// The nodes whose rows it reads.
+    fn rows_of(&self) -> Vec<NodeIdx> {
+        match &self.step {
+            Step::Read => Vec::new(),
+            Step::Part { of, .. } | Step::Filter { of } | Step::Train { of, .. } => vec![*of],
+            Step::Union { of } | Step::Label { of } => of.clone(),
+            Step::Mix { of } => of.iter().map(|input| input.of).collect(),
+            Step::Ask(ask) => vec![ask.of],
+        }
+    }
+
     /// The node among nodes that stand elsewhere.
     fn moved(&self, place: &dyn Fn(NodeIdx) -> NodeIdx, kept: &dyn Fn(NodeIdx) -> bool) -> Node {
         let mut node = self.clone();
@@ -301,12 +311,22 @@ pub fn load(
     sets: &[String],
     environment: crate::spec::Environment<'_>,
 ) -> Result<Plan, Mistakes> {
-    let (loaded, mut mistakes) = crate::spec::load_partly(path, sets, environment);
-    match loaded {
-        Some(loaded) => {
-            let plan = resolve(loaded, &mut mistakes);
-            mistakes.into_result(plan)
-        }
-        None => Err(mistakes),
+    match load_partly(path, sets, environment) {
+        (Some(plan), mistakes) => mistakes.into_result(plan),
+        (None, mistakes) => Err(mistakes),
     }
+}
+
+/// As [`load`], but gives what could be planned beside the mistakes, so that a later layer can add
+/// its own to them.
+///
+/// `None` only with mistakes.
+pub fn load_partly(
+    path: &std::path::Path,
+    sets: &[String],
+    environment: crate::spec::Environment<'_>,
+) -> (Option<Plan>, Mistakes) {
+    let (loaded, mut mistakes) = crate::spec::load_partly(path, sets, environment);
+    let plan = loaded.map(|loaded| resolve(loaded, &mut mistakes));
+    (plan, mistakes)
 }

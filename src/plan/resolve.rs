@@ -100,7 +100,10 @@ impl Resolver<'_, '_> {
             return Some(at);
         }
         let takes: Vec<&str> = op.takes().iter().map(|relation| relation.name()).collect();
-        let offers = self.nodes.iter().filter(|node| op.takes().contains(&node.relation));
+        let named =
+            |node: &&Node| node.name == node.written || matches!(node.step, Step::Part { .. });
+        let offers = self.nodes.iter().filter(named);
+        let offers = offers.filter(|node| op.takes().contains(&node.relation));
         let offers: Vec<&str> = offers.map(|node| node.name.as_str()).collect();
         let help = match offers.as_slice() {
             [] => format!("it takes {}", takes.join(" or ")),
@@ -258,9 +261,10 @@ impl Resolver<'_, '_> {
     }
 
     fn judge(&mut self, name: &Name, op: &Op, judge: &PairwiseJudge) -> Option<()> {
-        let of = self.input(op, &judge.from)?;
-        let model = self.model(&judge.model)?;
-        let siblings = self.siblings(of, &judge.from)?;
+        let of = self.input(op, &judge.from);
+        // One mistake of a node does not hide another.
+        let siblings = of.and_then(|of| self.siblings(of, &judge.from));
+        let (of, model, siblings) = (of?, self.model(&judge.model)?, siblings?);
         let count = judge.draws.value as usize;
         let mut draw = self.draw(Purpose::Judge, 0, count, &judge.principles);
         draw.seed = judge.seed.unwrap_or(draw.seed);
@@ -314,8 +318,9 @@ impl Resolver<'_, '_> {
     ) -> Option<NodeIdx> {
         let mut inputs = Vec::new();
         let mut makes: Option<(Relation, &Name)> = None;
-        for source in sources.iter() {
-            let of = self.input(op, &source.rows)?;
+        let found = sources.iter().map(|source| (source, self.input(op, &source.rows)));
+        for (source, of) in found.collect::<Vec<_>>() {
+            let of = of?;
             let relation = made_by_mix(self.nodes[of].relation);
             if let Some((other, first)) = makes
                 && other != relation
@@ -340,9 +345,9 @@ impl Resolver<'_, '_> {
     }
 
     fn evaluate(&mut self, name: &Name, op: &Op, evaluate: &Evaluate) -> Option<()> {
-        let of: Option<Vec<NodeIdx>> =
+        let of: Vec<Option<NodeIdx>> =
             evaluate.from.iter().map(|from| self.input(op, from)).collect();
-        let of = of?;
+        let of: Vec<NodeIdx> = of.into_iter().collect::<Option<_>>()?;
         let step = match (&evaluate.model, of.as_slice()) {
             (None, _) => Step::Label { of },
             (Some(model), [of]) => {
@@ -370,10 +375,10 @@ impl Resolver<'_, '_> {
         sources: &OneOrMany<Source>,
         models: &[&Name],
     ) -> Option<()> {
-        let models: Option<Vec<ModelEdge>> =
+        let models: Vec<Option<ModelEdge>> =
             models.iter().map(|model| self.model_checked(model)).collect();
-        let models = models?;
         let of = self.mix(name, format!("{name}.data"), op, sources)?;
+        let models = models.into_iter().collect::<Option<_>>()?;
         let step = Step::Train { of, models };
         let at = self.add(name, name.value.clone(), Relation::Checkpoints, step);
         self.models.insert(name.value.clone(), at);

@@ -294,7 +294,8 @@ impl Compiled {
     pub(super) fn new(sql: &str, relation: Relation) -> std::result::Result<Compiled, String> {
         let wrong = |error: DataFusionError| {
             let hint = "a conversation's text is `text(completion)`";
-            format!("`{sql}` does not fit {relation}: {}; {hint}", said(error))
+            let why = said(error).to_string().replace('\n', " ");
+            format!("`{sql}` does not fit {relation}: {why}; {hint}")
         };
         let arrow = relation.schema();
         let schema = DFSchema::try_from(arrow.as_ref().clone()).map_err(wrong)?;

@@ -7,7 +7,6 @@ use std::fmt;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::str::FromStr;
 
-use indexmap::IndexMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A 127-bit id: a row, a content, a version, a fingerprint. Shown as 32 hex digits.
@@ -255,7 +254,7 @@ impl KeyHasher {
 pub struct IdHasher(u64);
 
 /// A map by ids, or by keys made of ids.
-pub type IdMap<K, V> = IndexMap<K, V, BuildHasherDefault<IdHasher>>;
+pub type IdMap<K, V> = hashbrown::HashMap<K, V, BuildHasherDefault<IdHasher>>;
 
 impl Hasher for IdHasher {
     fn finish(&self) -> u64 {

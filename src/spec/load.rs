@@ -120,6 +120,11 @@ pub fn load_constitution(path: &Path) -> Result<Constitution, Mistakes> {
     }
 }
 
+/// The constitution that a text says, as far as it can be read: what an earlier run was given.
+pub fn parse_constitution(text: &str) -> Option<Constitution> {
+    constitution_of(text, 0, &mut Mistakes::default())
+}
+
 fn read_constitution(
     path: &Path,
     named_at: Option<Place>,

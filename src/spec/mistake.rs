@@ -1,10 +1,12 @@
-//! Mistakes in files: collected, all at once, and shown with the lines that hold them.
+//! Mistakes in files: collected, all at once, and shown with the lines that hold them. Warnings are
+//! of the same shape, in a collection of their own.
 
 use std::fmt;
 use std::path::PathBuf;
 
 use miette::{
-    Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceSpan,
+    Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, Severity,
+    SourceSpan,
 };
 
 use super::model::Secret;
@@ -30,11 +32,13 @@ pub struct Mistake {
     pub place: Place,
 }
 
-/// All mistakes of a set of files. As an error it displays as all of them.
+/// All mistakes of a set of files, or all warnings. As an error it displays as all of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mistakes {
     files: Vec<SourceFile>,
     list: Vec<Mistake>,
+    /// Whether they are warnings: what can be followed, and is hardly meant.
+    warn: bool,
     /// Values that no message shows.
     hidden: Vec<Secret>,
 }
@@ -43,6 +47,22 @@ impl Mistakes {
     /// No mistakes yet, in these files.
     pub fn new(files: Vec<SourceFile>) -> Self {
         Self { files, ..Self::default() }
+    }
+
+    /// No warnings yet, in these files.
+    pub fn warnings(files: Vec<SourceFile>) -> Self {
+        Self { files, warn: true, ..Self::default() }
+    }
+
+    /// No warnings yet, in the files of these mistakes, with the same values kept out of messages.
+    #[must_use]
+    pub fn warnings_beside(&self) -> Self {
+        Self {
+            files: self.files.clone(),
+            warn: true,
+            list: Vec::new(),
+            hidden: self.hidden.clone(),
+        }
     }
 
     /// Adds a file, and gives the number by which places name it.
@@ -65,6 +85,13 @@ impl Mistakes {
         let mistake = Mistake { message: shown(message.into()), help: help.map(shown), place };
         if !self.list.contains(&mistake) {
             self.list.push(mistake);
+        }
+    }
+
+    /// Adds those of another collection of the same files.
+    pub fn append(&mut self, other: &Mistakes) {
+        for Mistake { message, help, place } in &other.list {
+            self.add(*place, message, help.clone());
         }
     }
 
@@ -92,6 +119,12 @@ impl Mistakes {
     /// How many there are.
     pub fn len(&self) -> usize {
         self.list.len()
+    }
+
+    /// How many there are, with the noun: `1 mistake`, `2 warnings`.
+    pub fn counted(&self) -> String {
+        let noun = if self.warn { "warning" } else { "mistake" };
+        format!("{} {noun}{}", self.len(), if self.len() == 1 { "" } else { "s" })
     }
 
     /// The mistakes in the order of the files.
@@ -147,6 +180,7 @@ impl Mistakes {
             },
         };
         Report {
+            severity: if self.warn { Severity::Warning } else { Severity::Error },
             message,
             help: mistake.help.clone(),
             source: source
@@ -167,6 +201,7 @@ impl std::error::Error for Mistakes {}
 /// A mistake as miette draws it.
 #[derive(Debug)]
 struct Report {
+    severity: Severity,
     message: String,
     help: Option<String>,
     source: Option<NamedSource<String>>,
@@ -182,6 +217,10 @@ impl fmt::Display for Report {
 impl std::error::Error for Report {}
 
 impl Diagnostic for Report {
+    fn severity(&self) -> Option<Severity> {
+        Some(self.severity)
+    }
+
     fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
         self.help.as_ref().map(|help| Box::new(help) as Box<dyn fmt::Display>)
     }

@@ -44,8 +44,8 @@ pub use feedback::{
     Critic, Critique, Critiquing, FewShot, Repeat, Revise, Reviser, Sample, Sampling, Shots,
 };
 pub use init::{
-    AdaptiveKl, Algorithm, Architecture, Balance, External, Init, Keep, Lora, OnChange, Schedule,
-    Scratch, Share, Tokenizer,
+    AdaptiveKl, Algorithm, Architecture, Balance, CriticTrunk, External, Init, Keep, Lora,
+    OnChange, Schedule, Scratch, Share, Tokenizer,
 };
 pub use judge::{Cot, Labels, Order, Pairs, PairwiseJudge};
 pub use reward::{Reward, RewardJudge};

@@ -33,7 +33,7 @@ pub use manifest::{
     CheckpointRef, Inputs, Manifest, Mark, NodeAbout, NodeEntry, Part, SourceFile, TableEntry,
     TextFile,
 };
-pub use memo::{CallKind, Entry, Failure, Memo, MemoOptions, Outcome};
+pub use memo::{CallKind, Entry, Failure, Memo, MemoOptions, Outcome, Served};
 pub use snapshot::{IdsDiff, Snapshot};
 pub use snapshots::{Committed, Draft, Snapshots};
 pub use table::{RowIds, Table, TableRow};

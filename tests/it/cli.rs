@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// What came of a command.
 struct Ended {
@@ -33,21 +33,60 @@ fn amend_in(dir: &Path, args: &[&str]) -> Ended {
 }
 
 /// The one JSON document of stdout.
-fn json(ended: &Ended) -> Value {
+fn json_of(ended: &Ended) -> Value {
     serde_json::from_str(&ended.stdout).unwrap_or_else(|error| {
         panic!("{error} in stdout {:?}, stderr {:?}", ended.stdout, ended.stderr)
     })
 }
 
-const GOOD: &str = "pipelines/paper.yaml";
+const PAPER: &str = "pipelines/paper.yaml";
 const BAD: &str = "tests/bad/ten_mistakes.yaml";
+
+/// The pipeline of the paper with all that it names: a row in each file, and checkpoints that are
+/// there and can be opened by nobody.
+struct Paper(tempfile::TempDir);
+
+impl Paper {
+    fn new() -> Paper {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines");
+        let write = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        for name in ["paper.yaml", "constitutions/harmless.yaml"] {
+            write(name, &std::fs::read_to_string(root.join(name)).unwrap());
+        }
+        for name in ["red_team", "helpful", "red_team_rl", "helpful_rl"] {
+            write(&format!("data/{name}.jsonl"), r#"{"prompt": "how?"}"#);
+        }
+        let pair = |answer| format!("\\n\\nHuman: how?\\n\\nAssistant: {answer}");
+        let pair = format!(r#"{{"chosen": "{}", "rejected": "{}"}}"#, pair("so"), pair("no"));
+        write("data/helpful_pairs.jsonl", &pair);
+        for name in ["pretrained", "helpful"] {
+            write(&format!("checkpoints/{name}/config.json"), "{}");
+            write(&format!("checkpoints/{name}/model.safetensors"), "");
+        }
+        Paper(dir)
+    }
+
+    fn amend(&self, args: &[&str]) -> Ended {
+        amend_in(self.0.path(), args)
+    }
+}
+
+const GOOD: &str = "paper.yaml";
 
 #[test]
 fn a_pipeline_without_mistakes_is_checked_with_0() {
-    let ended = amend(&["check", GOOD]);
+    let paper = Paper::new();
+    let ended = paper.amend(&["check", GOOD]);
     assert_eq!((ended.code, ended.stderr.as_str()), (0, ""));
     assert!(ended.stdout.ends_with("nodes, no mistakes\n"), "{}", ended.stdout);
-    assert_eq!(amend(&["check", GOOD, "-q"]).stdout, "");
+    assert_eq!(paper.amend(&["check", GOOD, "-q"]).stdout, "");
+    let document = json_of(&paper.amend(&["check", GOOD, "-o", "json"]));
+    assert_eq!((&document["mistakes"], &document["warnings"]), (&json!([]), &json!([])));
 }
 
 #[test]
@@ -65,7 +104,7 @@ fn mistakes_are_shown_with_their_lines_and_end_with_2() {
 fn mistakes_as_json_have_line_column_and_help() {
     let ended = amend(&["check", BAD, "-o", "json"]);
     assert_eq!(ended.code, 2);
-    let mistakes = json(&ended)["mistakes"].as_array().expect("a list").clone();
+    let mistakes = json_of(&ended)["mistakes"].as_array().expect("a list").clone();
     assert!(mistakes.len() >= 10, "{mistakes:?}");
     assert!(mistakes.iter().all(|one| one["message"].is_string() && one["path"].is_string()));
     assert!(
@@ -75,8 +114,8 @@ fn mistakes_as_json_have_line_column_and_help() {
     );
 
     let ended = amend(&["-o", "json", "run", BAD]);
-    assert_eq!(json(&ended)["error"]["kind"], "usage");
-    assert_eq!(json(&ended)["error"]["mistakes"].as_array().map(Vec::len), Some(mistakes.len()));
+    assert_eq!(json_of(&ended)["error"]["kind"], "usage");
+    assert_eq!(json_of(&ended)["error"]["mistakes"].as_array().map(Vec::len), Some(mistakes.len()));
 }
 
 #[test]
@@ -87,9 +126,10 @@ fn colour_is_used_when_asked_for() {
 
 #[test]
 fn a_value_that_is_set_is_checked_like_one_that_is_written() {
-    let ended = amend(&["check", GOOD, "--set", "nodes.sl.train-sl.epochs=2"]);
+    let paper = Paper::new();
+    let ended = paper.amend(&["check", GOOD, "--set", "nodes.sl.train-sl.epochs=2"]);
     assert_eq!(ended.code, 0, "{}", ended.stderr);
-    let ended = amend(&["check", GOOD, "--set", "nodes.sl.train-sl.epoch=2"]);
+    let ended = paper.amend(&["check", GOOD, "--set", "nodes.sl.train-sl.epoch=2"]);
     assert_eq!(ended.code, 2);
     assert!(ended.stderr.contains("epochs"), "{}", ended.stderr);
 }
@@ -103,23 +143,27 @@ fn a_file_that_is_not_there_is_named() {
 
 #[test]
 fn usage_that_cannot_be_followed_ends_with_2() {
-    let wrong: [&[&str]; 8] = [
+    let paper = Paper::new();
+    let wrong: [&[&str]; 9] = [
         &[],
         &["bogus"],
         &["check"],
         &["check", GOOD, "--workers", "0"],
+        &["check", GOOD, "--workers", "500"],
         &["check", GOOD, "-o", "csv"],
         &["run", GOOD, "--max-cost", "-1"],
         &["run", GOOD, "--until", "prefrences"],
         &["run", GOOD, "--hold", "drafts"],
     ];
     for args in wrong {
-        let ended = amend(args);
+        let ended = paper.amend(args);
         assert_eq!((ended.code, ended.stdout.as_str()), (2, ""), "{args:?}: {}", ended.stderr);
         assert!(!ended.stderr.is_empty(), "{args:?}");
     }
-    let misspelt = amend(&["run", GOOD, "--until", "prefrences"]);
+    let misspelt = paper.amend(&["run", GOOD, "--until", "prefrences"]);
     assert!(misspelt.stderr.contains("did you mean `preferences`?"), "{}", misspelt.stderr);
+    let many = paper.amend(&["run", GOOD, "--workers", "500"]);
+    assert!(many.stderr.contains("from 1 to 256"), "{}", many.stderr);
 }
 
 #[test]
@@ -137,11 +181,11 @@ fn help_names_every_subcommand_and_the_exit_codes() {
 
 #[test]
 fn the_graph_has_every_node_and_says_how_calls_are_fed() {
-    let mermaid = amend(&["graph", GOOD]).stdout;
+    let mermaid = amend(&["graph", PAPER]).stdout;
     assert!(mermaid.starts_with("flowchart LR\n"));
     assert!(mermaid.contains("-->|settled|") && mermaid.contains("-->|final|"), "{mermaid}");
 
-    let graph = json(&amend(&["graph", GOOD, "-o", "json"]));
+    let graph = json_of(&amend(&["graph", PAPER, "-o", "json"]));
     let nodes: Vec<&str> =
         graph["nodes"].as_array().unwrap().iter().filter_map(|n| n["name"].as_str()).collect();
     assert!(nodes.contains(&"drafts") && nodes.contains(&"revisions[4].revise"), "{nodes:?}");
@@ -166,7 +210,7 @@ fn schemas_are_printed_as_they_are_in_the_checkout() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas").join(file);
         assert_eq!(amend(&["schema", of]).stdout, std::fs::read_to_string(path).unwrap());
     }
-    let relations = json(&amend(&["schema", "relations"]));
+    let relations = json_of(&amend(&["schema", "relations"]));
     assert_eq!(relations["prompts"]["columns"][0]["name"], "row_id");
 }
 
@@ -203,5 +247,5 @@ fn a_store_that_is_not_there_is_said_to_be_missing() {
     }
     let ended = amend_in(dir.path(), &["log", "--store", "nowhere", "-o", "json"]);
     assert_eq!(ended.code, 2);
-    assert!(json(&ended)["error"]["message"].as_str().unwrap().contains("nowhere"));
+    assert!(json_of(&ended)["error"]["message"].as_str().unwrap().contains("nowhere"));
 }

@@ -78,3 +78,32 @@ fn the_log_counts_the_calls_of_the_run_that_published() {
     fs::write(lab.manifest(1), manifest.to_string()).unwrap();
     assert_eq!(lab.log("small"), [(1, 2 * three)]);
 }
+
+/// A principle that no node draws from is in no table, so that its new id is not published: it was
+/// warned of at every run thereafter.
+#[test]
+fn what_seems_to_be_renamed_is_warned_of_once_also_where_nothing_is_published() {
+    let lab = Lab::new(json!({}));
+    let constitution = |id: &str| {
+        let mut principles =
+            vec![json!({ "id": id, "judge": "Which of the two is the kinder one?" })];
+        for id in ["one", "two"] {
+            principles.push(json!({ "id": id, "critique": "Find fault.", "revise": "Mend it." }));
+        }
+        lab.write("constitution.yaml", &json!({ "principles": principles }).to_string());
+    };
+    let run = || {
+        let (code, stdout, stderr) = lab.amend(&["run", "small.yaml"]);
+        assert_eq!(code, 0, "{stderr}");
+        assert!(stdout.contains("snapshot 1 "), "{stdout}");
+        stderr
+    };
+    constitution("kind");
+    run();
+    constitution("kindness");
+    assert!(run().contains(r#"says nearly what "kind" said"#));
+    assert!(!run().contains("says nearly"));
+    constitution("kindness");
+    lab.write("small.yaml", &format!("# A comment.\n{PIPELINE}"));
+    assert!(!run().contains("says nearly"), "it is compared with what was given last");
+}

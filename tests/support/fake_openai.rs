@@ -47,6 +47,8 @@ pub(crate) struct Config {
     pub(crate) context: usize,
     /// 400 for these fields of a body.
     pub(crate) refused_fields: Vec<String>,
+    /// What it calls the system that answers.
+    pub(crate) system_fingerprint: String,
     /// Seconds until the process ends, whatever happens.
     pub(crate) life_max_s: u64,
     /// Keep bodies for `GET /requests`.
@@ -66,6 +68,7 @@ impl Default for Config {
             api_key: None,
             context: 0,
             refused_fields: vec![],
+            system_fingerprint: "fp_fake".to_owned(),
             life_max_s: 3600,
             keep_bodies: true,
         }
@@ -329,7 +332,8 @@ fn respond(
     if every(config.garbage_every) {
         return (200, String::new(), r#"{"choices":[{"index":"#.to_owned());
     }
-    (200, String::new(), super::fake_openai_replies::reply(request, canonical, chat, id))
+    let system = &config.system_fingerprint;
+    (200, String::new(), super::fake_openai_replies::reply(request, canonical, chat, id, system))
 }
 
 fn kind(chat: bool, request: &Value) -> &'static str {

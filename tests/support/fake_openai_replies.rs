@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use super::fake_model as model;
 
-/// The reply to a request.
-pub(crate) fn reply(request: &Value, canonical: &str, chat: bool, id: u64) -> String {
+/// The reply of a system to a request.
+pub(crate) fn reply(request: &Value, canonical: &str, chat: bool, id: u64, system: &str) -> String {
     let prompts = if chat { vec![conversation(request)] } else { prompts(&request["prompt"]) };
     let echo = request["echo"] == true;
     let n_listed = request["top_logprobs"].as_u64().or(request["logprobs"].as_u64());
@@ -48,7 +48,7 @@ pub(crate) fn reply(request: &Value, canonical: &str, chat: bool, id: u64) -> St
     });
     json!({
         "id": format!("fake-{id:016x}"), "object": "completion", "created": 1_700_000_000,
-        "model": request["model"], "system_fingerprint": "fp_fake", "choices": choices,
+        "model": request["model"], "system_fingerprint": system, "choices": choices,
         "usage": usage, "prompt_logprobs": prompt_logprobs,
     })
     .to_string()

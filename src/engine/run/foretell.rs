@@ -8,7 +8,7 @@ use super::report::{
     CallsForecast, Forecast, NodeForecast, RowsForecast, Totals, TrainingForecast,
 };
 use super::world::LocalWorld;
-use super::{Options, RunError, by_table, desired, until};
+use super::{Options, RunError, by_table, desired, served, until};
 use crate::engine::dispatch::{Limits, Mode};
 use crate::engine::estimate::Tokens;
 use crate::engine::policy::KeptBy;
@@ -27,6 +27,7 @@ pub fn foretell(plan: &Plan, options: &Options) -> Result<Forecast, RunError> {
     };
     let store = Store::new(&options.store);
     let memo = Arc::new(store.memo_read_only()?);
+    let warnings = served::changed(plan, &memo);
     let world = LocalWorld::new(plan, options, &store, memo)?;
     let desired = desired(plan, &world, options)?;
     let limits = Limits { retry_rejects: options.retry_rejects, ..Limits::default() };
@@ -61,7 +62,8 @@ pub fn foretell(plan: &Plan, options: &Options) -> Result<Forecast, RunError> {
     });
     let totals = totals(&nodes);
     let from = Basis::of(plan, options, world.sources(), before.map(Snapshot::manifest));
-    Ok(Forecast { pipeline: plan.pipeline().name.value.clone(), nodes, totals, from })
+    let pipeline = plan.pipeline().name.value.clone();
+    Ok(Forecast { pipeline, nodes, totals, from, warnings })
 }
 
 /// The price of what a node asks; what a pipeline trains has none.

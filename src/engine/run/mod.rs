@@ -2,9 +2,12 @@
 //! compiled and applied, and what comes of it is published as a snapshot.
 
 mod basis;
+mod check;
 mod foretell;
 mod publish;
+mod renamed;
 mod report;
+mod served;
 mod unchanged;
 mod world;
 
@@ -14,7 +17,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 pub use basis::Basis;
+pub use check::check;
 pub use foretell::foretell;
+pub use renamed::renamed;
 pub use report::{
     CallsForecast, Forecast, NodeCalls, NodeForecast, NodeReport, Report, RowsForecast, RunCalls,
     Totals, TrainingForecast,

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::basis::Basis;
+use crate::spec::Mistake;
 
 /// What a run did.
 #[derive(Clone, Debug, Serialize)]
@@ -73,6 +74,9 @@ pub struct Forecast {
     pub totals: Totals,
     /// What it was made of.
     pub from: Basis,
+    /// What is to be said of the endpoints that it asks, with the places of the plan's files.
+    #[serde(skip)]
+    pub warnings: Vec<Mistake>,
 }
 
 /// What one node would do.

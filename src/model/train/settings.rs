@@ -207,6 +207,9 @@ pub struct PpoSettings {
     pub batch_size: usize,
     pub num_ppo_epochs: usize,
     pub num_mini_batches: usize,
+    /// What the critic of `ppo` sees by.
+    #[serde(default, skip_serializing_if = "CriticTrunk::is_separate")]
+    pub critic: CriticTrunk,
     /// Batches at the beginning from which the critic alone learns.
     pub critic_warmup: u64,
     pub response_length: usize,
@@ -261,6 +264,23 @@ impl AdaptiveKl {
     pub fn next(&self, kl_coef: f64, kl: f64, n_episodes: usize) -> f64 {
         let error = (kl / self.target - 1.0).clamp(-0.2, 0.2);
         kl_coef * (1.0 + error * n_episodes as f64 / self.horizon)
+    }
+}
+
+/// What the critic of `ppo` sees by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CriticTrunk {
+    /// A model of its own, which begins at the preference model.
+    #[default]
+    Separate,
+    /// The policy, on whose states the critic is a head.
+    Shared,
+}
+
+impl CriticTrunk {
+    fn is_separate(&self) -> bool {
+        *self == CriticTrunk::Separate
     }
 }
 

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use serde_json::{Map, Value};
 
 use crate::model::train::{
-    AdaptiveKl, Algorithm, Compute, Device, DpoSettings, Dtype, LoraSettings, Optim, PmSettings,
-    PpoSettings, Scratch as ScratchShape, SlSettings,
+    AdaptiveKl, Algorithm, Compute, CriticTrunk, Device, DpoSettings, Dtype, LoraSettings, Optim,
+    PmSettings, PpoSettings, Scratch as ScratchShape, SlSettings,
 };
 use crate::model::{Example, TrainSettings};
 use crate::record::message::TEXT;
@@ -218,6 +218,10 @@ fn ppo(op: &PpoUpdate, seed: u64, model: Option<&Model>) -> PpoSettings {
         batch_size: op.batch_size.value as usize,
         num_ppo_epochs: op.num_ppo_epochs.value as usize,
         num_mini_batches: op.num_mini_batches.value as usize,
+        critic: match op.critic {
+            written::CriticTrunk::Separate => CriticTrunk::Separate,
+            written::CriticTrunk::Shared => CriticTrunk::Shared,
+        },
         critic_warmup: u64::from(op.critic_warmup.value),
         response_length: op.response_length.value as usize,
         temperature: 1.0,

@@ -36,6 +36,25 @@ pub(super) fn each(path: &Path, format: Format, take: &mut Take<'_>) -> Result<(
     }
 }
 
+/// The columns that a file declares before its rows; nothing of a format that declares none.
+pub(super) fn header(path: &Path, format: Format) -> Result<Option<Vec<String>>, ReadError> {
+    match format {
+        Format::Jsonl | Format::HhRlhf => Ok(None),
+        Format::Csv => {
+            let (_, header) = csv_reader(path, open(path)?)?;
+            Ok(Some(header.iter().map(str::to_owned).collect()))
+        }
+        Format::Parquet => {
+            let fields = parquet_reader(path)?.schema().fields().clone();
+            Ok(Some(fields.iter().map(|field| field.name().clone()).collect()))
+        }
+    }
+}
+
+fn malformed(path: &Path, line: u64, detail: String) -> ReadError {
+    ReadError::Malformed { path: path.to_owned(), line, detail }
+}
+
 fn at(path: &Path, line: u64) -> impl Fn(io::Error) -> ReadError {
     move |source| ReadError::File { path: path.to_owned(), line, source }
 }
@@ -92,16 +111,24 @@ fn object(text: &str) -> Result<Fields, String> {
         })
 }
 
-fn csv_records(path: &Path, file: Box<dyn BufRead>, take: &mut Take<'_>) -> Result<(), ReadError> {
+type CsvReader = csv::Reader<Box<dyn BufRead>>;
+
+fn csv_reader(
+    path: &Path,
+    file: Box<dyn BufRead>,
+) -> Result<(CsvReader, csv::StringRecord), ReadError> {
     let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(file);
-    let malformed =
-        |line: u64, detail: String| ReadError::Malformed { path: path.to_owned(), line, detail };
-    let header = reader.headers().map_err(|error| malformed(1, error.to_string()))?.clone();
+    let header = reader.headers().map_err(|error| malformed(path, 1, error.to_string()))?.clone();
+    Ok((reader, header))
+}
+
+fn csv_records(path: &Path, file: Box<dyn BufRead>, take: &mut Take<'_>) -> Result<(), ReadError> {
+    let (mut reader, header) = csv_reader(path, file)?;
     let mut record = csv::ByteRecord::new();
     let mut last = 1;
     while reader
         .read_byte_record(&mut record)
-        .map_err(|error| malformed(last, error.to_string()))?
+        .map_err(|error| malformed(path, last, error.to_string()))?
     {
         let line = record.position().map_or(last, csv::Position::line);
         last = line;
@@ -123,23 +150,25 @@ fn csv_records(path: &Path, file: Box<dyn BufRead>, take: &mut Take<'_>) -> Resu
     Ok(())
 }
 
-fn parquet_rows(path: &Path, take: &mut Take<'_>) -> Result<(), ReadError> {
-    let malformed =
-        |line: u64, detail: String| ReadError::Malformed { path: path.to_owned(), line, detail };
+fn parquet_reader(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<File>, ReadError> {
     let file = File::open(path).map_err(at(path, 0))?;
     // Rows become JSON: Parquet's own types say enough, and a damaged Arrow schema is not met.
     let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-    let batches = ParquetRecordBatchReaderBuilder::try_new_with_options(file, options)
-        .and_then(|builder| builder.with_batch_size(1024).build())
-        .map_err(|error| malformed(1, error.to_string()))?;
+    ParquetRecordBatchReaderBuilder::try_new_with_options(file, options)
+        .map_err(|error| malformed(path, 1, error.to_string()))
+}
+
+fn parquet_rows(path: &Path, take: &mut Take<'_>) -> Result<(), ReadError> {
+    let batches = parquet_reader(path)?.with_batch_size(1024).build();
+    let batches = batches.map_err(|error| malformed(path, 1, error.to_string()))?;
     let mut line = 0;
     for batch in batches {
-        let batch = batch.map_err(|error| malformed(line + 1, error.to_string()))?;
+        let batch = batch.map_err(|error| malformed(path, line + 1, error.to_string()))?;
         let mut writer = arrow::json::LineDelimitedWriter::new(Vec::new());
         writer
             .write(&batch)
             .and_then(|()| writer.finish())
-            .map_err(|error| malformed(line + 1, error.to_string()))?;
+            .map_err(|error| malformed(path, line + 1, error.to_string()))?;
         let text = String::from_utf8(writer.into_inner()).expect("JSON is UTF-8");
         for raw in text.lines() {
             line += 1;

@@ -8,6 +8,7 @@
 mod conversation;
 mod identity;
 mod lines;
+mod probe;
 mod shape;
 
 use std::fs::File;
@@ -24,6 +25,8 @@ use super::relation::Relation;
 use identity::Identities;
 use lines::{Fields, Record};
 use shape::Fault;
+
+pub use probe::{Probe, probe};
 
 /// Rows of one batch.
 const BATCH: usize = 8192;

@@ -3,9 +3,9 @@
 use super::Check;
 use crate::spec::op::SamplingWritten;
 use crate::spec::op::{
-    AdaptiveKl, Algorithm, Cot, Critiquing, Evaluate, External, FewShot, FileFormat, Filter, Init,
-    Keep, Lora, Mix, OnChange, Op, PairwiseJudge, PpoUpdate, Read, Readable, Repeat, Reward,
-    Rounds, Scratch, Share, Source, Split, TrainDpo, TrainPm, TrainSl,
+    AdaptiveKl, Algorithm, Cot, CriticTrunk, Critiquing, Evaluate, External, FewShot, FileFormat,
+    Filter, Init, Keep, Lora, Mix, OnChange, Op, PairwiseJudge, PpoUpdate, Read, Readable, Repeat,
+    Reward, Rounds, Scratch, Share, Source, Split, TrainDpo, TrainPm, TrainSl,
 };
 use crate::spec::place::{Place, Spanned};
 
@@ -393,11 +393,11 @@ fn trainer(place: Place, trainer: Option<&External>, models: &[&str], check: &mu
     }
 }
 
-/// A judge compares the rollouts of a prompt, and begins no critic.
+/// A judge compares the rollouts of a prompt, and no model of a critic begins at it.
 fn judge_of_rollouts(op: &PpoUpdate, check: &mut Check<'_>) {
     let Reward::Judge(judge) = &op.reward else { return };
-    if op.algorithm == Algorithm::Ppo {
-        let help = "learn by `algorithm: rloo` or `grpo`, or from a preference model";
+    if op.algorithm == Algorithm::Ppo && op.critic == CriticTrunk::Separate {
+        let help = "learn with `critic: shared`, by `algorithm: rloo` or `grpo`, or from a preference model";
         check.says(judge.model.place, "has a judge, from which no critic can begin", help);
     }
     if op.trainer.is_some() {
@@ -412,8 +412,9 @@ fn generations(place: Place, op: &PpoUpdate, check: &mut Check<'_>) {
         let help = "leave `critic_warmup` out, or learn by `algorithm: ppo`";
         check.says(op.critic_warmup.place, "warms up a critic and has none", help);
     }
-    if count == 0 || count == 1 && op.algorithm != Algorithm::Ppo {
-        let least = if op.algorithm == Algorithm::Ppo { "1" } else { "2, to be compared," };
+    let are_compared = op.compares();
+    if count == 0 || count == 1 && are_compared {
+        let least = if are_compared { "2, to be compared," } else { "1" };
         check.wrong("num_generations", place, &format!("at least {least} not {count}"));
         return;
     }

@@ -298,6 +298,18 @@ pub enum Algorithm {
     Grpo,
 }
 
+/// What the critic of a `ppo-update` sees by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CriticTrunk {
+    /// A model of its own, which begins at the preference model, as TRL's `PPOTrainer` has it.
+    #[default]
+    Separate,
+    /// The policy: the critic is a head on its states, which begins at zero. An update takes half the time and the
+    /// memory, and what the critic learns moves the policy too.
+    Shared,
+}
+
 /// How the weight of the KL divergence follows it (arXiv 1909.08593, section 2.2).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -4,7 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::init::{
-    AdaptiveKl, Algorithm, Balance, External, Init, Keep, Lora, OnChange, Schedule, Share,
+    AdaptiveKl, Algorithm, Balance, CriticTrunk, External, Init, Keep, Lora, OnChange, Schedule,
+    Share,
 };
 use super::reward::Reward;
 use super::source::{OneOrMany, Source};
@@ -349,7 +350,7 @@ trainer! {
         /// How advantages are had of rewards.
         #[serde(default)]
         pub algorithm: Algorithm,
-        /// Rollouts of each prompt of a batch. Without it, 1 for `ppo`, and 4 for the others, which compare them.
+        /// Rollouts of each prompt of a batch. Without it 1; and 4 where they are compared, by another algorithm or a judge.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub num_generations: Option<Spanned<u32>>,
         /// Greatest learning rate.
@@ -369,6 +370,9 @@ trainer! {
         /// Times that an update goes through its rollouts.
         #[serde(default = "num_ppo_epochs")]
         pub num_ppo_epochs: Spanned<u32>,
+        /// What the critic of `algorithm: ppo` sees by.
+        #[serde(default)]
+        pub critic: CriticTrunk,
         /// Updates at the beginning in which the critic learns alone, as verl has it.
         #[serde(default)]
         pub critic_warmup: Spanned<u32>,
@@ -428,9 +432,14 @@ impl PpoUpdate {
 }
 
 impl PpoUpdate {
+    /// Whether the rollouts of a prompt are compared with each other.
+    pub fn compares(&self) -> bool {
+        self.algorithm != Algorithm::Ppo || matches!(self.reward, Reward::Judge(_))
+    }
+
     /// Rollouts of each prompt of a batch.
     pub fn generations(&self) -> u32 {
-        let by_default = if self.algorithm == Algorithm::Ppo { 1 } else { 4 };
+        let by_default = if self.compares() { 4 } else { 1 };
         self.num_generations.map_or(by_default, |count| count.value)
     }
 

@@ -98,6 +98,11 @@ impl Archive {
         columns::keys(&rows).ok_or_else(|| damage(&self.path, "it has no column of keys"))
     }
 
+    /// Some columns of a group.
+    pub(super) fn columns(&self, group: usize, names: &[&str]) -> Result<RecordBatch> {
+        self.decode(group, |column| names.contains(&column))
+    }
+
     /// The rows of a group and about how many bytes they take. Without requests, theirs are empty.
     pub(super) fn read(&self, group: usize, requests: bool) -> Result<(RecordBatch, usize)> {
         let rows = self.decode(group, |column| requests || column != "request")?;

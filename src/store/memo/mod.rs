@@ -16,6 +16,7 @@ mod compact;
 mod entry;
 mod index;
 mod log;
+mod served;
 mod writer;
 
 #[cfg(test)]
@@ -32,6 +33,7 @@ use crossbeam_channel::{Sender, bounded};
 
 pub use columns::calls_schema;
 pub use entry::{CallKind, Entry, Failure, Outcome};
+pub use served::Served;
 
 use super::disk::{Disk, LocalDisk};
 use super::error::{Result, StoreError};

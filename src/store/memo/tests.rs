@@ -103,6 +103,44 @@ fn an_entry_reads_back_as_it_was_before_and_after_a_restart_and_compaction() {
 }
 
 #[test]
+fn what_served_the_first_and_the_last_calls_of_a_model_is_found_in_logs_and_archives() {
+    let of = |n: u64, model: u128, served: Option<&str>, system: Option<&str>| {
+        let mut entry = Entry { model_fingerprint: Id::from_bits(model), ..entry(n) };
+        let answer = entry.outcome.as_mut().unwrap();
+        answer.served_model = served.map(str::to_owned);
+        answer.system_fingerprint = system.map(str::to_owned);
+        entry
+    };
+    let dir = TempDir::new().unwrap();
+    let first = [of(0, 7, None, None), of(1, 7, Some("a"), None), of(2, 7, Some("b"), Some("x"))];
+    let last = [of(3, 8, Some("c"), None), of(4, 7, Some("b"), Some("y")), failure(5)];
+    let check = |memo: &Memo| {
+        let id = |bits: u128| Id::from_bits(bits).to_string();
+        let served = memo.served(&[7, 8, 9].map(id).into()).unwrap();
+        let told = |served: &Served| {
+            [&served.model, &served.system_fingerprint]
+                .map(|said| said.as_deref().unwrap_or("-"))
+                .join(" ")
+        };
+        let told = |bits: u128| served.get(&id(bits)).map(|ends| [told(&ends[0]), told(&ends[1])]);
+        assert_eq!(told(7), Some(["a x".to_owned(), "b y".to_owned()]));
+        assert_eq!(told(8), Some(["c -".to_owned(), "c -".to_owned()]));
+        assert_eq!(told(9), None);
+        assert_eq!(memo.served(&[id(8)].into()).unwrap().len(), 1);
+    };
+    for entries in [first, last] {
+        let memo = Memo::open(dir.path()).unwrap();
+        append(&memo, entries);
+        memo.close().unwrap();
+    }
+    check(&Memo::open_read_only(dir.path()).unwrap());
+    let options = MemoOptions { compact_logs: 1, ..MemoOptions::default() };
+    Memo::open_with(dir.path(), options).unwrap().close().unwrap();
+    assert_eq!(files(dir.path()), ["000001-000002.parquet"]);
+    check(&Memo::open(dir.path()).unwrap());
+}
+
+#[test]
 fn a_run_that_appends_nothing_leaves_no_segment() {
     let dir = TempDir::new().unwrap();
     Memo::open(dir.path()).unwrap().close().unwrap();

@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use tch::{Device, Tensor, no_grad_guard, with_grad};
 
 use super::advantage::{KlEstimator, gae, leave_one_out, standardised, whiten, whiten_around_mean};
+use super::critic::Trunk;
 use super::learner::Learner;
 use super::loss::{entropies, log_probs};
 use super::reward::Reward;
@@ -94,20 +95,32 @@ pub(super) struct Experience {
     /// The preference model's scores.
     pub(super) scores: Vec<f64>,
     /// What the update begins with, where it was kept.
-    pub(super) first: RefCell<FirstPass>,
+    pub(super) first: RefCell<Option<FirstPass>>,
     /// The scores as they are rewarded: normalised, clipped, without what an answer loses that
     /// did not end.
     pub(super) rewarded: Vec<f64>,
 }
 
-/// The passes that the first of an update would make again: the weights are those that were measured.
-/// What was measured is kept with what its gradients flow back through, until it is taken.
-#[derive(Default)]
+/// The passes of policy and critic over a micro-batch, with what their gradients flow back through.
+///
+/// Those that measure a batch are kept for the update where it would begin by making them again: the
+/// weights are those that were measured.
 pub(super) struct FirstPass {
+    /// The policy's states that predict.
+    pub(super) states: Tensor, // (N, d)
     /// The log-probabilities of the tokens under the policy.
-    pub(super) log_probs: Option<Tensor>, // (N)
-    /// The critic's values.
+    pub(super) log_probs: Tensor, // (N)
+    /// The values of a critic with a model of its own, where they were computed.
     pub(super) values: Option<Tensor>, // (N)
+}
+
+impl FirstPass {
+    /// The policy's part.
+    pub(super) fn of(policy: &Learner, micro: &MicroBatch, settings: &PpoSettings) -> FirstPass {
+        let states = policy.states(micro); // (N, d)
+        let log_probs = log_probs(&policy.logits(&states), &micro.targets, settings.temperature); // (N)
+        FirstPass { states, log_probs, values: None }
+    }
 }
 
 /// The most tokens, padding included, whose passes are kept: the insides of two models at once.
@@ -126,8 +139,8 @@ pub(super) struct Actors<'a> {
     pub(super) policy: &'a Learner,
     /// The policy at the beginning, frozen.
     pub(super) reference: &'a Learner,
-    /// The critic, where there is one, with the normalisation of the judge that it began at.
-    pub(super) critic: Option<&'a Judge>,
+    /// The critic, where there is one.
+    pub(super) critic: Option<&'a Trunk>,
     /// What gives the scores.
     pub(super) reward: &'a Reward<'a>,
 }
@@ -164,21 +177,23 @@ impl Experience {
             (empty(), empty(), empty(), empty());
         let micros = micro_batches(&rows, &all, &layout);
         let keeps = keeps(&micros, settings);
-        let mut first = FirstPass::default();
+        let mut first = None;
         let measured = |pass: &dyn Fn() -> Tensor| if keeps { with_grad(pass) } else { pass() };
         for micro in &micros {
-            let logits = measured(&|| logits(actors.policy, micro)); // (N, V)
+            let states = measured(&|| actors.policy.states(micro)); // (N, d)
+            let logits = measured(&|| actors.policy.logits(&states)); // (N, V)
             let own = measured(&|| log_probs(&logits, &micro.targets, temperature)); // (N)
             micro.scatter(&own, &mut old);
             micro.scatter(&entropies(&logits, temperature), &mut entropy);
             let logits = self::logits(actors.reference, micro); // (N, V)
             micro.scatter(&log_probs(&logits, &micro.targets, temperature), &mut reference);
-            let own_values = actors.critic.map(|critic| measured(&|| values_of(critic, micro)));
+            let own_values =
+                actors.critic.map(|critic| measured(&|| critic.values(micro, &states)));
             if let Some(own_values) = &own_values {
                 micro.scatter(own_values, &mut values);
             }
             if keeps {
-                first = FirstPass { log_probs: Some(own), values: own_values };
+                first = Some(FirstPass { states, log_probs: own, values: own_values });
             }
         }
         let (kl, advantages, returns) = (empty(), empty(), empty());
@@ -284,9 +299,4 @@ pub(super) fn layout(settings: &PpoSettings, device: Device) -> Layout {
 /// The logits of the states that predict.
 pub(super) fn logits(model: &Learner, micro: &MicroBatch) -> Tensor {
     model.logits(&model.states(micro)) // (N, V)
-}
-
-/// The critic's values of the states that predict.
-pub(super) fn values_of(critic: &Judge, micro: &MicroBatch) -> Tensor {
-    critic.values(&critic.model.states(micro)) // (N)
 }

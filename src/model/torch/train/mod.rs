@@ -25,6 +25,7 @@ mod dpo;
 mod pm;
 
 mod advantage;
+mod critic;
 mod experience;
 mod ppo;
 mod report;

@@ -2,13 +2,13 @@
 //! the details are those of arXiv 2403.17031).
 //!
 //! Each step samples answers to a batch of prompts, has them scored, and learns from them for a
-//! few epochs. The critic is a model of its own that begins at the preference model, score head
-//! included.
+//! few epochs.
 
 use std::path::Path;
 use std::{fs, io};
 
 use super::best::Best;
+use super::critic::Trunk;
 use super::experience::{Actors, Experience, Judge};
 use super::learner::Learner;
 use super::optimizer::Schedule;
@@ -20,7 +20,7 @@ use super::state::{Position, State};
 use super::update::{Students, update};
 use crate::model::torch::config::Head;
 use crate::model::train::{
-    Algorithm, Example, Init, Kept, PpoSettings, TrainError, TrainJob, Trained,
+    Algorithm, CriticTrunk, Example, Init, Kept, PpoSettings, TrainError, TrainJob, Trained,
 };
 use crate::record::Id;
 
@@ -28,7 +28,7 @@ use crate::record::Id;
 struct Cast<'a> {
     policy: Learner,
     reference: Learner,
-    critic: Option<Judge>,
+    critic: Option<Trunk>,
     reward: Reward<'a>,
     /// A second judge, from which nothing is learnt.
     second: Option<Judge>,
@@ -47,12 +47,15 @@ impl Cast<'_> {
             Ok(Judge::new(Learner::read(dir, Head::Score, compute)?, settings.normalize_reward))
         };
         let reference = settings.reference.as_ref().unwrap_or(init);
+        let policy = Learner::read(init, Head::Lm, compute)?.adapted(start, &settings.optim)?;
         let cast = Cast {
-            policy: Learner::read(init, Head::Lm, compute)?.adapted(start, &settings.optim)?,
             reference: Learner::read(reference, Head::Lm, compute)?,
-            critic: match settings.algorithm {
-                Algorithm::Ppo => Some(judge_at(&settings.reward)?),
-                Algorithm::Rloo | Algorithm::Grpo => None,
+            critic: match (settings.algorithm, settings.critic) {
+                (Algorithm::Ppo, CriticTrunk::Separate) => {
+                    Some(Trunk::Own(Box::new(judge_at(&settings.reward)?)))
+                }
+                (Algorithm::Ppo, CriticTrunk::Shared) => Some(Trunk::of_policy(&policy)),
+                (Algorithm::Rloo | Algorithm::Grpo, _) => None,
             },
             reward: match &job.asks {
                 None => Reward::Model(judge_at(&settings.reward)?),
@@ -62,9 +65,13 @@ impl Cast<'_> {
                 }),
             },
             second: settings.test_reward.as_deref().map(judge_at).transpose()?,
+            policy,
         };
-        let reads = |critic: &Judge| critic.model.has_tokenizer_of(&cast.policy);
-        if !cast.critic.as_ref().is_none_or(reads) {
+        let is_of_others = |trunk: &Trunk| match trunk {
+            Trunk::Own(judge) => !judge.model.has_tokenizer_of(&cast.policy),
+            Trunk::Policy(_) => false,
+        };
+        if cast.critic.as_ref().is_some_and(is_of_others) {
             return Err(TrainError::Data(
                 "the reward's tokenizer is not the policy's: the critic begins at the reward model \
                  and reads the policy's tokens"
@@ -101,7 +108,7 @@ impl Stage<'_> {
         let policy = &students.policy;
         let episodes = sample(policy, &self.prompts, asked, settings, n_episodes)?;
         let Stage { prompts, reference, reward, .. } = self;
-        let critic = students.critic.as_ref().map(|critic| &critic.judge);
+        let critic = students.critic.as_ref().map(|critic| &critic.trunk);
         let actors = Actors { policy, reference, critic, reward };
         let experience = Experience::of(&actors, prompts, &episodes, update as u64, settings)?;
         Ok((episodes, experience))

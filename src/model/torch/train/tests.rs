@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use super::TorchTrainer;
 use crate::model::torch::{Head, TransformerConfig};
 use crate::model::train::{
-    Algorithm, Compute, DpoSettings, Example, Init, Optim, PmSettings, PpoSettings, Progress,
-    Scratch, SlSettings, TrainError, TrainJob, TrainSettings, Trained, Trainer,
+    Algorithm, Compute, CriticTrunk, DpoSettings, Example, Init, Optim, PmSettings, PpoSettings,
+    Progress, Scratch, SlSettings, TrainError, TrainJob, TrainSettings, Trained, Trainer,
 };
 use crate::record::{Id, KeyHasher};
 
@@ -139,6 +139,7 @@ fn ppo_settings(reward: &Path) -> PpoSettings {
         batch_size: 32,
         num_ppo_epochs: 2,
         num_mini_batches: 1,
+        critic: CriticTrunk::Separate,
         critic_warmup: 0,
         response_length: 12,
         temperature: 1.0,
@@ -428,6 +429,27 @@ fn while_the_critic_warms_up_it_alone_learns() {
     assert!(metrics["critic/grad_norm"] > 0.0, "{metrics:?}");
     let (dir, _) = ppo(&stage, |settings| settings.critic_warmup = 1);
     assert!(weights(dir.path()) != weights(stage.0.path()), "after it the policy learns too");
+}
+
+#[test]
+fn a_critic_on_the_policys_states_learns_with_it() {
+    let stage = stage();
+    let shared = |warmup: u64| {
+        ppo(&stage, move |settings| {
+            settings.optim.logging_steps = 1;
+            settings.critic = CriticTrunk::Shared;
+            settings.critic_warmup = warmup;
+        })
+    };
+    let weights = |dir: &Path| std::fs::read(dir.join("model.safetensors")).unwrap();
+    let (dir, trained) = shared(2);
+    assert!(weights(dir.path()) == weights(stage.0.path()), "while it warms up, its head alone");
+    assert!(last(&trained, "train")["critic/grad_norm"] > 0.0);
+    assert!(trained.rollouts[0].values.iter().all(|&value| value == 0.0), "it begins at nothing");
+    let after = trained.rollouts.last().unwrap();
+    assert!(after.values.iter().any(|&value| value != 0.0));
+    let (dir, _) = shared(0);
+    assert!(weights(dir.path()) != weights(stage.0.path()));
 }
 
 #[test]

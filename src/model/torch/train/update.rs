@@ -1,10 +1,11 @@
 //! The update of PPO: what policy and critic learn from one batch of episodes.
 
-use tch::Kind;
+use tch::{Kind, Tensor};
 
-use super::experience::{Experience, Judge, layout, logits, values_of};
+use super::critic::{Critic, Trunk};
+use super::experience::{Experience, FirstPass, layout};
 use super::learner::Learner;
-use super::loss::{clipped_policy, clipped_value, kl_to_reference, log_probs};
+use super::loss::{clipped_policy, clipped_value, kl_to_reference};
 use super::optimizer::{AdamW, Schedule};
 use super::order::epoch_order;
 use super::rows::{MicroBatch, micro_batches};
@@ -27,27 +28,16 @@ pub(super) struct Students {
     pub(super) schedule: Schedule,
 }
 
-/// A critic with its optimizer.
-pub(super) struct Critic {
-    /// The critic.
-    pub(super) judge: Judge,
-    /// Its optimizer.
-    pub(super) optimizer: AdamW,
-}
-
 impl Students {
     /// Policy and critic at the beginning.
     pub(super) fn new(
         policy: Learner,
-        critic: Option<Judge>,
+        critic: Option<Trunk>,
         schedule: Schedule,
         settings: &PpoSettings,
     ) -> Students {
         let policy_optimizer = AdamW::new(policy.weights(), &settings.optim);
-        let critic = critic.map(|judge| Critic {
-            optimizer: AdamW::new(judge.model.weights(), &settings.optim),
-            judge,
-        });
+        let critic = critic.map(|trunk| Critic::new(trunk, settings));
         Students { policy, policy_optimizer, critic, schedule }
     }
 
@@ -58,7 +48,7 @@ impl Students {
             false => self.policy.step(&mut self.policy_optimizer, rate)?,
         };
         let critic = match &mut self.critic {
-            Some(Critic { judge, optimizer }) => judge.model.step(optimizer, rate)?,
+            Some(critic) => critic.step(rate)?,
             None => 0.0,
         };
         Ok((policy, critic))
@@ -67,7 +57,7 @@ impl Students {
     /// Takes in that weights changed.
     pub(super) fn refresh(&mut self) -> Result<(), TrainError> {
         self.policy.refresh()?;
-        self.critic.as_mut().map_or(Ok(()), |critic| critic.judge.model.refresh())
+        self.critic.as_mut().map_or(Ok(()), Critic::refresh)
     }
 
     /// The optimizers by their names in the state.
@@ -206,27 +196,58 @@ pub(super) fn accumulate(
     let mut sums = Sums { n: n as f64, ..Sums::default() };
     let layout = layout(settings, students.policy.device());
     for micro in micro_batches(&experience.rows, &minibatch, &layout) {
-        learn_policy(&students.policy, experience, settings, &micro, pass, &mut sums);
-        if let Some(critic) = &students.critic {
-            learn_values(&critic.judge, experience, settings, &micro, pass, &mut sums);
-        }
+        learn(students, experience, settings, &micro, pass, &mut sums);
     }
     sums
 }
 
-fn learn_policy(
-    policy: &Learner,
+/// Adds the gradients of a micro-batch.
+fn learn(
+    students: &Students,
     experience: &Experience,
     settings: &PpoSettings,
     micro: &MicroBatch,
     pass: Pass,
     sums: &mut Sums,
 ) {
+    let policy = &students.policy;
+    let kept = pass.is_first.then(|| experience.first.take()).flatten();
+    let FirstPass { states, log_probs, values } =
+        kept.unwrap_or_else(|| FirstPass::of(policy, micro, settings));
+    let loss = policy_loss(policy, &log_probs, experience, settings, micro, pass, sums);
+    match students.critic.as_ref().map(|critic| &critic.trunk) {
+        Some(trunk @ Trunk::Policy(_)) => {
+            let states = if pass.is_warmup { states.detach() } else { states };
+            let of_values =
+                value_loss(&trunk.values(micro, &states), experience, settings, micro, sums);
+            match pass.is_warmup {
+                true => of_values.backward(),
+                false => policy.backward(&(loss + of_values)),
+            }
+        }
+        own => {
+            if !pass.is_warmup {
+                policy.backward(&loss);
+            }
+            if let Some(trunk @ Trunk::Own(judge)) = own {
+                let values = values.unwrap_or_else(|| trunk.values(micro, &states)); // (N)
+                judge.model.backward(&value_loss(&values, experience, settings, micro, sums));
+            }
+        }
+    }
+}
+
+fn policy_loss(
+    policy: &Learner,
+    new: &Tensor, // (N)
+    experience: &Experience,
+    settings: &PpoSettings,
+    micro: &MicroBatch,
+    pass: Pass,
+    sums: &mut Sums,
+) -> Tensor {
     let old = micro.gathered(&experience.old); // (N)
     let advantages = micro.gathered(&experience.advantages); // (N)
-    let kept = pass.is_first.then(|| experience.first.borrow_mut().log_probs.take()).flatten();
-    let new = kept
-        .unwrap_or_else(|| log_probs(&logits(policy, micro), &micro.targets, settings.temperature)); // (N)
     let difference = (new.detach() - &old).abs().max().double_value(&[]);
     sums.difference = sums.difference.max(difference);
     if pass.is_first {
@@ -240,38 +261,33 @@ fn learn_policy(
         );
         sums.first_difference = sums.first_difference.max(difference);
     }
-    let loss = clipped_policy(&new, &old, &advantages, settings.cliprange);
+    let loss = clipped_policy(new, &old, &advantages, settings.cliprange);
     let whole = match settings.algorithm {
         Algorithm::Grpo => {
             let reference = micro.gathered(&experience.reference); // (N)
-            &loss.sum + kl_to_reference(&new, &reference) * settings.kl_coef
+            &loss.sum + kl_to_reference(new, &reference) * settings.kl_coef
         }
         Algorithm::Ppo | Algorithm::Rloo => loss.sum.shallow_clone(),
     };
-    if !pass.is_warmup {
-        policy.backward(&(whole / sums.n));
-    }
     sums.policy += loss.sum.double_value(&[]);
     sums.squares += loss.squares.double_value(&[]);
     sums.policy_clipped += loss.n_clipped.double_value(&[]);
     sums.ratio += loss.ratio.sum(Kind::Float).double_value(&[]);
     sums.ratio_squared += loss.ratio.square().sum(Kind::Float).double_value(&[]);
+    whole / sums.n
 }
 
-fn learn_values(
-    critic: &Judge,
+fn value_loss(
+    values: &Tensor, // (N)
     experience: &Experience,
     settings: &PpoSettings,
     micro: &MicroBatch,
-    pass: Pass,
     sums: &mut Sums,
-) {
+) -> Tensor {
     let old = micro.gathered(&experience.values); // (N)
     let returns = micro.gathered(&experience.returns); // (N)
-    let kept = pass.is_first.then(|| experience.first.borrow_mut().values.take()).flatten();
-    let values = kept.unwrap_or_else(|| values_of(critic, micro)); // (N)
-    let (loss, n_clipped) = clipped_value(&values, &old, &returns, settings.cliprange_value);
-    critic.model.backward(&(&loss * (settings.vf_coef / sums.n)));
+    let (loss, n_clipped) = clipped_value(values, &old, &returns, settings.cliprange_value);
     sums.value += loss.double_value(&[]);
     sums.value_clipped += n_clipped.double_value(&[]);
+    loss * (settings.vf_coef / sums.n)
 }

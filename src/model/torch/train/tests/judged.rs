@@ -83,6 +83,18 @@ fn a_rollout_is_rewarded_with_the_share_of_comparisons_it_wins() {
     assert_eq!(trained.weights, twice.unwrap().weights);
 }
 
+#[test]
+fn a_critic_on_the_policys_states_needs_no_preference_model() {
+    let (base, _) = base();
+    let (dir, trained) = judged(&base, [" sure", " no"], |settings| {
+        settings.algorithm = Algorithm::Ppo;
+        settings.critic = CriticTrunk::Shared;
+    });
+    let trained = trained.unwrap();
+    assert!(difference(&dir, &base) > 1e-5, "it has learnt");
+    assert!(last(&trained, "train")["critic/grad_norm"] > 0.0);
+}
+
 /// Both orders are asked, so a judge that likes what is shown first prefers nothing.
 #[test]
 fn the_place_at_which_an_answer_is_shown_counts_nothing() {
