@@ -7,8 +7,8 @@
 //! ```
 //!
 //! A row's tokens and their bits do not depend on who shares its steps. Its prompt is read in
-//! a way that does not depend on others ([`reader`](super::reader)), and the kernels sum in one
-//! order for any number of rows; or, by libtorch, a product always has [`ROWS_MIN`] rows, and free
+//! a way that does not depend on others (`reader.rs`), and the kernels sum in one
+//! order for any number of rows; or, by libtorch, a product always has `ROWS_MIN` rows, and free
 //! slots compute what nobody reads.
 //!
 //! Memory is bounded: rows wait while the cache could not hold them at their longest.

@@ -1,7 +1,7 @@
 //! Scoring: the log-probability of given continuations, and the score a preference model gives.
 //!
 //! All choices of a prompt are read in one row, the beginning of which is shared with other rows
-//! ([`reader`](super::reader)). The prompt comes first, then each choice without
+//! (`reader.rs`). The prompt comes first, then each choice without
 //! what all share; a mask keeps choices from seeing each other, and each counts its positions
 //! from the prompt's end:
 //!
