@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench edit` prints, for the first run and for each of some edits, the time in all,
 //! the time inside the fake model, and the records through each node. `ROWS=1000` makes it smaller,
-//! `WORKERS=2` takes more threads, and `EDITS=64` edits more often.
+//! `WORKERS=1` takes fewer threads than there are cores, and `EDITS=64` edits more often.
 
 #![allow(clippy::print_stdout, reason = "a bench prints what it measured")]
 #![allow(clippy::unwrap_used, reason = "a bench that cannot go on says where")]
@@ -34,7 +34,8 @@ fn timed(model: &ModelRef, request: &Request) -> Result<Answer, CallError> {
 
 fn main() {
     let given = |name: &str, or: usize| std::env::var(name).map_or(or, |n| n.parse().unwrap());
-    let (rows, workers) = (given("ROWS", 100_000), given("WORKERS", 1));
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let (rows, workers) = (given("ROWS", 100_000), given("WORKERS", cores));
     let mut lab = lab::Lab::answering(workers, timed);
     lab.chunk = rows / 128 + 1;
     let mut files = lab::sixteen(rows);
