@@ -152,6 +152,26 @@ fn commit(store: &Store, number: u64) -> Snapshot {
     draft.commit(0, Inputs::default()).unwrap().snapshot
 }
 
+/// A store whose disk loses its power, and where it is laid down after each crash.
+struct Lab {
+    disk: CrashDisk,
+    store: Store,
+    crashes: PathBuf,
+    _dir: TempDir,
+}
+
+impl Lab {
+    fn new() -> Lab {
+        let dir = TempDir::new().unwrap();
+        let (root, crashes) = (dir.path().join("store"), dir.path().join("crashed"));
+        fs::create_dir(&root).unwrap();
+        fs::create_dir(&crashes).unwrap();
+        let disk = CrashDisk::new(&root);
+        let store = Store::on(&root, Arc::new(disk.clone()));
+        Lab { disk, store, crashes, _dir: dir }
+    }
+}
+
 fn check_snapshot(snapshot: &Snapshot, number: u64) {
     for (node, rows) in [("changes", number), ("stays", 3)] {
         let batches = snapshot.read_batches(node).unwrap();
@@ -163,12 +183,7 @@ fn check_snapshot(snapshot: &Snapshot, number: u64) {
 
 #[test]
 fn a_crash_after_any_change_leaves_the_old_snapshot_or_the_new() {
-    let dir = TempDir::new().unwrap();
-    let (root, crashes) = (dir.path().join("store"), dir.path().join("crashed"));
-    fs::create_dir(&root).unwrap();
-    fs::create_dir(&crashes).unwrap();
-    let disk = CrashDisk::new(&root);
-    let store = Store::on(&root, Arc::new(disk.clone()));
+    let Lab { disk, store, crashes, _dir } = Lab::new();
     for number in 1..=3 {
         commit(&store, number);
         disk.acknowledge(number);
@@ -206,12 +221,7 @@ fn a_crash_after_any_change_leaves_the_old_snapshot_or_the_new() {
 
 #[test]
 fn a_crash_while_other_inputs_are_remembered_leaves_them_or_what_was_before() {
-    let dir = TempDir::new().unwrap();
-    let (root, crashes) = (dir.path().join("store"), dir.path().join("crashed"));
-    fs::create_dir(&root).unwrap();
-    fs::create_dir(&crashes).unwrap();
-    let disk = CrashDisk::new(&root);
-    let store = Store::on(&root, Arc::new(disk.clone()));
+    let Lab { disk, store, crashes, _dir } = Lab::new();
     commit(&store, 1);
     for edit in 1..=2 {
         disk.acknowledge(edit);
@@ -245,13 +255,8 @@ fn a_crash_while_other_inputs_are_remembered_leaves_them_or_what_was_before() {
 
 #[test]
 fn a_checkpoint_is_there_as_a_whole_or_not_at_all() {
-    let dir = TempDir::new().unwrap();
-    let (root, crashes) = (dir.path().join("store"), dir.path().join("crashed"));
-    fs::create_dir(&root).unwrap();
-    fs::create_dir(&crashes).unwrap();
-    let disk = CrashDisk::new(&root);
-    let recipe = entry(1).key;
-    let checkpoints = Store::on(&root, Arc::new(disk.clone())).checkpoints();
+    let Lab { disk, store, crashes, _dir } = Lab::new();
+    let (recipe, checkpoints) = (entry(1).key, store.checkpoints());
     let staged = checkpoints.stage(&recipe).unwrap();
     for file in ["config.json", "model.safetensors"] {
         // A trainer writes past the disk.
