@@ -15,7 +15,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use amend::model::torch::{Checkpoint, TorchTrainer, TransformerConfig, Weights};
+use amend::model::torch::{Checkpoint, TorchTrainer, TransformerConfig, Weights, prepare_process};
 use amend::model::train::{
     Algorithm, Compute, CriticTrunk, Device, Dtype, Example, Init, Optim, PpoSettings, Progress,
     Scratch, SlSettings, TrainJob, TrainSettings, Trainer,
@@ -41,6 +41,8 @@ fn threads() -> usize {
 
 fn main() {
     if let Some(dir) = variable("AMEND_BENCH_DIR") {
+        // As the binary does.
+        drop(prepare_process(threads(), &std::env::args_os().collect::<Vec<_>>()));
         return one(Path::new(&dir));
     }
     println!("{} threads, 29 M parameters, {VOCAB} words", threads());

@@ -41,8 +41,10 @@ impl Norm {
         }
         let kind = x.kind();
         let x = x.to_kind(Kind::Float);
-        let variance = x.square().mean_dim(-1, true, Kind::Float); // (…, 1)
-        let normed = x * (variance + self.eps).rsqrt();
+        // By the length of x, which is read once; its square would be written and read again.
+        let width = x.size().last().copied().unwrap_or(1) as f64;
+        let length = x.norm_scalaropt_dim(2, [-1], true); // (…, 1)
+        let normed = x * (length.square() / width + self.eps).rsqrt();
         normed.to_kind(kind) * &self.weight
     }
 

@@ -108,7 +108,7 @@ impl Rotation {
     }
 
     fn rotate(&self, x: &Tensor) -> Tensor {
-        x * &self.cos + x.roll([self.dim / 2], [-1]) * &self.sin // (B, T, H, R)
+        (x * &self.cos).addcmul(&x.roll([self.dim / 2], [-1]), &self.sin) // (B, T, H, R)
     }
 }
 

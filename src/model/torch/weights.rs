@@ -26,6 +26,7 @@ pub const INDEX_FILE: &str = "model.safetensors.index.json";
 const HEADER_BYTES_MAX: u64 = 100_000_000;
 
 /// The parameters of a model, sorted by name.
+#[derive(Default)]
 pub struct Weights(pub BTreeMap<String, Tensor>);
 
 impl Weights {

@@ -5,7 +5,6 @@ use tch::{Kind, Tensor};
 use super::experience::Judge;
 use super::learner::Learner;
 use super::optimizer::AdamW;
-use super::rows::MicroBatch;
 use crate::model::train::{PpoSettings, TrainError};
 
 /// A critic with its optimizer.
@@ -40,17 +39,12 @@ impl Trunk {
             Trunk::Policy(head) => vec![head.shallow_clone()],
         }
     }
+}
 
-    /// The values of the states that predict, of which those of the policy are given.
-    pub(super) fn values(&self, micro: &MicroBatch, states: &Tensor) -> Tensor {
-        match self {
-            Trunk::Own(judge) => judge.values(&judge.model.states(micro)), // (N)
-            Trunk::Policy(head) => {
-                let products = states.to_kind(Kind::Float) * head; // (N, d)
-                products.sum_dim_intlist(-1, false, Kind::Float) // (N)
-            }
-        }
-    }
+/// The values that a head says of the policy's states.
+pub(super) fn head_values(head: &Tensor, states: &Tensor) -> Tensor {
+    let products = states.to_kind(Kind::Float) * head; // (N, d)
+    products.sum_dim_intlist(-1, false, Kind::Float) // (N)
 }
 
 impl Critic {

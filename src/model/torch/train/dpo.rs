@@ -92,7 +92,7 @@ fn reference(
         return Err(TrainError::Data("a policy begins at a model, not from nothing".to_owned()));
     }
     let Some(dir) = &settings.reference else { return Ok(None) };
-    let reference = Learner::read(dir, Head::Lm, &settings.compute)?;
+    let reference = Learner::read(dir, Head::Lm, &settings.compute)?.frozen();
     if !reference.has_tokenizer_of(model) {
         return Err(TrainError::Data(
             "the reference's tokenizer is not the policy's: it reads the policy's tokens"

@@ -2,17 +2,16 @@
 //!
 //! Numbers of tokens lie in one list an episode, end token included and nothing after it.
 
-use std::cell::RefCell;
-
 use tch::{Device, Tensor, no_grad_guard, with_grad};
 
 use super::advantage::{KlEstimator, gae, leave_one_out, standardised, whiten, whiten_around_mean};
-use super::critic::Trunk;
+use super::critic::{Trunk, head_values};
 use super::learner::Learner;
 use super::loss::{entropies, log_probs};
 use super::reward::Reward;
 use super::rollout::{Episode, Prompts};
 use super::rows::{Layout, MicroBatch, Row, buckets, floats, micro_batches};
+use super::side_by_side::side_by_side;
 use crate::model::train::{Algorithm, PpoSettings, TrainError};
 
 /// A preference model as a judge: its scores can be normalised by the mean and the standard
@@ -94,32 +93,37 @@ pub(super) struct Experience {
     pub(super) returns: Vec<Vec<f32>>,
     /// The preference model's scores.
     pub(super) scores: Vec<f64>,
-    /// What the update begins with, where it was kept.
-    pub(super) first: RefCell<Option<FirstPass>>,
     /// The scores as they are rewarded: normalised, clipped, without what an answer loses that
     /// did not end.
     pub(super) rewarded: Vec<f64>,
 }
 
-/// The passes of policy and critic over a micro-batch, with what their gradients flow back through.
+/// The passes of policy and critic over a batch, with what their gradients flow back through.
 ///
 /// Those that measure a batch are kept for the update where it would begin by making them again: the
 /// weights are those that were measured.
+#[derive(Default)]
 pub(super) struct FirstPass {
-    /// The policy's states that predict.
-    pub(super) states: Tensor, // (N, d)
-    /// The log-probabilities of the tokens under the policy.
-    pub(super) log_probs: Tensor, // (N)
-    /// The values of a critic with a model of its own, where they were computed.
+    /// The policy's.
+    pub(super) policy: Option<PolicyPass>,
+    /// The values of a critic with a model of its own.
     pub(super) values: Option<Tensor>, // (N)
 }
 
-impl FirstPass {
-    /// The policy's part.
-    pub(super) fn of(policy: &Learner, micro: &MicroBatch, settings: &PpoSettings) -> FirstPass {
+/// The policy's pass over a micro-batch.
+pub(super) struct PolicyPass {
+    /// The states that predict.
+    pub(super) states: Tensor, // (N, d)
+    /// The log-probabilities of the tokens.
+    pub(super) log_probs: Tensor, // (N)
+}
+
+impl PolicyPass {
+    /// The pass of that policy.
+    pub(super) fn of(policy: &Learner, micro: &MicroBatch, settings: &PpoSettings) -> PolicyPass {
         let states = policy.states(micro); // (N, d)
         let log_probs = log_probs(&policy.logits(&states), &micro.targets, settings.temperature); // (N)
-        FirstPass { states, log_probs, values: None }
+        PolicyPass { states, log_probs }
     }
 }
 
@@ -133,83 +137,86 @@ fn keeps(micros: &[MicroBatch], settings: &PpoSettings) -> bool {
     matches!(micros, [one] if is_one && one.ids.numel() as i64 <= TOKENS_KEPT_MAX)
 }
 
+/// Whether two models compute at once: on a processor, where no memory is to be saved.
+pub(super) fn are_at_once(policy: &Learner, settings: &PpoSettings) -> bool {
+    policy.device() == Device::Cpu && !settings.compute.gradient_checkpointing
+}
+
 /// Who acts, who judges and who is asked what it would have done.
 pub(super) struct Actors<'a> {
     /// The policy that wrote the episodes.
     pub(super) policy: &'a Learner,
     /// The policy at the beginning, frozen.
-    pub(super) reference: &'a Learner,
+    pub(super) reference: &'a mut Learner,
     /// The critic, where there is one.
-    pub(super) critic: Option<&'a Trunk>,
+    pub(super) critic: Option<&'a mut Trunk>,
     /// What gives the scores.
     pub(super) reward: &'a Reward<'a>,
 }
 
+/// What the policy says of a batch, a list of tokens an episode.
+struct Written {
+    old: Vec<Vec<f32>>,
+    entropies: Vec<Vec<f32>>,
+    /// The values of a critic that sees by the policy.
+    values: Vec<Vec<f32>>,
+    first: Option<PolicyPass>,
+}
+
+/// What others say of a batch, token by token: nobody that the policy waits for.
+struct Read {
+    reference: Vec<Vec<f32>>,
+    /// The values of a critic with a model of its own.
+    values: Option<Vec<Vec<f32>>>,
+    first: Option<Tensor>, // (N)
+}
+
 impl Experience {
-    /// Measures a batch of episodes. `update` counts the batches from 0.
+    /// Measures a batch of episodes, and gives what is kept of the passes. `update` counts the
+    /// batches from 0.
     pub(super) fn of(
-        actors: &Actors<'_>,
+        actors: Actors<'_>,
         prompts: &Prompts<'_>,
         episodes: &[Episode],
         update: u64,
         settings: &PpoSettings,
-    ) -> Result<Experience, TrainError> {
-        let scores = actors.reward.scores(prompts, episodes, update, settings)?;
-        let rewarded = (scores.iter().zip(episodes))
-            .map(|(&score, episode)| reward(actors.reward.normalized(score), episode, settings))
-            .collect();
-        let mut experience = Experience::run(actors, episodes, settings);
-        experience.scores = scores;
-        experience.rewarded = rewarded;
-        experience.judge(settings)?;
-        Ok(experience)
-    }
-
-    /// The passes of policy, reference and critic over the episodes.
-    fn run(actors: &Actors<'_>, episodes: &[Episode], settings: &PpoSettings) -> Experience {
-        let _guard = no_grad_guard();
-        let temperature = settings.temperature;
-        let layout = layout(settings, actors.policy.device());
+    ) -> Result<(Experience, FirstPass), TrainError> {
+        let Actors { policy, reference, critic, reward } = actors;
+        let (head, own) = match critic {
+            Some(Trunk::Own(judge)) => (None, Some(judge)),
+            Some(Trunk::Policy(head)) => (Some(&*head), None),
+            None => (None, None),
+        };
         let rows: Vec<Row> = episodes.iter().map(|episode| episode.row.clone()).collect();
-        let all: Vec<usize> = (0..rows.len()).collect();
+        let all = rows.as_slice();
+        let ((written, scores), read) = side_by_side(
+            are_at_once(policy, settings),
+            || {
+                let written = Written::by(policy, head, all, settings);
+                (written, reward.scores(prompts, episodes, update, settings))
+            },
+            // It takes its models with it: one may be in another thread, and never in two.
+            move || Read::by(reference, own.map(|judge| &**judge), all, settings),
+        );
+        let scores = scores?;
+        let rewarded = (scores.iter().zip(episodes))
+            .map(|(&score, episode)| rewarded(reward.normalized(score), episode, settings))
+            .collect();
         let empty = || vec![Vec::new(); rows.len()];
-        let (mut old, mut reference, mut values, mut entropy) =
-            (empty(), empty(), empty(), empty());
-        let micros = micro_batches(&rows, &all, &layout);
-        let keeps = keeps(&micros, settings);
-        let mut first = None;
-        let measured = |pass: &dyn Fn() -> Tensor| if keeps { with_grad(pass) } else { pass() };
-        for micro in &micros {
-            let states = measured(&|| actors.policy.states(micro)); // (N, d)
-            let logits = measured(&|| actors.policy.logits(&states)); // (N, V)
-            let own = measured(&|| log_probs(&logits, &micro.targets, temperature)); // (N)
-            micro.scatter(&own, &mut old);
-            micro.scatter(&entropies(&logits, temperature), &mut entropy);
-            let logits = self::logits(actors.reference, micro); // (N, V)
-            micro.scatter(&log_probs(&logits, &micro.targets, temperature), &mut reference);
-            let own_values =
-                actors.critic.map(|critic| measured(&|| critic.values(micro, &states)));
-            if let Some(own_values) = &own_values {
-                micro.scatter(own_values, &mut values);
-            }
-            if keeps {
-                first = Some(FirstPass { states, log_probs: own, values: own_values });
-            }
-        }
-        let (kl, advantages, returns) = (empty(), empty(), empty());
-        Experience {
+        let mut experience = Experience {
+            old: written.old,
+            reference: read.reference,
+            values: read.values.unwrap_or(written.values),
+            entropies: written.entropies,
+            kl: empty(),
+            advantages: empty(),
+            returns: empty(),
+            scores,
+            rewarded,
             rows,
-            old,
-            reference,
-            values,
-            entropies: entropy,
-            kl,
-            advantages,
-            returns,
-            scores: Vec::new(),
-            first: RefCell::new(first),
-            rewarded: Vec::new(),
-        }
+        };
+        experience.judge(settings)?;
+        Ok((experience, FirstPass { policy: written.first, values: read.first }))
     }
 
     /// Rewards, advantages and returns: the KL to the reference is paid at each token, the score
@@ -282,7 +289,7 @@ impl Experience {
 }
 
 /// The score as it is rewarded.
-fn reward(normalized: f64, episode: &Episode, settings: &PpoSettings) -> f64 {
+fn rewarded(normalized: f64, episode: &Episode, settings: &PpoSettings) -> f64 {
     let limit = settings.reward_clip;
     let clipped = if limit > 0.0 { normalized.clamp(-limit, limit) } else { normalized };
     // Whether the answer ended is what the sampler said, never read back from its tokens.
@@ -299,4 +306,75 @@ pub(super) fn layout(settings: &PpoSettings, device: Device) -> Layout {
 /// The logits of the states that predict.
 pub(super) fn logits(model: &Learner, micro: &MicroBatch) -> Tensor {
     model.logits(&model.states(micro)) // (N, V)
+}
+
+impl Written {
+    /// The pass of the policy over the rows, with the values of a head on its states.
+    fn by(
+        policy: &Learner,
+        head: Option<&Tensor>, // (1, d)
+        rows: &[Row],
+        settings: &PpoSettings,
+    ) -> Written {
+        let _guard = no_grad_guard();
+        let temperature = settings.temperature;
+        let (micros, empty) = laid_out(rows, policy.device(), settings);
+        let (old, entropies, values) = (empty.clone(), empty.clone(), empty);
+        let mut of = Written { old, entropies, values, first: None };
+        let keeps = keeps(&micros, settings);
+        for micro in &micros {
+            let states = measured(keeps, || policy.states(micro)); // (N, d)
+            let logits = measured(keeps, || policy.logits(&states)); // (N, V)
+            let log_probs = measured(keeps, || log_probs(&logits, &micro.targets, temperature)); // (N)
+            micro.scatter(&log_probs, &mut of.old);
+            micro.scatter(&self::entropies(&logits, temperature), &mut of.entropies);
+            if let Some(head) = head {
+                micro.scatter(&head_values(head, &states), &mut of.values);
+            }
+            of.first = keeps.then_some(PolicyPass { states, log_probs });
+        }
+        of
+    }
+}
+
+impl Read {
+    /// The passes of the reference and of a critic with a model of its own.
+    fn by(
+        reference: &Learner,
+        critic: Option<&Judge>,
+        rows: &[Row],
+        settings: &PpoSettings,
+    ) -> Read {
+        let _guard = no_grad_guard();
+        let (micros, empty) = laid_out(rows, reference.device(), settings);
+        let values = critic.is_some().then(|| empty.clone());
+        let mut of = Read { reference: empty, values, first: None };
+        let keeps = keeps(&micros, settings);
+        for micro in &micros {
+            let logits = logits(reference, micro); // (N, V)
+            let log_probs = log_probs(&logits, &micro.targets, settings.temperature); // (N)
+            micro.scatter(&log_probs, &mut of.reference);
+            if let Some((critic, into)) = critic.zip(of.values.as_mut()) {
+                let values = measured(keeps, || critic.values(&critic.model.states(micro))); // (N)
+                micro.scatter(&values, into);
+                of.first = keeps.then_some(values);
+            }
+        }
+        of
+    }
+}
+
+/// The rows as they are measured, and an empty list for each.
+fn laid_out(
+    rows: &[Row],
+    device: Device,
+    settings: &PpoSettings,
+) -> (Vec<MicroBatch>, Vec<Vec<f32>>) {
+    let all: Vec<usize> = (0..rows.len()).collect();
+    (micro_batches(rows, &all, &layout(settings, device)), vec![Vec::new(); rows.len()])
+}
+
+/// A pass, with what its gradients flow back through if it is kept.
+fn measured(keeps: bool, pass: impl FnOnce() -> Tensor) -> Tensor {
+    if keeps { with_grad(pass) } else { pass() }
 }

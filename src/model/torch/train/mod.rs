@@ -14,6 +14,7 @@ mod optimizer;
 mod order;
 mod pack;
 mod rows;
+mod side_by_side;
 mod state;
 mod tokenizer;
 

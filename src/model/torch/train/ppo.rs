@@ -9,7 +9,7 @@ use std::{fs, io};
 
 use super::best::Best;
 use super::critic::Trunk;
-use super::experience::{Actors, Experience, Judge};
+use super::experience::{Actors, Experience, FirstPass, Judge};
 use super::learner::Learner;
 use super::optimizer::Schedule;
 use super::order::epoch_order;
@@ -43,16 +43,16 @@ impl Cast<'_> {
             ));
         };
         let compute = &settings.compute;
-        let judge_at = |dir: &Path| -> Result<Judge, TrainError> {
-            Ok(Judge::new(Learner::read(dir, Head::Score, compute)?, settings.normalize_reward))
-        };
+        let scorer_at = |dir: &Path| Learner::read(dir, Head::Score, compute);
+        let judge = |model: Learner| Judge::new(model, settings.normalize_reward);
+        let judge_at = |dir: &Path| Ok::<_, TrainError>(judge(scorer_at(dir)?.frozen()));
         let reference = settings.reference.as_ref().unwrap_or(init);
         let policy = Learner::read(init, Head::Lm, compute)?.adapted(start, &settings.optim)?;
         let cast = Cast {
-            reference: Learner::read(reference, Head::Lm, compute)?,
+            reference: Learner::read(reference, Head::Lm, compute)?.frozen(),
             critic: match (settings.algorithm, settings.critic) {
                 (Algorithm::Ppo, CriticTrunk::Separate) => {
-                    Some(Trunk::Own(Box::new(judge_at(&settings.reward)?)))
+                    Some(Trunk::Own(Box::new(judge(scorer_at(&settings.reward)?))))
                 }
                 (Algorithm::Ppo, CriticTrunk::Shared) => Some(Trunk::of_policy(&policy)),
                 (Algorithm::Rloo | Algorithm::Grpo, _) => None,
@@ -60,7 +60,7 @@ impl Cast<'_> {
             reward: match &job.asks {
                 None => Reward::Model(judge_at(&settings.reward)?),
                 Some(asks) => Reward::Asked(Asked {
-                    model: Learner::read(&settings.reward, Head::Lm, compute)?,
+                    model: Learner::read(&settings.reward, Head::Lm, compute)?.frozen(),
                     asks: &**asks,
                 }),
             },
@@ -90,7 +90,7 @@ impl Cast<'_> {
 
 /// What stays as it is while batch after batch is learnt from.
 struct Stage<'a> {
-    prompts: Prompts<'a>,
+    prompts: &'a Prompts<'a>,
     reference: Learner,
     reward: Reward<'a>,
     second: Option<Judge>,
@@ -99,19 +99,20 @@ struct Stage<'a> {
 impl Stage<'_> {
     /// The policy as it is answers the prompts asked, after so many episodes, and is judged.
     fn act(
-        &self,
-        students: &Students,
+        &mut self,
+        students: &mut Students,
         settings: &PpoSettings,
         asked: &[usize],
         [n_episodes, update]: [usize; 2],
-    ) -> Result<(Vec<Episode>, Experience), TrainError> {
-        let policy = &students.policy;
-        let episodes = sample(policy, &self.prompts, asked, settings, n_episodes)?;
+    ) -> Result<(Vec<Episode>, Experience, FirstPass), TrainError> {
+        let Students { policy, critic, .. } = students;
+        let episodes = sample(policy, self.prompts, asked, settings, n_episodes)?;
         let Stage { prompts, reference, reward, .. } = self;
-        let critic = students.critic.as_ref().map(|critic| &critic.trunk);
+        let critic = critic.as_mut().map(|critic| &mut critic.trunk);
         let actors = Actors { policy, reference, critic, reward };
-        let experience = Experience::of(&actors, prompts, &episodes, update as u64, settings)?;
-        Ok((episodes, experience))
+        let (experience, first) =
+            Experience::of(actors, prompts, &episodes, update as u64, settings)?;
+        Ok((episodes, experience, first))
     }
 
     /// The state of the whole: step, students, and the policy that will be kept.
@@ -131,7 +132,7 @@ pub(super) fn train(job: &TrainJob, settings: &PpoSettings) -> Result<Trained, T
     let Cast { policy, reference, critic, reward, second } = Cast::read(job, settings)?;
     let mut trained = Trained { kind: "lm".to_owned(), ..Trained::default() };
     let prompts = read(&policy, &job.examples, settings, &mut trained)?;
-    let stage = Stage { prompts, reference, reward, second };
+    let mut stage = Stage { prompts: &prompts, reference, reward, second };
 
     let batch_size = settings.batch_size.max(1);
     let n_batches = settings.total_episodes.div_ceil(batch_size) as u64;
@@ -141,20 +142,20 @@ pub(super) fn train(job: &TrainJob, settings: &PpoSettings) -> Result<Trained, T
     let state = State::of(job, &settings.compute);
     let (mut at, mut best) = resume(&state, job, &mut students, n_batches)?;
     let mut n_episodes = settings.total_episodes.min(at.step as usize * batch_size);
-    let mut order = asked(settings, &stage.prompts.ids).skip(n_episodes);
+    let mut order = asked(settings, &prompts.ids).skip(n_episodes);
     while at.step < n_batches {
         let size = batch_size.min(settings.total_episodes - n_episodes);
         let batch: Vec<usize> = order.by_ref().take(size).collect();
         // The weight of the KL divergence may follow it, batch by batch.
         let kl_coef = at.kl_coef.unwrap_or(settings.kl_coef);
         let settings = &PpoSettings { kl_coef, ..settings.clone() };
-        let (episodes, experience) =
-            stage.act(&students, settings, &batch, [n_episodes, at.step as usize])?;
+        let (episodes, experience, first) =
+            stage.act(&mut students, settings, &batch, [n_episodes, at.step as usize])?;
         look(&mut best, &mut at, settings, &students.policy, experience.mean_kl());
         let second = stage.second.as_ref();
-        let second = second.map(|judge| judge.scores(&stage.prompts.texts, &episodes, settings));
+        let second = second.map(|judge| judge.scores(&prompts.texts, &episodes, settings));
         let second = second.transpose()?;
-        let sums = update(&mut students, &experience, settings, at.step)?;
+        let sums = update(&mut students, &experience, first, settings, at.step)?;
 
         n_episodes += size;
         at.step += 1;
@@ -170,7 +171,7 @@ pub(super) fn train(job: &TrainJob, settings: &PpoSettings) -> Result<Trained, T
             second: stage.second.as_ref().zip(second.as_deref()),
         };
         batch.log(&mut at.log, settings, &sums);
-        at.rollouts.extend(batch.rollouts(&stage.prompts, settings));
+        at.rollouts.extend(batch.rollouts(&prompts, settings));
         if at.step % settings.optim.logging_steps.max(1) == 0 || at.step == n_batches {
             let rate = students.schedule.rate(at.step * per_batch - 1);
             report(&mut at, &stage, n_episodes, rate, n_batches, job);
@@ -185,7 +186,7 @@ pub(super) fn train(job: &TrainJob, settings: &PpoSettings) -> Result<Trained, T
     if settings.keep_below_kl.is_some() {
         let batch: Vec<usize> = order.take(batch_size.min(settings.total_episodes)).collect();
         let place = [n_episodes, at.step as usize];
-        let (_, experience) = stage.act(&students, settings, &batch, place)?;
+        let (_, experience, _) = stage.act(&mut students, settings, &batch, place)?;
         look(&mut best, &mut at, settings, &students.policy, experience.mean_kl());
         best.restore(&students.policy);
         students.refresh()?;

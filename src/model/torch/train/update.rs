@@ -1,14 +1,15 @@
 //! The update of PPO: what policy and critic learn from one batch of episodes.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
-use super::critic::{Critic, Trunk};
-use super::experience::{Experience, FirstPass, layout};
+use super::critic::{Critic, Trunk, head_values};
+use super::experience::{Experience, FirstPass, Judge, PolicyPass, are_at_once, layout};
 use super::learner::Learner;
 use super::loss::{clipped_policy, clipped_value, kl_to_reference};
 use super::optimizer::{AdamW, Schedule};
 use super::order::epoch_order;
 use super::rows::{MicroBatch, micro_batches};
+use super::side_by_side::side_by_side;
 use crate::model::train::{Algorithm, PpoSettings, TrainError};
 use crate::record::{Id, KeyHasher};
 
@@ -39,19 +40,6 @@ impl Students {
         let policy_optimizer = AdamW::new(policy.weights(), &settings.optim);
         let critic = critic.map(|trunk| Critic::new(trunk, settings));
         Students { policy, policy_optimizer, critic, schedule }
-    }
-
-    /// One step of both optimizers; gives the norms of the gradients.
-    fn step(&mut self, rate: f64, pass: Pass) -> Result<(f64, f64), TrainError> {
-        let policy = match pass.is_warmup {
-            true => 0.0,
-            false => self.policy.step(&mut self.policy_optimizer, rate)?,
-        };
-        let critic = match &mut self.critic {
-            Some(critic) => critic.step(rate)?,
-            None => 0.0,
-        };
-        Ok((policy, critic))
     }
 
     /// Takes in that weights changed.
@@ -108,6 +96,12 @@ impl Sums {
         0.5 * self.squares / self.n
     }
 
+    /// Takes the critic's numbers of the same tokens and minibatches.
+    fn with_critic(self, critic: &Sums) -> Sums {
+        let norms = (self.norms.0, critic.norms.1);
+        Sums { value: critic.value, value_clipped: critic.value_clipped, norms, ..self }
+    }
+
     fn add(&mut self, other: &Sums) {
         self.n += other.n;
         self.policy += other.policy;
@@ -135,36 +129,36 @@ pub(super) struct Pass {
 }
 
 /// Learns from a batch of episodes. `step` counts the batches from 0.
+///
+/// A critic with a model of its own learns beside the policy: neither waits for the other before the
+/// pass over the batch ends.
 pub(super) fn update(
     students: &mut Students,
     experience: &Experience,
+    first: FirstPass,
     settings: &PpoSettings,
     step: u64,
 ) -> Result<Sums, TrainError> {
-    let n_rows = experience.rows.len();
-    let n_minibatches = settings.num_mini_batches.clamp(1, n_rows);
-    let n_epochs = settings.num_ppo_epochs.max(1) as u64;
+    let Students { policy, policy_optimizer, critic, schedule } = students;
+    let (head, mut own) = match critic {
+        Some(Critic { trunk: Trunk::Own(judge), optimizer }) => {
+            (None, Some(OwnCritic { judge, optimizer, first: first.values }))
+        }
+        other => (other.as_mut(), None),
+    };
+    let at_once = own.is_some() && are_at_once(policy, settings);
+    let mut actor = Actor { policy, optimizer: policy_optimizer, head, first: first.policy };
     let mut sums = Sums::default();
-    for epoch in 0..n_epochs {
-        let mut in_epoch = Sums::default();
-        let order = shuffled(settings.optim.seed, step * n_epochs + epoch, n_rows);
-        for (index, minibatch) in order.chunks(n_rows.div_ceil(n_minibatches)).enumerate() {
-            let pass = Pass {
-                is_first: epoch == 0 && index == 0,
-                is_warmup: step < settings.critic_warmup,
-            };
-            let mut own = accumulate(students, experience, settings, minibatch, pass);
-            let loss = own.policy / own.n + settings.vf_coef * own.value / own.n;
-            let done = (step * n_epochs + epoch) * n_minibatches as u64 + index as u64;
-            let rate = students.schedule.rate(done);
-            own.norms = students.step(rate, pass)?;
-            let grad_norm = own.norms.0.max(own.norms.1);
-            let is_number = own.norms.0.is_finite() && own.norms.1.is_finite();
-            if !loss.is_finite() || !is_number {
-                return Err(TrainError::Diverged { step: step + 1, loss, grad_norm });
-            }
-            own.n_minibatches = 1.0;
-            in_epoch.add(&own);
+    for number in 0..settings.num_ppo_epochs.max(1) as u64 {
+        let epoch = Epoch { experience, settings, schedule, step, number };
+        let (of_policy, of_critic) = side_by_side(
+            at_once && !epoch.is_warmup(),
+            || epoch.teach(&mut actor),
+            || own.as_mut().map(|critic| epoch.teach(critic)).transpose(),
+        );
+        let mut in_epoch = of_policy?;
+        if let Some(of_critic) = of_critic? {
+            in_epoch = in_epoch.with_critic(&of_critic);
         }
         sums.add(&in_epoch);
         if settings.target_kl > 0.0 && in_epoch.approx_kl() > settings.target_kl {
@@ -174,67 +168,161 @@ pub(super) fn update(
     Ok(sums)
 }
 
+/// A pass over a batch of episodes.
+struct Epoch<'a> {
+    experience: &'a Experience,
+    settings: &'a PpoSettings,
+    schedule: &'a Schedule,
+    /// The batch's number, from 0.
+    step: u64,
+    /// The pass's number, from 0.
+    number: u64,
+}
+
+/// The rows of one optimizer step.
+struct Minibatch {
+    /// Sorted, so that a minibatch of the whole batch is cut as it was when it was measured.
+    rows: Vec<usize>,
+    n_tokens: f64,
+    rate: f64,
+    pass: Pass,
+}
+
+/// What learns from minibatches.
+trait Student {
+    /// Adds the gradients of a micro-batch; the loss is a mean over the minibatch's tokens.
+    fn learn(&mut self, epoch: &Epoch<'_>, of: &Minibatch, micro: &MicroBatch, sums: &mut Sums);
+
+    /// One step of its optimizers; gives the norms of the gradients, as [`Sums::norms`].
+    fn step(&mut self, of: &Minibatch) -> Result<(f64, f64), TrainError>;
+
+    /// Where it computes.
+    fn device(&self) -> Device;
+}
+
+impl Epoch<'_> {
+    fn is_warmup(&self) -> bool {
+        self.step < self.settings.critic_warmup
+    }
+
+    fn minibatches(&self) -> Vec<Minibatch> {
+        let Epoch { experience, settings, schedule, step, number } = *self;
+        let n_rows = experience.rows.len();
+        let n_minibatches = settings.num_mini_batches.clamp(1, n_rows);
+        let pass = step * settings.num_ppo_epochs.max(1) as u64 + number;
+        let order = shuffled(settings.optim.seed, pass, n_rows);
+        let minibatch = |(index, rows): (usize, &[usize])| {
+            let mut rows = rows.to_vec();
+            rows.sort_unstable();
+            let n_tokens = rows.iter().map(|&row| experience.old[row].len()).sum::<usize>() as f64;
+            let is_first = number == 0 && index == 0;
+            let rate = schedule.rate(pass * n_minibatches as u64 + index as u64);
+            Minibatch { rows, n_tokens, rate, pass: Pass { is_first, is_warmup: self.is_warmup() } }
+        };
+        order.chunks(n_rows.div_ceil(n_minibatches)).enumerate().map(minibatch).collect()
+    }
+
+    /// One optimizer step for each minibatch.
+    fn teach(&self, student: &mut impl Student) -> Result<Sums, TrainError> {
+        let mut sums = Sums::default();
+        for minibatch in self.minibatches() {
+            let mut own = self.gather(student, &minibatch);
+            own.norms = student.step(&minibatch)?;
+            let loss = (own.policy + self.settings.vf_coef * own.value) / own.n;
+            let grad_norm = own.norms.0.max(own.norms.1);
+            let is_number = own.norms.0.is_finite() && own.norms.1.is_finite();
+            if !loss.is_finite() || !is_number {
+                return Err(TrainError::Diverged { step: self.step + 1, loss, grad_norm });
+            }
+            sums.add(&own);
+        }
+        Ok(sums)
+    }
+
+    /// Adds the gradients of a minibatch.
+    fn gather(&self, student: &mut impl Student, of: &Minibatch) -> Sums {
+        let mut sums = Sums { n: of.n_tokens, n_minibatches: 1.0, ..Sums::default() };
+        let layout = layout(self.settings, student.device());
+        for micro in micro_batches(&self.experience.rows, &of.rows, &layout) {
+            student.learn(self, of, &micro, &mut sums);
+        }
+        sums
+    }
+}
+
+/// The policy, with a critic that sees by it.
+struct Actor<'a> {
+    policy: &'a mut Learner,
+    optimizer: &'a mut AdamW,
+    head: Option<&'a mut Critic>,
+    first: Option<PolicyPass>,
+}
+
+impl Student for Actor<'_> {
+    fn learn(&mut self, epoch: &Epoch<'_>, of: &Minibatch, micro: &MicroBatch, sums: &mut Sums) {
+        let Epoch { experience, settings, .. } = *epoch;
+        let policy = &*self.policy;
+        let kept = of.pass.is_first.then(|| self.first.take()).flatten();
+        let PolicyPass { states, log_probs } =
+            kept.unwrap_or_else(|| PolicyPass::of(policy, micro, settings));
+        let loss = policy_loss(policy, &log_probs, experience, settings, micro, of.pass, sums);
+        let head = self.head.as_ref().map(|critic| &critic.trunk);
+        if let Some(Trunk::Policy(head)) = head {
+            let states = if of.pass.is_warmup { states.detach() } else { states };
+            let values = head_values(head, &states); // (N)
+            let of_values = value_loss(&values, experience, settings, micro, sums);
+            match of.pass.is_warmup {
+                true => of_values.backward(),
+                false => policy.backward(&(loss + of_values)),
+            }
+        } else if !of.pass.is_warmup {
+            policy.backward(&loss);
+        }
+    }
+
+    fn step(&mut self, of: &Minibatch) -> Result<(f64, f64), TrainError> {
+        let policy = match of.pass.is_warmup {
+            true => 0.0,
+            false => self.policy.step(self.optimizer, of.rate)?,
+        };
+        let critic = self.head.as_mut().map(|critic| critic.step(of.rate)).transpose()?;
+        Ok((policy, critic.unwrap_or(0.0)))
+    }
+
+    fn device(&self) -> Device {
+        self.policy.device()
+    }
+}
+
+/// A critic with a model of its own.
+struct OwnCritic<'a> {
+    judge: &'a mut Judge,
+    optimizer: &'a mut AdamW,
+    first: Option<Tensor>, // (N)
+}
+
+impl Student for OwnCritic<'_> {
+    fn learn(&mut self, epoch: &Epoch<'_>, of: &Minibatch, micro: &MicroBatch, sums: &mut Sums) {
+        let Judge { model, .. } = &*self.judge;
+        let kept = of.pass.is_first.then(|| self.first.take()).flatten();
+        let values = kept.unwrap_or_else(|| self.judge.values(&model.states(micro))); // (N)
+        model.backward(&value_loss(&values, epoch.experience, epoch.settings, micro, sums));
+    }
+
+    fn step(&mut self, of: &Minibatch) -> Result<(f64, f64), TrainError> {
+        Ok((0.0, self.judge.model.step(self.optimizer, of.rate)?))
+    }
+
+    fn device(&self) -> Device {
+        self.judge.model.device()
+    }
+}
+
 /// The rows in an order that is a function of seed and pass alone.
 pub(super) fn shuffled(seed: u64, pass: u64, n_rows: usize) -> Vec<usize> {
     let places: Vec<Id> =
         (0..n_rows as u64).map(|row| KeyHasher::new("amend/minibatch/1").u64(row).id()).collect();
     epoch_order(seed, pass + 1, &places)
-}
-
-/// Adds the gradients of a minibatch; both losses are means over all its tokens.
-pub(super) fn accumulate(
-    students: &Students,
-    experience: &Experience,
-    settings: &PpoSettings,
-    minibatch: &[usize],
-    pass: Pass,
-) -> Sums {
-    // Sorted, so that a minibatch of the whole batch is cut as it was when it was measured.
-    let mut minibatch = minibatch.to_vec();
-    minibatch.sort_unstable();
-    let n: usize = minibatch.iter().map(|&row| experience.old[row].len()).sum();
-    let mut sums = Sums { n: n as f64, ..Sums::default() };
-    let layout = layout(settings, students.policy.device());
-    for micro in micro_batches(&experience.rows, &minibatch, &layout) {
-        learn(students, experience, settings, &micro, pass, &mut sums);
-    }
-    sums
-}
-
-/// Adds the gradients of a micro-batch.
-fn learn(
-    students: &Students,
-    experience: &Experience,
-    settings: &PpoSettings,
-    micro: &MicroBatch,
-    pass: Pass,
-    sums: &mut Sums,
-) {
-    let policy = &students.policy;
-    let kept = pass.is_first.then(|| experience.first.take()).flatten();
-    let FirstPass { states, log_probs, values } =
-        kept.unwrap_or_else(|| FirstPass::of(policy, micro, settings));
-    let loss = policy_loss(policy, &log_probs, experience, settings, micro, pass, sums);
-    match students.critic.as_ref().map(|critic| &critic.trunk) {
-        Some(trunk @ Trunk::Policy(_)) => {
-            let states = if pass.is_warmup { states.detach() } else { states };
-            let of_values =
-                value_loss(&trunk.values(micro, &states), experience, settings, micro, sums);
-            match pass.is_warmup {
-                true => of_values.backward(),
-                false => policy.backward(&(loss + of_values)),
-            }
-        }
-        own => {
-            if !pass.is_warmup {
-                policy.backward(&loss);
-            }
-            if let Some(trunk @ Trunk::Own(judge)) = own {
-                let values = values.unwrap_or_else(|| trunk.values(micro, &states)); // (N)
-                judge.model.backward(&value_loss(&values, experience, settings, micro, sums));
-            }
-        }
-    }
 }
 
 fn policy_loss(
