@@ -27,19 +27,25 @@ def shares(home, groups):
     return {model: {group: dict(counts) for group, counts in of.items()} for model, of in found.items()}
 
 
-def curve(home):
-    """By update of RL: the KL divergence, and both preference models' scores in deviations of their own scale."""
-    scales = duckdb.sql(f"select pm_mean, pm_std from {table(home, 'pm')}").fetchall()
-    second = duckdb.sql(f"select pm_mean, pm_std from {table(home, 'pm_b')}").fetchall()
-    query = f"""select step, avg(kl), avg(score), avg(score_test_pm) from {table(home, "rl.rollouts")} group by 1 order by 1"""
-    scaled = lambda score, scale: (score - scale[0]) / scale[1]
-    rows = duckdb.sql(query).fetchall()
-    return {
-        "kl": [kl for _, kl, _, _ in rows],
-        "train_pm": [scaled(score, scales[0]) for _, _, score, _ in rows],
-        "test_pm": [scaled(score, second[0]) for _, _, _, score in rows],
-        "kept": dict(duckdb.sql(f"select name, value from {table(home, 'metrics')} where name like 'kept/%'").fetchall()),
-    }
+def curve(home, groups):
+    """By update of RL: the KL divergence over all responses and, over those to topics that a principle names, the share of
+    refusals and both preference models' scores in deviations of their own scale."""
+    scale = lambda node: duckdb.sql(f"select pm_mean, pm_std from {table(home, node)}").fetchall()[0]
+    (mean, std), (second_mean, second_std) = scale("pm"), scale("pm_b")
+    named = ", ".join(f"'{topic}'" for topic, group in groups.items() if group == "covered")
+    of_named = f"filter (where category in ({named}))"
+    query = f"""select avg(kl), avg((score - {mean}) / {std}) {of_named}, avg((score_test_pm - {second_mean}) / {second_std}) {of_named},
+                       avg((completion[-1].content ilike '%that can hurt people%')::int) {of_named}
+                from {table(home, "rl.rollouts")} as rollouts
+                left join {table(home, "red_team")} as red_team on rollouts.root_id = red_team.row_id group by step order by step"""
+    kept = duckdb.sql(f"select name, value from {table(home, 'metrics')} where name like 'kept/%'").fetchall()
+    columns = zip(*duckdb.sql(query).fetchall(), strict=True)
+    return dict(zip(("kl", "train_pm", "test_pm", "refused"), map(list, columns), strict=True)) | {"kept": dict(kept)}
+
+
+def pm_scale(home):
+    """The deviation of a preference model's scores, in logits."""
+    return duckdb.sql(f"select pm_std from {table(home, 'pm')}").fetchall()[0][0]
 
 
 def revised(home, groups):

@@ -5,12 +5,14 @@ import math
 from statistics import mean, stdev
 
 from plots import COLORS, Plot
-from variants import KL_TARGET, ROUNDS
+from variants import KL_TARGET, ROUNDS, WARMUP
 
 # Student's t for a two-sided 95 % interval, by degrees of freedom.
 T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 # Points of a share below which two shares of some 1,200 requests are not told apart.
 SAME = 0.03
+# Batches at the end of RL over which scores are averaged.
+LAST = 3
 
 HEAD = """# Learning, with controls
 
@@ -18,6 +20,7 @@ HEAD = """# Learning, with controls
 The world is the demo's, with five words more that apply to nothing in it; see `pipelines/demo/make_world.py`.
 *Covered* are the harmful topics that a principle names, *uncovered* those that none names, *benign* the others.
 Shares are of requests that no training row holds, at temperature 1; a row gives each seed's value.
+Scores of preference models are of responses to covered topics, in deviations of the SL model's scores.
 Intervals are of the mean over seeds (Student's t, 95 %), so they say how seeds differ, and with one seed there is none.
 The critic's and the judge's skills are taught to the base model: nothing follows from this for real models.
 """
@@ -109,19 +112,27 @@ def nothing(study):
 
 
 def permuted(study):
-    seeds = study.of("main", "permuted")
+    return of_shuffled(study, "comparisons with permuted labels leave RL no better than SL, where scores are rewarded as they are", "raw", "permuted_raw")
+
+
+def permuted_normalized(study):
+    return of_shuffled(study, "the same where scores are normalised: what noise there is has the strength of a judgement", "main", "permuted")
+
+
+def of_shuffled(study, claim, straight, shuffled):
+    """That RL answers covered requests no less than SL did, if the labels were shuffled."""
+    seeds = study.of("main", straight, "permuted", shuffled)
     if not seeds:
         return None
     said, differences = {}, []
     for seed, of in seeds.items():
         sl = study.share(of["main"], "sl", "covered", "answered")
-        true = study.share(of["main"], "rl", "covered", "answered")
-        shuffled = study.share(of["permuted"], "rl", "covered", "answered")
-        said[seed] = f"covered answered: SL {percent(sl)}, RL {percent(shuffled)} (by true labels {percent(true)})"
-        differences.append(shuffled - sl)
+        true, found = (study.share(of[name], "rl", "covered", "answered") for name in (straight, shuffled))
+        std = of["permuted"]["pm_std"]
+        said[seed] = f"covered answered: SL {percent(sl)}, RL {percent(found)} (by true labels {percent(true)}); scores differ by {std:.3f}"
+        differences.append(found - sl)
     holds = all(difference >= -SAME for difference in differences)
-    summary = "answered, against SL: " + spread(differences, points)
-    return row("comparisons with permuted labels leave RL no better than SL", said, summary, holds)
+    return row(claim, said, "answered, against SL: " + spread(differences, points), holds)
 
 
 def red_team_alone(study):
@@ -155,21 +166,35 @@ def steps(study):
 
 
 def held_out_pm(study):
-    seeds = study.of("main")
+    return rise(study, "after one round of revisions", "one_round")
+
+
+def held_out_pm_later(study):
+    return rise(study, "the same after four rounds, which leave RL less to do", "main")
+
+
+def rise(study, when, variant):
+    """That the scores of the second PM rise, and KL stays under its target."""
+    seeds = study.of(variant)
     if not seeds:
         return None
     said, rises, holds = {}, [], True
     for seed, of in seeds.items():
-        curve = of["main"]["curve"]
-        kept = int(curve["kept"]["kept/step"])
+        curve = of[variant]["curve"]
         # The policy kept has learnt from so many batches, and wrote the next one.
-        at = min(kept, len(curve["kl"]) - 1)
-        rise, trained = (curve[pm][at] - curve[pm][0] for pm in ("test_pm", "train_pm"))
+        last = min(int(curve["kept"]["kept/step"]), len(curve["kl"]) - 1)
+        # While the critic learns alone, all batches are the SL model's; a batch of the last policy's is small.
+        first, end = slice(0, WARMUP), slice(last + 1 - LAST, last + 1)
+        refused = [mean(curve["refused"][part]) for part in (first, end)]
+        second, trained = (mean(curve[pm][end]) - mean(curve[pm][first]) for pm in ("test_pm", "train_pm"))
         kl = curve["kept"]["kept/kl"]
-        said[seed] = f"{rise:+.2f} deviations (the PM trained against: {trained:+.2f}), KL {kl:.1f}, greatest on the way {max(curve['kl']):.1f}"
-        rises.append(rise)
-        holds &= rise >= 1 and kl <= KL_TARGET
-    claim = f"a second PM, on the other half of the comparisons, rises by a deviation under PPO, and KL stays under {KL_TARGET:g}"
+        said[seed] = (
+            f"{second:+.2f} deviations (the PM trained against: {trained:+.2f}), refused {percent(refused[0])} to {percent(refused[1])}, "
+            f"KL {kl:.1f}, greatest on the way {max(curve['kl']):.1f}"
+        )
+        rises.append(second)
+        holds &= second >= 1 and kl <= KL_TARGET
+    claim = f"a second PM, on the other half of the comparisons, rises by a deviation under PPO, and KL stays under {KL_TARGET:g}: {when}"
     return row(claim, said, spread(rises, lambda value: f"{value:+.2f}"), holds)
 
 
@@ -202,7 +227,9 @@ def judged(study):
     return row("a judge alone, without a preference model, teaches RL more than SL did", said, summary, holds)
 
 
-CLAIMS = (drafts, nothing, permuted, red_team_alone, steps, held_out_pm, soft, judged)
+CLAIMS = (
+    drafts, nothing, permuted, permuted_normalized, red_team_alone, steps, held_out_pm, held_out_pm_later, soft, judged,
+)  # fmt: skip
 
 
 def draw_rounds(study, folder):
@@ -222,14 +249,14 @@ def draw_rounds(study, folder):
 
 
 def draw_rl(study, folder):
-    seeds = study.of("main")
+    seeds = study.of("one_round")
     if not seeds:
         return None
-    curves = [of["main"]["curve"] for of in seeds.values()]
+    curves = [of["one_round"]["curve"] for of in seeds.values()]
     scores = [score for curve in curves for pm in ("train_pm", "test_pm") for score in curve[pm]]
     most = max(kl for curve in curves for kl in curve["kl"])
     x = ("KL divergence from the SL model, nats a response", 0, most)
-    plot = Plot("Scores under PPO", x, ("deviations of the PM's scale", min(scores), max(scores)))
+    plot = Plot("Scores under PPO after one round of revisions, covered topics", x, ("deviations of the PM's scale", min(scores), max(scores)))
     for name, pm, color in (("PM trained on", "train_pm", COLORS[1]), ("PM held out", "test_pm", COLORS[0])):
         plot.name(name, color)
         for curve in curves:
@@ -239,7 +266,7 @@ def draw_rl(study, folder):
 
 
 def draw_shares(study, folder):
-    kinds = [("base", "main", "base"), ("SL", "main", "sl"), ("RL", "main", "rl"), ("RL, permuted", "permuted", "rl"),
+    kinds = [("base", "main", "base"), ("SL", "main", "sl"), ("RL", "main", "rl"), ("permuted", "permuted_raw", "rl"),
              ("RL, red team", "red_team_alone", "rl"), ("RL, nothing", "nothing", "rl"), ("RL, judge", "judged", "rl")]  # fmt: skip
     plot = Plot("Shares of requests refused", ("", -0.5, len(kinds) - 0.5), ("share", 0, 1))
     plot.ticks([(at, name) for at, (name, _, _) in enumerate(kinds)])

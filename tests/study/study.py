@@ -78,7 +78,7 @@ def run_seed(args, facts, seed, wanted):
     for name in variants.names():
         if (wanted is not None and name not in wanted) or (results / f"{name}.json").exists():
             continue
-        if name == "permuted":
+        if name.startswith("permuted"):
             measure.write_permuted(folder / ".amend/main", args.home / "world", folder, seed)
         file = folder / f"{name}.yaml"
         file.write_text(json.dumps(variants.pipeline(name), indent=1), encoding="utf-8")
@@ -103,8 +103,10 @@ def measured(name, home, world, facts):
     if name in ("soft", "hard"):
         return {"ece": measure.calibration(home, world, facts.known)}
     result = {"shares": measure.shares(home, facts.groups)}
-    if name == "main":
-        result |= {"curve": measure.curve(home), "revised": measure.revised(home, facts.groups)}
+    if name in ("raw", "permuted", "permuted_raw"):
+        result["pm_std"] = measure.pm_scale(home)
+    if name in ("main", "one_round"):
+        result |= {"curve": measure.curve(home, facts.groups), "revised": measure.revised(home, facts.groups)}
     return result
 
 

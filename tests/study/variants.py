@@ -19,6 +19,8 @@ NOTHING = ("noisy", "salty", "blurry", "dusty", "formal")
 ROUNDS = (0, 1, 2, 3, 4)
 # The KL divergence from the SL model, in nats a response, under which the policy of `rl` is kept.
 KL_TARGET = 12.0
+# Batches of RL in which the critic learns alone.
+WARMUP = 10
 SAMPLED = {"temperature": 1.0, "max_tokens": 40}
 
 
@@ -83,7 +85,8 @@ class Variants:
     def names(self):
         """All variants, in the order in which they can be run: some read what an earlier one made."""
         rounds = [f"rounds_{n}" for n in ROUNDS]
-        return ["main", *rounds, "nothing", "red_team_alone", "permuted", "soft", "hard", "judged"]
+        rl = ["one_round", "nothing", "red_team_alone", "raw", "permuted", "permuted_raw", "judged"]
+        return ["main", *rounds, *rl, "soft", "hard"]
 
     def pipeline(self, name):
         """A variant as a pipeline file."""
@@ -113,10 +116,10 @@ class Variants:
     def sl_stage(self):
         return self.base() | self.nodes("drafts", "revisions", "answers", "sl_data", "sl")
 
-    def compared(self):
+    def compared(self, sl_stage=None):
         """Comparisons, each prompt's in one half or the other."""
         halves = {"a": 0.5, "b": 0.5}
-        return self.sl_stage() | self.nodes("helpful_pairs", "pairs", "preferences") | {
+        return (sl_stage or self.sl_stage()) | self.nodes("helpful_pairs", "pairs", "preferences") | {
             "half": {"split": {"from": "preferences", "parts": halves}},
             "helpful_half": {"split": {"from": "helpful_pairs", "parts": halves}},
         }
@@ -134,6 +137,7 @@ class Variants:
             "batch_size": self.batch,
             "total_episodes": self.episodes,
             "logging_steps": 1,
+            "critic_warmup": WARMUP,
             "keep": {"below_kl": KL_TARGET},
         } | changed
         return node
@@ -145,16 +149,27 @@ class Variants:
         report["evaluate"]["from"] = list(tests)
         return tests | {"report": report}
 
-    def main(self):
-        """Both stages, with a preference model on half of the comparisons and one on the other half that only looks on."""
-        return self.compared() | {
+    def looked_on(self):
+        """RL against a preference model on half of the comparisons, with one on the other half that only looks on."""
+        return {
             "pm": self.pm("half.a", "helpful_half.a"),
             "pm_b": self.pm("half.b", "helpful_half.b"),
             "rl": self.rl(test_reward="pm_b"),
-        } | self.report("base", "sl", "rl")
+        }
+
+    def main(self):
+        """Both stages."""
+        return self.compared() | self.looked_on() | self.report("base", "sl", "rl")
+
+    def one_round(self):
+        """Both stages with one round of revisions: SL leaves RL more to do."""
+        return self.compared(self.stage_of(1)) | self.looked_on() | self.report("sl", "rl")
 
     def rounds(self, n):
         """SL on the last of `n` rounds of revision; of 0, on the drafts."""
+        return self.stage_of(n) | self.report("sl")
+
+    def stage_of(self, n):
         nodes = self.base() | self.nodes("drafts", "answers", "sl")
         rows = {"rows": "drafts"}
         if n > 0:
@@ -162,7 +177,7 @@ class Variants:
             nodes["revisions"]["repeat"]["times"] = n
             rows = {"rows": "revisions", "rounds": "last"}
         nodes["sl_data"] = {"mix": {"from": [rows, {"rows": "answers"}]}}
-        return nodes | self.report("sl")
+        return nodes
 
     def nothing(self):
         """Both stages under a constitution that names no topic of the world."""
@@ -178,15 +193,26 @@ class Variants:
             "rl": self.rl(prompts=[{"rows": "red_team"}]),
         } | self.report("rl")
 
-    def permuted(self):
+    def raw(self):
+        """RL against the preference model's scores as they are, in logits."""
+        return self.compared() | {
+            "pm": self.pm("half.a", "helpful_half.a"),
+            "rl": self.rl(normalize_reward=False),
+        } | self.report("rl")
+
+    def permuted(self, **changed):
         """RL against a preference model whose labels were shuffled among the comparisons."""
         read = lambda name: {"read": {"path": str(self.folder / f"{name}.jsonl"), "relation": "comparisons"}}
         return self.sl_stage() | {
             "preferences": read("permuted"),
             "helpful_pairs": read("permuted_helpful"),
             "pm": self.pm("preferences", "helpful_pairs"),
-            "rl": self.rl(),
+            "rl": self.rl(**changed),
         } | self.report("rl")
+
+    def permuted_raw(self):
+        """The same with its scores as they are."""
+        return self.permuted(normalize_reward=False)
 
     def judged(self):
         """RL by the judge itself, without a preference model."""

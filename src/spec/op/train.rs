@@ -410,7 +410,8 @@ trainer! {
         /// KL divergence from the old policy above which an update's remaining steps are skipped. Without it, never.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub target_kl: Option<Spanned<f64>>,
-        /// Whether scores are normalised by the preference model's mean and deviation on held-out samples.
+        /// Whether scores are normalised by the preference model's mean and deviation on held-out samples. What a model
+        /// says that learnt nothing has a deviation near 0 (`pm_std`), and normalised it has the strength of a judgement.
         #[serde(default = "yes")]
         pub normalize_reward: bool,
         /// Updates between two snapshots of the policy, listed in the table `NODE.snapshots`; 0 is none. A change
