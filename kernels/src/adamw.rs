@@ -1,4 +1,4 @@
-//! A step of AdamW in one pass over memory: weights, moments and gradients are read and written once.
+//! A step of AdamW in one pass over memory: weights and moments are read and written once, gradients read.
 
 use crate::lanes::{Lanes, Work, dispatch};
 use crate::threads::each;
@@ -25,16 +25,16 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// Makes the step with weights, both their moments and their gradients, which are forgotten.
+    /// Makes the step with weights and both their moments, by the gradients.
     ///
     /// # Panics
     /// When the four are not of one length.
-    pub fn step(&self, numbers: [&mut [f32]; 4], threads: usize) {
-        let len = numbers[0].len();
+    pub fn step(&self, numbers: [&mut [f32]; 3], gradients: &[f32], threads: usize) {
+        let len = gradients.len();
         assert!(numbers.iter().all(|numbers| numbers.len() == len), "each weight has its numbers");
         let share = len.div_ceil(threads).max(NUMBERS_PER_THREAD);
-        let [weights, firsts, seconds, gradients] = numbers.map(|all| all.chunks_mut(share));
-        let parts = weights.zip(firsts).zip(seconds).zip(gradients);
+        let [weights, firsts, seconds] = numbers.map(|all| all.chunks_mut(share));
+        let parts = weights.zip(firsts).zip(seconds).zip(gradients.chunks(share));
         each(parts.collect(), |(((weights, firsts), seconds), gradients)| {
             dispatch(Step { adamw: *self, weights, firsts, seconds, gradients });
         });
@@ -46,7 +46,7 @@ struct Step<'a> {
     weights: &'a mut [f32],
     firsts: &'a mut [f32],
     seconds: &'a mut [f32],
-    gradients: &'a mut [f32],
+    gradients: &'a [f32],
 }
 
 impl Work for Step<'_> {
@@ -63,7 +63,6 @@ impl Work for Step<'_> {
             *second = *second * beta2 + clipped * clipped * (1.0 - beta2);
             let scale = second.sqrt() / second_scale + epsilon;
             *weight = *weight * keep - step_size * *first / scale;
-            *gradient = 0.0;
         }
     }
 }
@@ -89,12 +88,19 @@ mod tests {
         four
     }
 
+    /// The same after a step.
+    fn stepped(before: &[Vec<f32>; 4], threads: usize) -> [Vec<f32>; 4] {
+        let mut after = before.clone();
+        let [weights, firsts, seconds, gradients] = after.each_mut();
+        ADAMW.step([weights, firsts, seconds], gradients, threads);
+        after
+    }
+
     #[test]
     fn a_step_is_that_of_the_formula() {
         for (len, threads) in [(1, 1), (37, 2), (100_003, 1), (100_003, 3)] {
             let before = four(len);
-            let mut after = before.clone();
-            ADAMW.step(after.each_mut().map(Vec::as_mut_slice), threads);
+            let after = stepped(&before, threads);
             for at in 0..len {
                 let [weight, first, second, gradient] =
                     [0, 1, 2, 3].map(|which| f64::from(before[which][at]));
@@ -102,7 +108,7 @@ mod tests {
                 let first = 0.9 * first + 0.1 * gradient;
                 let second = 0.99 * second + 0.01 * gradient * gradient;
                 let weight = weight * 0.999 - 0.01 * first / (second.sqrt() / 0.1 + 1e-8);
-                for (expected, found) in [weight, first, second, 0.0].into_iter().zip(&after) {
+                for (expected, found) in [weight, first, second].into_iter().zip(&after) {
                     assert!((expected - f64::from(found[at])).abs() < 1e-6, "{at} of {len}");
                 }
             }
@@ -114,11 +120,9 @@ mod tests {
         let bits = |four: &[Vec<f32>; 4]| -> Vec<u32> {
             four.iter().flatten().map(|number| number.to_bits()).collect()
         };
-        let mut expected = four(70_001);
-        ADAMW.step(expected.each_mut().map(Vec::as_mut_slice), 1);
+        let expected = stepped(&four(70_001), 1);
         for threads in 2..4 {
-            let mut found = four(70_001);
-            ADAMW.step(found.each_mut().map(Vec::as_mut_slice), threads);
+            let found = stepped(&four(70_001), threads);
             assert!(bits(&found) == bits(&expected), "{threads} threads");
         }
         let mut ways: Vec<[Vec<f32>; 4]> = (0..3).map(|_| four(70_001)).collect();

@@ -70,17 +70,20 @@ pub(super) fn gate(x: &Tensor) -> Tensor {
     filled(&shape, |y| amend_kernels::gate(floats(&x), inner, y, threads()))
 }
 
-/// One step of an optimizer with a weight, both its moments and its gradient, which is forgotten.
+/// One step of an optimizer with a weight and both its moments, by its gradient.
 ///
 /// # Panics
 /// When they are not of one size, f32, and in one piece on the processor each; or one of them twice.
-pub(super) fn step(adamw: &AdamW, tensors: [&mut Tensor; 4]) {
+pub(super) fn step(adamw: &AdamW, tensors: [&mut Tensor; 3], gradient: &Tensor) {
+    let gradient = floats(gradient);
     let numbers = tensors.map(|tensor| {
         let len = floats(tensor).len();
         (tensor.data_ptr().cast::<f32>(), len)
     });
-    let (places, len) = (numbers.map(|(place, _)| place), numbers[0].1);
+    let len = gradient.len();
     assert!(numbers.iter().all(|&(_, other)| other == len), "four of one size");
+    let [weight, first, second] = numbers.map(|(place, _)| place);
+    let places = [weight, first, second, gradient.as_ptr().cast_mut()];
     let is_apart = |a: *mut f32, b: *mut f32| a.addr().abs_diff(b.addr()) >= len * size_of::<f32>();
     let pairs = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)];
     assert!(len == 0 || pairs.iter().all(|&(a, b)| is_apart(places[a], places[b])), "four tensors");
@@ -88,10 +91,11 @@ pub(super) fn step(adamw: &AdamW, tensors: [&mut Tensor; 4]) {
         return;
     }
     // SAFETY: each is so many f32 in one piece, which no other of the four overlaps, and which lives
-    // as long as its borrow. Other tensors may share their numbers (the model's the weight's), but
+    // as long as its borrow; the last is not written. Other tensors may share their numbers (the model's the weight's), but
     // nothing computes with them meanwhile: an optimizer's step stands between two passes.
-    let numbers = places.map(|place| unsafe { std::slice::from_raw_parts_mut(place, len) });
-    adamw.step(numbers, threads());
+    let numbers = [weight, first, second];
+    let numbers = numbers.map(|place| unsafe { std::slice::from_raw_parts_mut(place, len) });
+    adamw.step(numbers, gradient, threads());
 }
 
 /// The numbers of a tensor.

@@ -58,7 +58,13 @@ impl Critic {
     pub(super) fn step(&mut self, rate: f64) -> Result<f64, TrainError> {
         match &mut self.trunk {
             Trunk::Own(judge) => judge.model.step(&mut self.optimizer, rate),
-            Trunk::Policy(_) => Ok(self.optimizer.step(rate)),
+            Trunk::Policy(head) => {
+                let norm = self.optimizer.step(rate);
+                if let Some(renewed) = self.optimizer.renewed().pop() {
+                    *head = renewed;
+                }
+                Ok(norm)
+            }
         }
     }
 

@@ -221,19 +221,19 @@ pub(super) fn layout() -> Layout {
 
 /// Ten steps over rows taken in turn; `accumulate` gives a batch's loss.
 fn check_ten_steps(
-    model: &Learner,
+    mut model: Learner,
     n_rows: usize,
     batch_size: usize,
     losses: &[f64],
     norms: &[f64],
-    accumulate: impl Fn(&[usize]) -> f64,
+    accumulate: impl Fn(&Learner, &[usize]) -> f64,
 ) {
     let mut adamw = AdamW::new(model.weights(), &optim());
     let schedule = Schedule::new(&optim(), 10).unwrap();
     for step in 0..10 {
         let batch: Vec<usize> = (0..batch_size).map(|i| (step * batch_size + i) % n_rows).collect();
-        let loss = accumulate(&batch);
-        let norm = adamw.step(schedule.rate(step as u64));
+        let loss = accumulate(&model, &batch);
+        let norm = model.step(&mut adamw, schedule.rate(step as u64)).unwrap();
         assert!((loss - losses[step]).abs() < 1e-4, "step {step}: {loss} is not {}", losses[step]);
         assert!((norm - norms[step]).abs() < 1e-3, "step {step}: {norm} is not {}", norms[step]);
     }
@@ -253,13 +253,13 @@ fn ten_steps_of_fine_tuning_are_those_of_pytorch() {
     let model = Learner::read(&fixture(), Head::Lm, &Compute::default()).unwrap();
     let data = demonstrations(&golden.rows);
     check_ten_steps(
-        &model,
+        model,
         data.rows.len(),
         golden.batch_size,
         &golden.losses,
         &golden.grad_norms,
-        |batch| {
-            let outcome = sl::accumulate(&model, &data, batch, &layout());
+        |model, batch| {
+            let outcome = sl::accumulate(model, &data, batch, &layout());
             outcome.loss / outcome.n_predicted
         },
     );
@@ -319,12 +319,12 @@ fn ten_steps_of_a_preference_model_are_those_of_pytorch() {
         Learner::scorer_with(&fixture(), &Tensor::from_slice(&golden.head[0]).view([1, -1]));
     let data: Vec<Comparison> = golden.pairs.iter().map(comparison).collect();
     check_ten_steps(
-        &model,
+        model,
         data.len(),
         golden.batch_size,
         &golden.losses,
         &golden.grad_norms,
-        |batch| pm::accumulate(&model, &data, batch, 0.01, &layout()).0,
+        |model, batch| pm::accumulate(model, &data, batch, 0.01, &layout()).0,
     );
 }
 
@@ -352,13 +352,13 @@ fn ten_steps_of_direct_preferences_are_those_of_pytorch() {
     let data: Vec<Comparison> = golden.pairs.iter().map(comparison).collect();
     let reference = dpo::measure(&model, &data, &layout());
     check_ten_steps(
-        &model,
+        model,
         data.len(),
         golden.batch_size,
         &golden.losses,
         &golden.grad_norms,
-        |batch| {
-            let outcome = dpo::accumulate(&model, &data, &reference, batch, golden.beta, &layout());
+        |model, batch| {
+            let outcome = dpo::accumulate(model, &data, &reference, batch, golden.beta, &layout());
             outcome.loss / batch.len() as f64
         },
     );

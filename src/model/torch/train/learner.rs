@@ -145,21 +145,26 @@ impl Learner {
             lora.gather(&self.checkpoint.weights);
         }
         let norm = adamw.step(rate);
+        let weights = adamw.renewed();
+        match &mut self.lora {
+            Some((lora, _)) => lora.hold(weights, &mut self.checkpoint.weights),
+            None => {
+                self.checkpoint.weights.0.values_mut().zip(weights).for_each(|(own, w)| *own = w)
+            }
+        }
         self.refresh()?;
         Ok(norm)
     }
 
-    /// Takes in that what learns has changed: a low-rank change is merged, and copies of another
-    /// kind that are computed with are made again; gradients flow back through the copying.
+    /// Takes in that what learns has changed: a low-rank change is merged, and the model is one of the
+    /// weights that there are now; where it computes in another kind, gradients flow back through
+    /// the copying.
     pub(super) fn refresh(&mut self) -> Result<(), TrainError> {
         if let Some((lora, _)) = &self.lora {
             lora.merge(&self.checkpoint.weights);
         }
-        let (kind, device) = self.place;
-        if kind != Kind::Float {
-            let Checkpoint { config, weights, .. } = &self.checkpoint;
-            self.transformer = Transformer::new(config, weights, kind, device).map_err(refused)?;
-        }
+        let ((kind, device), Checkpoint { config, weights, .. }) = (self.place, &self.checkpoint);
+        self.transformer = Transformer::new(config, weights, kind, device).map_err(refused)?;
         Ok(())
     }
 

@@ -77,6 +77,12 @@ impl Lora {
         small.chain(weights.0.get(SCORE)).map(Tensor::shallow_clone).collect()
     }
 
+    /// Takes other tensors for what learns, in the same order.
+    pub(super) fn hold(&mut self, tensors: Vec<Tensor>, weights: &mut Weights) {
+        let small = self.changes.values_mut().flat_map(|change| [&mut change.a, &mut change.b]);
+        small.chain(weights.0.get_mut(SCORE)).zip(tensors).for_each(|(own, tensor)| *own = tensor);
+    }
+
     /// Takes the gradients of the whole weights on to A and B.
     pub(super) fn gather(&self, weights: &Weights) {
         for (name, change) in &self.changes {
