@@ -84,7 +84,7 @@ pub(super) fn step(adamw: &AdamW, tensors: [&mut Tensor; 3], gradient: &Tensor) 
     assert!(numbers.iter().all(|&(_, other)| other == len), "four of one size");
     let [weight, first, second] = numbers.map(|(place, _)| place);
     let places = [weight, first, second, gradient.as_ptr().cast_mut()];
-    let is_apart = |a: *mut f32, b: *mut f32| a.addr().abs_diff(b.addr()) >= len * size_of::<f32>();
+    let is_apart = |a: *mut f32, b: *mut f32| a.addr().abs_diff(b.addr()) >= size_of_val(gradient);
     let pairs = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)];
     assert!(len == 0 || pairs.iter().all(|&(a, b)| is_apart(places[a], places[b])), "four tensors");
     if len == 0 {

@@ -146,11 +146,11 @@ impl Learner {
         }
         let norm = adamw.step(rate);
         let weights = adamw.renewed();
-        match &mut self.lora {
-            Some((lora, _)) => lora.hold(weights, &mut self.checkpoint.weights),
-            None => {
-                self.checkpoint.weights.0.values_mut().zip(weights).for_each(|(own, w)| *own = w)
-            }
+        let whole = &mut self.checkpoint.weights;
+        if let Some((lora, _)) = &mut self.lora {
+            lora.hold(weights, whole);
+        } else {
+            whole.0.values_mut().zip(weights).for_each(|(own, renewed)| *own = renewed);
         }
         self.refresh()?;
         Ok(norm)
