@@ -19,6 +19,8 @@ NOTHING = ("noisy", "salty", "blurry", "dusty", "formal")
 ROUNDS = (0, 1, 2, 3, 4)
 # The KL divergence from the SL model, in nats a response, under which the policy of `rl` is kept.
 KL_TARGET = 12.0
+# The demo learns from four rounds of revisions and as many answers as one has, once.
+EPOCHS_OF_ONE_ROUND = 5 / 2
 # Batches of RL in which the critic learns alone.
 WARMUP = 10
 SAMPLED = {"temperature": 1.0, "max_tokens": 40}
@@ -170,7 +172,9 @@ class Variants:
         return self.stage_of(n) | self.report("sl")
 
     def stage_of(self, n):
+        """The SL stage on the rows of one round, for as many steps as the demo's takes on those of all four."""
         nodes = self.base() | self.nodes("drafts", "answers", "sl")
+        nodes["sl"]["train-sl"]["epochs"] = EPOCHS_OF_ONE_ROUND
         rows = {"rows": "drafts"}
         if n > 0:
             nodes["revisions"] = self.node("revisions")
