@@ -101,6 +101,7 @@ mod tests {
         for (len, threads) in [(1, 1), (37, 2), (100_003, 1), (100_003, 3)] {
             let before = four(len);
             let after = stepped(&before, threads);
+            assert_eq!(after[3], before[3], "gradients are read");
             for at in 0..len {
                 let [weight, first, second, gradient] =
                     [0, 1, 2, 3].map(|which| f64::from(before[which][at]));

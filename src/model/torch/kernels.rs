@@ -91,8 +91,9 @@ pub(super) fn step(adamw: &AdamW, tensors: [&mut Tensor; 3], gradient: &Tensor) 
         return;
     }
     // SAFETY: each is so many f32 in one piece, which no other of the four overlaps, and which lives
-    // as long as its borrow; the last is not written. Other tensors may share their numbers (the model's the weight's), but
-    // nothing computes with them meanwhile: an optimizer's step stands between two passes.
+    // as long as its borrow; the last is not written. Other tensors may share their numbers (the
+    // model's the weight's), but nothing computes with them meanwhile: an optimizer's step stands
+    // between two passes.
     let numbers = [weight, first, second];
     let numbers = numbers.map(|place| unsafe { std::slice::from_raw_parts_mut(place, len) });
     adamw.step(numbers, gradient, threads());

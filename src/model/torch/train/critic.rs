@@ -54,20 +54,6 @@ impl Critic {
         Critic { trunk, optimizer }
     }
 
-    /// One step of its optimizer; gives the norm of the gradients.
-    pub(super) fn step(&mut self, rate: f64) -> Result<f64, TrainError> {
-        match &mut self.trunk {
-            Trunk::Own(judge) => judge.model.step(&mut self.optimizer, rate),
-            Trunk::Policy(head) => {
-                let norm = self.optimizer.step(rate);
-                if let Some(renewed) = self.optimizer.renewed().pop() {
-                    *head = renewed;
-                }
-                Ok(norm)
-            }
-        }
-    }
-
     /// Takes in that weights changed.
     pub(super) fn refresh(&mut self) -> Result<(), TrainError> {
         match &mut self.trunk {

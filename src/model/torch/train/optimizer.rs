@@ -321,6 +321,7 @@ mod tests {
                     let norm = adamw.step(0.05);
                     assert!(norm > 0.5, "it is clipped");
                     weight = adamw.renewed().remove(0);
+                    assert!(!weight.grad().defined(), "gradients are forgotten");
                 }
                 weight.detach()
             })

@@ -144,7 +144,10 @@ pub(super) fn update(
         Some(Critic { trunk: Trunk::Own(judge), optimizer }) => {
             (None, Some(OwnCritic { judge, optimizer, first: first.values }))
         }
-        other => (other.as_mut(), None),
+        Some(Critic { trunk: Trunk::Policy(weight), optimizer }) => {
+            (Some(ValueHead { weight, optimizer }), None)
+        }
+        None => (None, None),
     };
     let at_once = own.is_some() && are_at_once(policy, settings);
     let mut actor = Actor { policy, optimizer: policy_optimizer, head, first: first.policy };
@@ -250,11 +253,28 @@ impl Epoch<'_> {
     }
 }
 
+/// A critic that sees by the policy.
+struct ValueHead<'a> {
+    weight: &'a mut Tensor, // (1, d)
+    optimizer: &'a mut AdamW,
+}
+
+impl ValueHead<'_> {
+    /// One step of its optimizer; gives the norm of the gradients.
+    fn step(&mut self, rate: f64) -> f64 {
+        let norm = self.optimizer.step(rate);
+        if let Some(renewed) = self.optimizer.renewed().pop() {
+            *self.weight = renewed;
+        }
+        norm
+    }
+}
+
 /// The policy, with a critic that sees by it.
 struct Actor<'a> {
     policy: &'a mut Learner,
     optimizer: &'a mut AdamW,
-    head: Option<&'a mut Critic>,
+    head: Option<ValueHead<'a>>,
     first: Option<PolicyPass>,
 }
 
@@ -266,10 +286,9 @@ impl Student for Actor<'_> {
         let PolicyPass { states, log_probs } =
             kept.unwrap_or_else(|| PolicyPass::of(policy, micro, settings));
         let loss = policy_loss(policy, &log_probs, experience, settings, micro, of.pass, sums);
-        let head = self.head.as_ref().map(|critic| &critic.trunk);
-        if let Some(Trunk::Policy(head)) = head {
+        if let Some(head) = &self.head {
             let states = if of.pass.is_warmup { states.detach() } else { states };
-            let values = head_values(head, &states); // (N)
+            let values = head_values(head.weight, &states); // (N)
             let of_values = value_loss(&values, experience, settings, micro, sums);
             match of.pass.is_warmup {
                 true => of_values.backward(),
@@ -285,8 +304,8 @@ impl Student for Actor<'_> {
             true => 0.0,
             false => self.policy.step(self.optimizer, of.rate)?,
         };
-        let critic = self.head.as_mut().map(|critic| critic.step(of.rate)).transpose()?;
-        Ok((policy, critic.unwrap_or(0.0)))
+        let critic = self.head.as_mut().map_or(0.0, |head| head.step(of.rate));
+        Ok((policy, critic))
     }
 
     fn device(&self) -> Device {
