@@ -119,15 +119,6 @@ impl Sums {
     }
 }
 
-/// What is special about the pass over a minibatch.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Pass {
-    /// Whether it is the batch's first: then the policy is still the one that was measured.
-    pub(super) is_first: bool,
-    /// Whether the critic learns alone: a critic that knows nothing yet misleads the policy.
-    pub(super) is_warmup: bool,
-}
-
 /// Learns from a batch of episodes. `step` counts the batches from 0.
 ///
 /// A critic with a model of its own learns beside the policy: neither waits for the other before the
@@ -188,7 +179,10 @@ struct Minibatch {
     rows: Vec<usize>,
     n_tokens: f64,
     rate: f64,
-    pass: Pass,
+    /// Whether it is the batch's first: then the policy is still the one that was measured.
+    is_first: bool,
+    /// Whether the critic learns alone: a critic that knows nothing yet misleads the policy.
+    is_warmup: bool,
 }
 
 /// What learns from minibatches.
@@ -220,7 +214,7 @@ impl Epoch<'_> {
             let n_tokens = rows.iter().map(|&row| experience.old[row].len()).sum::<usize>() as f64;
             let is_first = number == 0 && index == 0;
             let rate = schedule.rate(pass * n_minibatches as u64 + index as u64);
-            Minibatch { rows, n_tokens, rate, pass: Pass { is_first, is_warmup: self.is_warmup() } }
+            Minibatch { rows, n_tokens, rate, is_first, is_warmup: self.is_warmup() }
         };
         order.chunks(n_rows.div_ceil(n_minibatches)).enumerate().map(minibatch).collect()
     }
@@ -282,25 +276,25 @@ impl Student for Actor<'_> {
     fn learn(&mut self, epoch: &Epoch<'_>, of: &Minibatch, micro: &MicroBatch, sums: &mut Sums) {
         let Epoch { experience, settings, .. } = *epoch;
         let policy = &*self.policy;
-        let kept = of.pass.is_first.then(|| self.first.take()).flatten();
+        let kept = of.is_first.then(|| self.first.take()).flatten();
         let PolicyPass { states, log_probs } =
             kept.unwrap_or_else(|| PolicyPass::of(policy, micro, settings));
-        let loss = policy_loss(policy, &log_probs, experience, settings, micro, of.pass, sums);
+        let loss = policy_loss(policy, &log_probs, experience, settings, micro, of.is_first, sums);
         if let Some(head) = &self.head {
-            let states = if of.pass.is_warmup { states.detach() } else { states };
+            let states = if of.is_warmup { states.detach() } else { states };
             let values = head_values(head.weight, &states); // (N)
             let of_values = value_loss(&values, experience, settings, micro, sums);
-            match of.pass.is_warmup {
+            match of.is_warmup {
                 true => of_values.backward(),
                 false => policy.backward(&(loss + of_values)),
             }
-        } else if !of.pass.is_warmup {
+        } else if !of.is_warmup {
             policy.backward(&loss);
         }
     }
 
     fn step(&mut self, of: &Minibatch) -> Result<(f64, f64), TrainError> {
-        let policy = match of.pass.is_warmup {
+        let policy = match of.is_warmup {
             true => 0.0,
             false => self.policy.step(self.optimizer, of.rate)?,
         };
@@ -323,7 +317,7 @@ struct OwnCritic<'a> {
 impl Student for OwnCritic<'_> {
     fn learn(&mut self, epoch: &Epoch<'_>, of: &Minibatch, micro: &MicroBatch, sums: &mut Sums) {
         let Judge { model, .. } = &*self.judge;
-        let kept = of.pass.is_first.then(|| self.first.take()).flatten();
+        let kept = of.is_first.then(|| self.first.take()).flatten();
         let values = kept.unwrap_or_else(|| self.judge.values(&model.states(micro))); // (N)
         model.backward(&value_loss(&values, epoch.experience, epoch.settings, micro, sums));
     }
@@ -350,14 +344,14 @@ fn policy_loss(
     experience: &Experience,
     settings: &PpoSettings,
     micro: &MicroBatch,
-    pass: Pass,
+    is_first: bool,
     sums: &mut Sums,
 ) -> Tensor {
     let old = micro.gathered(&experience.old); // (N)
     let advantages = micro.gathered(&experience.advantages); // (N)
     let difference = (new.detach() - &old).abs().max().double_value(&[]);
     sums.difference = sums.difference.max(difference);
-    if pass.is_first {
+    if is_first {
         assert!(
             difference < FIRST_PASS_TOLERANCE
                 || difference.is_nan()
