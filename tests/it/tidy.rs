@@ -19,6 +19,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 
 /// The crates that only some folders name, so that one can be replaced by editing one folder.
 const OWNED: &[(&str, &[&str])] = &[
+    ("amend_autograd", &["model"]),
     ("amend_kernels", &["model"]),
     ("anyhow", &["cli"]),
     ("axum", &["cli"]),

@@ -1,0 +1,105 @@
+// A node of the autograd graph that carries gradients back by a closure of Rust.
+
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+using torch::autograd::Node;
+using torch::autograd::variable_list;
+
+extern "C" {
+
+// What is known of a closure: how it is called, and how it is given back.
+struct AmendClosure {
+  void* data;
+  // Writes a new tensor, or nothing, for each input that is wanted. False if it panicked.
+  bool (*carry)(const void* data, const at::Tensor* gradient, const bool* wanted,
+                at::Tensor** gradients);
+  void (*drop)(void* data);
+};
+
+}  // extern "C"
+
+namespace {
+
+struct Carried final : Node {
+  explicit Carried(AmendClosure closure) : closure(closure) {}
+  ~Carried() override { give_back(); }
+
+  variable_list apply(variable_list&& arrived) override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    TORCH_CHECK(closure.data, "gradients flow back through a graph once");
+    const size_t count = num_outputs();
+    variable_list carried(count);
+    if (!arrived[0].defined()) {
+      return carried;
+    }
+    // Not of `bool`: those of a vector are no array.
+    const auto wanted = std::make_unique<bool[]>(count);
+    for (size_t input = 0; input < count; ++input) {
+      wanted[input] = task_should_compute_output(input);
+    }
+    std::vector<at::Tensor*> made(count, nullptr);
+    const bool is_done = closure.carry(closure.data, &arrived[0], wanted.get(), made.data());
+    for (size_t input = 0; input < count; ++input) {
+      const std::unique_ptr<at::Tensor> own(made[input]);
+      if (own) {
+        carried[input] = std::move(*own);
+      }
+    }
+    TORCH_CHECK(is_done, "a gradient written in Rust panicked");
+    return carried;
+  }
+
+  // What the closure holds is needed no longer: the graph was gone through.
+  void release_variables() override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    give_back();
+  }
+
+  std::string name() const override { return "AmendCarried"; }
+
+ private:
+  void give_back() {
+    if (closure.data) {
+      closure.drop(std::exchange(closure.data, nullptr));
+    }
+  }
+
+  AmendClosure closure;
+};
+
+}  // namespace
+
+extern "C" {
+
+// Makes `output` a function of the inputs, if gradients are gathered for any of them; takes the
+// closure. False if libtorch refused.
+bool amend_carry_by(at::Tensor* output, at::Tensor* const* inputs, size_t count,
+                    AmendClosure closure) noexcept {
+  try {
+    // From here on the node gives the closure back, whatever happens.
+    std::shared_ptr<Carried> node(new Carried(closure), torch::autograd::deleteNode);
+    bool is_gathered = false;
+    torch::autograd::edge_list edges;
+    for (size_t input = 0; input < count; ++input) {
+      is_gathered |= inputs[input]->requires_grad();
+      edges.push_back(torch::autograd::impl::gradient_edge(*inputs[input]));
+    }
+    if (is_gathered && c10::GradMode::is_enabled()) {
+      node->set_next_edges(std::move(edges));
+      torch::autograd::set_history(*output, node);
+    }
+    return true;
+  } catch (const std::exception&) {
+    return false;
+  }
+}
+
+}  // extern "C"
