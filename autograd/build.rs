@@ -8,16 +8,18 @@ fn main() {
     println!("cargo::rerun-if-changed=src/node.cpp");
     // Checkouts share the artefacts, and none takes another's.
     println!("cargo::rerun-if-env-changed=AMEND_CHECKOUT");
-    for name in ["LIBTORCH_INCLUDE", "LIBTORCH_CXX11_ABI"] {
+    for name in ["LIBTORCH", "LIBTORCH_INCLUDE", "LIBTORCH_CXX11_ABI"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
-    let Ok(libraries) = env::var("DEP_TCH_LIBTORCH_LIB") else {
-        println!("cargo::error=torch-sys does not say where libtorch lies");
-        return;
-    };
-    let include = match env::var("LIBTORCH_INCLUDE") {
-        Ok(home) => Path::new(&home).join("include"),
-        Err(_) => Path::new(&libraries).with_file_name("include"),
+    // Where torch-sys looks, too.
+    let home = env::var("LIBTORCH_INCLUDE").or_else(|_| env::var("LIBTORCH"));
+    let include = match (home, env::var("DEP_TCH_LIBTORCH_LIB")) {
+        (Ok(home), _) => Path::new(&home).join("include"),
+        (Err(_), Ok(libraries)) => Path::new(&libraries).with_file_name("include"),
+        (Err(_), Err(_)) => {
+            println!("cargo::error=LIBTORCH is not set: run `make setup` once");
+            return;
+        }
     };
     let abi = env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".to_owned());
     cc::Build::new()
@@ -25,9 +27,8 @@ fn main() {
         .std("c++17")
         .opt_level(2)
         .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
-        // As system headers: what they are warned of is not ours.
-        .flag("-isystem")
-        .flag(&include)
+        .include(&include)
+        .warnings(false)
         .file("src/node.cpp")
         .compile("amend_autograd");
 }

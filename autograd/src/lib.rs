@@ -2,16 +2,15 @@
 //! and the products of oneDNN.
 //!
 //! In libtorch a function with a gradient of its own is a class, so here is the smallest one in C++
-//! (`node.cpp`), which calls a closure. oneDNN's products are reached by the C interface of
-//! AOTInductor, which libtorch promises to keep.
+//! (`node.cpp`), which calls a closure. oneDNN's products of plain tensors are reached by the C
+//! interface of AOTInductor.
 
 #![allow(unsafe_code, reason = "functions of another language")]
 
-use std::ffi::{c_char, c_void};
+use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::ptr::{null, null_mut};
 
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
 /// A closure that carries gradients back, as C++ knows it.
@@ -35,16 +34,7 @@ unsafe extern "C" {
         closure: Closure,
     ) -> bool;
 
-    fn aoti_torch_cpu__linear_pointwise(
-        x: *const C_tensor,
-        weight: *const C_tensor,
-        bias: *const *const C_tensor,
-        attr: *const c_char,
-        scalars: *const *const f64,
-        n_scalars: i64,
-        algorithm: *const *const c_char,
-        y: *mut *mut C_tensor,
-    ) -> i32;
+    fn amend_product(x: *const C_tensor, weight: *const C_tensor) -> *mut C_tensor;
 }
 
 /// A function of some tensors with a gradient of its own.
@@ -54,8 +44,10 @@ unsafe extern "C" {
 /// flow back, which they do once, maybe in another thread, and dropped then. Where none are gathered
 /// it is dropped at once.
 ///
+/// It has no second derivative: carrying gradients back with `create_graph` is an error.
+///
 /// # Panics
-/// When `forward` gives back one of the inputs.
+/// When `forward` gives back one of the inputs, or what is no tensor of floats.
 pub fn differentiable<const N: usize, B>(
     inputs: [&Tensor; N],
     forward: impl FnOnce() -> Tensor,
@@ -64,9 +56,11 @@ pub fn differentiable<const N: usize, B>(
 where
     B: Fn(&Tensor, [bool; N]) -> [Option<Tensor>; N] + Send + 'static,
 {
-    let output = tch::no_grad(forward);
+    let output = {
+        let _guard = tch::no_grad_guard();
+        forward()
+    };
     let inputs = inputs.map(Tensor::as_ptr);
-    assert!(!inputs.contains(&output.as_ptr()), "a function makes a tensor");
     let closure = Closure {
         data: Box::into_raw(Box::new(backward)).cast(),
         carry: carry::<N, B>,
@@ -75,7 +69,7 @@ where
     // SAFETY: the tensors live through the call, which keeps what it needs of them; it takes the
     // closure, whose functions are those of its type, and gives it back once.
     let is_done = unsafe { amend_carry_by(output.as_ptr(), inputs.as_ptr(), N, closure) };
-    assert!(is_done, "libtorch takes a function of tensors of floats into its graph");
+    assert!(is_done, "a function makes a new tensor of floats");
     output
 }
 
@@ -112,26 +106,19 @@ unsafe extern "C" fn release<B>(closure: *mut c_void) {
     drop(unsafe { Box::from_raw(closure.cast::<B>()) });
 }
 
-/// `x Wᵀ` of (…, in) and (out, in) in f32 on a processor, by oneDNN. Nothing is recorded.
+/// `x Wᵀ` of (…, in) and (out, in) in f32 on a processor, by oneDNN. Nothing is recorded, and a result
+/// of three dimensions or more is a view.
 ///
 /// # Panics
-/// When they are of another kind, or their shapes do not belong together.
+/// When they are of another kind or elsewhere, or their shapes do not belong together.
 pub fn product(x: &Tensor, weight: &Tensor) -> Tensor {
-    let mut y = null_mut();
-    // SAFETY: both live through the call; there is no bias, nothing comes after the product, and
-    // the result is a new tensor if the answer is 0.
-    let code = tch::no_grad(|| unsafe {
-        aoti_torch_cpu__linear_pointwise(
-            x.as_ptr(),
-            weight.as_ptr(),
-            null(),
-            c"none".as_ptr(),
-            null(),
-            0,
-            null(),
-            &raw mut y,
-        )
-    });
-    assert!(code == 0 && !y.is_null(), "oneDNN multiplies what it is given: see the line above");
+    for tensor in [x, weight] {
+        assert_eq!((tensor.kind(), tensor.device()), (Kind::Float, Device::Cpu), "what it takes");
+    }
+    let _guard = tch::no_grad_guard();
+    // SAFETY: both live through the call.
+    let y = unsafe { amend_product(x.as_ptr(), weight.as_ptr()) };
+    assert!(!y.is_null(), "oneDNN multiplies what belongs together: see the line above");
+    // SAFETY: it is a new tensor, which nobody else knows.
     unsafe { Tensor::from_ptr(y) }
 }

@@ -1,14 +1,21 @@
-// A node of the autograd graph that carries gradients back by a closure of Rust.
+// A node of the autograd graph that carries gradients back by a closure of Rust, and the product of
+// oneDNN.
 
+#include <ATen/Config.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim_cpu.h>
 
+#include <exception>
 #include <memory>
 #include <mutex>
-#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
+
+#if !AT_MKLDNN_ENABLED()
+#error "this libtorch was built without oneDNN: take the one of `make setup`"
+#endif
 
 using torch::autograd::Node;
 using torch::autograd::variable_list;
@@ -35,6 +42,7 @@ struct Carried final : Node {
   variable_list apply(variable_list&& arrived) override {
     std::lock_guard<std::mutex> lock(mutex_);
     TORCH_CHECK(closure.data, "gradients flow back through a graph once");
+    TORCH_CHECK(!c10::GradMode::is_enabled(), "a gradient written in Rust has no gradient itself");
     const size_t count = num_outputs();
     variable_list carried(count);
     if (!arrived[0].defined()) {
@@ -79,16 +87,19 @@ struct Carried final : Node {
 
 extern "C" {
 
-// Makes `output` a function of the inputs, if gradients are gathered for any of them; takes the
-// closure. False if libtorch refused.
+// Makes `output`, which is none of the inputs, a function of them, if gradients are gathered for any;
+// takes the closure. False if it is one, or libtorch refused.
 bool amend_carry_by(at::Tensor* output, at::Tensor* const* inputs, size_t count,
                     AmendClosure closure) noexcept {
   try {
-    // From here on the node gives the closure back, whatever happens.
+    // From here on the node gives the closure back.
     std::shared_ptr<Carried> node(new Carried(closure), torch::autograd::deleteNode);
     bool is_gathered = false;
     torch::autograd::edge_list edges;
     for (size_t input = 0; input < count; ++input) {
+      if (inputs[input]->is_same(*output)) {
+        return false;
+      }
       is_gathered |= inputs[input]->requires_grad();
       edges.push_back(torch::autograd::impl::gradient_edge(*inputs[input]));
     }
@@ -100,6 +111,16 @@ bool amend_carry_by(at::Tensor* output, at::Tensor* const* inputs, size_t count,
   } catch (const std::exception&) {
     return false;
   }
+}
+
+// A new tensor, or null if oneDNN refused, which is then said on stderr.
+at::Tensor* amend_product(at::Tensor* x, at::Tensor* weight) noexcept {
+  // A handle is what a pointer to a tensor is called there.
+  const auto handle = [](at::Tensor* tensor) { return reinterpret_cast<AtenTensorHandle>(tensor); };
+  AtenTensorHandle y = nullptr;
+  const auto code = aoti_torch_cpu__linear_pointwise(handle(x), handle(weight), nullptr, "none",
+                                                     nullptr, 0, nullptr, &y);
+  return code == AOTI_TORCH_SUCCESS ? reinterpret_cast<at::Tensor*>(y) : nullptr;
 }
 
 }  // extern "C"

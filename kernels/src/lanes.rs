@@ -3,9 +3,8 @@
 //! All three round alike: a product and a sum is always fused, and nothing is added across lanes.
 //! So a kernel written over [`Lanes`] gives the same bits on every processor.
 //!
-//! This file holds what `unsafe` the crate has. It is sound because a value of [`Avx512`] or
-//! [`Avx2`] is only made where the processor was asked, and because memory is reached through
-//! references to arrays of the right length.
+//! `unsafe` is sound here because a value of [`Avx512`] or [`Avx2`] is only made where the processor
+//! was asked, and because memory is reached through references to arrays of the right length.
 
 #![allow(unsafe_code, reason = "instructions that not every processor has")]
 

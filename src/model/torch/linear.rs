@@ -12,12 +12,13 @@ use tch::{Device, Kind, Tensor};
 
 use super::{int, kernels};
 
-/// From how many numbers a weight is multiplied by oneDNN: it makes a program for each new number of
-/// rows, in half a millisecond.
+/// From how many numbers a weight is multiplied by oneDNN, which makes a program for each number of
+/// rows: in half a millisecond, and of a megabyte.
 const NUMBERS_BY_ONEDNN: usize = 1 << 18;
 
-/// From how many rows.
-const ROWS_BY_ONEDNN: i64 = 32;
+/// So that there are few programs, it is given multiples of so many rows, and at most so many.
+const ROWS_BY_ONEDNN: i64 = 512;
+const ROWS_BY_ONEDNN_MAX: i64 = 4_096;
 
 /// `y = x Wᵀ + b`.
 pub(super) enum Linear {
@@ -88,17 +89,47 @@ fn is_by_onednn(x: &Tensor, weight: &Tensor) -> bool {
 /// `x Wᵀ` by oneDNN, forward and in the gradient of x. On processors that are not Intel's libtorch's
 /// own product leaves a tenth of their speed; in the gradient of W it is as fast as oneDNN's.
 fn multiplied(x: &Tensor, weight: &Tensor) -> Tensor {
-    let (of_x, of_weight) = (x.shallow_clone(), weight.shallow_clone());
+    let (outputs, inputs) = weight.size2().expect("a weight is a matrix");
+    let mut shape = x.size();
+    *shape.last_mut().expect("rows have numbers") = outputs;
+    let x = x.reshape([-1, inputs]).contiguous(); // (N, in)
+    // Each is kept for the gradient of the other.
+    let of_x = weight.requires_grad().then(|| x.shallow_clone());
+    let of_weight = x.requires_grad().then(|| weight.shallow_clone());
+    // A gradient lies in memory as its weight does.
+    let is_transposed = !weight.is_contiguous();
     let backward = move |gradient: &Tensor, [x_wanted, weight_wanted]: [bool; 2]| {
-        let (outputs, inputs) = of_weight.size2().expect("a weight is a matrix");
-        let gradient = gradient.contiguous(); // (…, out)
-        let rows = |x: &Tensor, width: i64| x.reshape([-1, width]);
+        let gradient = gradient.contiguous(); // (N, out)
+        let by_x = of_weight.as_ref().filter(|_| x_wanted);
+        let by_weight = of_x.as_ref().filter(|_| weight_wanted);
         [
-            x_wanted.then(|| product(&gradient, &of_weight.tr())), // (…, in)
-            weight_wanted.then(|| rows(&gradient, outputs).tr().mm(&rows(&of_x, inputs))),
+            by_x.map(|weight| product_in_pieces(&gradient, &weight.tr())), // (N, in)
+            by_weight.map(|x| match is_transposed {
+                true => x.tr().mm(&gradient).tr(),
+                false => gradient.tr().mm(x), // (out, in)
+            }),
         ]
     };
-    differentiable([x, weight], || product(&x.contiguous(), weight), backward) // (…, out)
+    differentiable([&x, weight], || product_in_pieces(&x, weight), backward).reshape(shape)
+}
+
+/// `x Wᵀ` of (N, in), by oneDNN but for the last rows. Nothing is recorded.
+fn product_in_pieces(x: &Tensor, weight: &Tensor) -> Tensor {
+    let rows = x.size()[0];
+    let mut pieces = Vec::new();
+    let mut first = 0;
+    while first < rows {
+        let left = rows - first;
+        let whole = left / ROWS_BY_ONEDNN * ROWS_BY_ONEDNN;
+        let count = if whole == 0 { left } else { whole.min(ROWS_BY_ONEDNN_MAX) };
+        let piece = x.narrow(0, first, count);
+        pieces.push(if whole == 0 { piece.mm(&weight.tr()) } else { product(&piece, weight) });
+        first += count;
+    }
+    match pieces.len() {
+        1 => pieces.remove(0),
+        _ => Tensor::cat(&pieces, 0), // (N, out)
+    }
 }
 
 /// Several linears over the same input: apart where each is trained, as one where they are run or
@@ -159,7 +190,8 @@ mod tests {
             let all = Tensor::arange(count, (Kind::Float, Device::Cpu)) * step;
             all.sin().reshape(shape).set_requires_grad(true)
         };
-        (numbers(&[4, 16, 512], 0.37), numbers(&[600, 512], 0.11), numbers(&[600], 0.7))
+        // Two pieces of oneDNN's, and 4 rows more.
+        (numbers(&[4, 1153, 512], 0.37), numbers(&[600, 512], 0.11), numbers(&[600], 0.7))
     }
 
     /// What a layer makes of its input, and the gradients that then flow into all three.
