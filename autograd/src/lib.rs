@@ -44,7 +44,8 @@ unsafe extern "C" {
 /// flow back, which they do once, maybe in another thread, and dropped then. Where none are gathered
 /// it is dropped at once.
 ///
-/// It has no second derivative: carrying gradients back with `create_graph` is an error.
+/// What `backward` holds is not to be changed in between: nothing would notice. There is no second
+/// derivative: carrying gradients back with `create_graph` is an error.
 ///
 /// # Panics
 /// When `forward` gives back one of the inputs, or what is no tensor of floats.

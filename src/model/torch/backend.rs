@@ -2,7 +2,8 @@
 //!
 //! Several threads may, each with a replica of the model: an answer is the same bits whoever gives it.
 //! Where products are small, two replicas of one thread do more than two threads that wait for each
-//! other in every operation. Nobody who waits turns in a loop: threads without work sleep.
+//! other in every operation. Nobody who waits turns in a loop for longer than a gap between two
+//! operations (ADR 0020): threads without work sleep.
 //!
 //! What is queued is gathered into batches: scores are read together by length, and prompts join
 //! the rows that are being continued as slots become free. The model is loaded when the first

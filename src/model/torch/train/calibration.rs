@@ -118,22 +118,24 @@ pub(crate) fn metrics_by_group(judged: &[Judged]) -> Vec<(String, f64)> {
 /// From how many comparisons it can be said whether scores say anything of them.
 const COMPARISONS_LEAST: usize = 20;
 
-/// The loss of a coin is ln 2 whatever the targets are. In the study that of permuted comparisons, and
-/// of those under principles that name no topic, is 0.693 to 0.697, of all others at most 0.681.
-const LOSS_OF_COIN: f64 = 0.999 * std::f64::consts::LN_2;
-
-/// The sources whose comparisons the scores foretell no better than a coin, with their loss.
-pub(crate) fn no_better_than_a_coin(judged: &[Judged]) -> Vec<(&str, f64)> {
-    let mut of_source: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+/// The sources with whose targets the scores agree no more than by chance: by less than one standard
+/// error. Neither the scale of the scores nor how soft the targets are matters.
+///
+/// If each difference of scores had either sign alike, `Σ z (p − ½)` would be 0 in the mean, with the
+/// variance `Σ z² (p − ½)²`.
+pub(crate) fn told_by_chance(judged: &[Judged]) -> Vec<&str> {
+    let mut of_source: BTreeMap<&str, (usize, f64, f64)> = BTreeMap::new();
     for comparison in judged {
-        of_source.entry(&comparison.source).or_default().push(comparison.loss());
+        let agreement = comparison.z() * (comparison.p - 0.5);
+        let (n, sum, squares) = of_source.entry(&comparison.source).or_default();
+        *n += 1;
+        *sum += agreement;
+        *squares += agreement * agreement;
     }
-    let enough = of_source.into_iter().filter(|(_, losses)| losses.len() >= COMPARISONS_LEAST);
-    let means = enough.map(|(source, losses)| {
-        let n = losses.len() as f64;
-        (source, losses.into_iter().sum::<f64>() / n)
-    });
-    means.filter(|&(_, loss)| loss >= LOSS_OF_COIN).collect()
+    let by_chance = |(_, (n, sum, squares)): &(&str, (usize, f64, f64))| {
+        *n >= COMPARISONS_LEAST && *sum <= squares.sqrt()
+    };
+    of_source.into_iter().filter(by_chance).map(|(source, _)| source).collect()
 }
 
 #[cfg(test)]
@@ -190,17 +192,19 @@ mod tests {
     }
 
     #[test]
-    fn a_source_that_scores_say_nothing_of_is_known_by_its_loss() {
+    fn a_source_that_scores_say_nothing_of_is_known_whatever_their_scale() {
         let all = |n: usize, z: f64, p: f64, source: &str| vec![judged(z, p, source); n];
         let comparisons: Vec<Judged> = [
             // Soft targets near a half are learnt by differences as small.
-            all(30, 0.4, 0.6, "soft"),
+            all(30, 0.04, 0.51, "soft"),
+            // Two in three are right, of which the model is far too sure: its loss is above a coin's.
+            [all(30, 6.0, 0.9, "sure"), all(15, 6.0, 0.1, "sure")].concat(),
             all(30, 0.0, 0.6, "silent"),
-            [all(15, 1.0, 0.9, "permuted"), all(15, 1.0, 0.1, "permuted")].concat(),
+            [all(16, 1.0, 0.9, "permuted"), all(14, 1.0, 0.1, "permuted")].concat(),
+            all(30, -1.0, 0.9, "reversed"),
             all(5, -1.0, 0.9, "few"),
         ]
         .concat();
-        let found = no_better_than_a_coin(&comparisons).into_iter().map(|(name, _)| name);
-        assert_eq!(found.collect::<Vec<_>>(), ["permuted", "silent"]);
+        assert_eq!(told_by_chance(&comparisons), ["permuted", "reversed", "silent"]);
     }
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use tch::{Tensor, no_grad_guard};
 
 use super::advantage::moments;
-use super::calibration::{Judged, metrics_by_group, no_better_than_a_coin};
+use super::calibration::{Judged, metrics_by_group, told_by_chance};
 use super::comparisons::{self, Comparison, Reading, buckets_of};
 use super::learner::{Learner, Texts};
 use super::loss::{bradley_terry, centring};
@@ -63,7 +63,7 @@ pub(super) fn train(job: &TrainJob, settings: &PmSettings) -> Result<Trained, Tr
         }
     }
     let judged = judge(&model, &held_out, &layout);
-    warn_of_coins(&judged);
+    warn_of_chance(&judged);
     let scaling = |all: &[Comparison]| scaling(all, &settings.scale_on);
     let (few, more) = (scaling(&held_out), scaling(&learnt));
     // Where nothing was held out, what was learnt has to do.
@@ -89,12 +89,12 @@ fn report(at: &mut Position, steps: &Steps<'_>, rate: f64, job: &TrainJob) {
 }
 
 /// Warns of sources that taught the model nothing.
-fn warn_of_coins(held_out: &[Judged]) {
-    for (source, loss) in no_better_than_a_coin(held_out) {
+fn warn_of_chance(held_out: &[Judged]) {
+    for source in told_by_chance(held_out) {
         tracing::warn!(
-            "the preference model tells the comparisons of `{source}` that were held out no better \
-             than a coin (loss {loss:.3}): as a reward that is noise, which `normalize_reward` gives \
-             the strength of a judgement"
+            "the preference model agrees with the comparisons of `{source}` that were held out no \
+             more than by chance: as a reward that is noise, to which `normalize_reward` gives the \
+             strength of a judgement"
         );
     }
 }
