@@ -1,10 +1,10 @@
 //! The kernels of `amend_kernels` over tensors: what a model is run by on a processor, with weights
 //! in f32 or bf16. Everything else is f32.
 //!
-//! This file holds what `unsafe` the crate has. libtorch gives the numbers of a tensor as a
-//! pointer, and a copy of all that goes through a model would cost as much as a norm of it. A
-//! tensor is read only while it is borrowed, and written only before anything else knows it, or, by
-//! an optimizer, while nothing else computes.
+//! `unsafe` is here because libtorch gives the numbers of a tensor as a pointer, and a copy of all that
+//! goes through a model would cost as much as a norm of it. A tensor is read only while it is
+//! borrowed, and written only before anything else knows it, or, by an optimizer, while nothing else
+//! computes.
 
 #![allow(unsafe_code, reason = "libtorch gives the numbers of a tensor as a pointer")]
 

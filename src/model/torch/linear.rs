@@ -36,7 +36,10 @@ impl Linear {
         match self {
             Linear::Plain { weight, bias } if is_by_onednn(x, weight) => {
                 let y = multiplied(x, weight);
-                bias.as_ref().map_or_else(|| y.shallow_clone(), |bias| &y + bias)
+                match bias {
+                    Some(bias) => y + bias,
+                    None => y,
+                }
             }
             Linear::Plain { weight, bias } => x.linear(weight, bias.as_ref()),
             Linear::Packed(packed) => kernels::product(packed, x),
@@ -100,11 +103,11 @@ fn multiplied(x: &Tensor, weight: &Tensor) -> Tensor {
     let is_transposed = !weight.is_contiguous();
     let backward = move |gradient: &Tensor, [x_wanted, weight_wanted]: [bool; 2]| {
         let gradient = gradient.contiguous(); // (N, out)
-        let by_x = of_weight.as_ref().filter(|_| x_wanted);
-        let by_weight = of_x.as_ref().filter(|_| weight_wanted);
+        let of_weight = of_weight.as_ref().filter(|_| x_wanted);
+        let of_x = of_x.as_ref().filter(|_| weight_wanted);
         [
-            by_x.map(|weight| product_in_pieces(&gradient, &weight.tr())), // (N, in)
-            by_weight.map(|x| match is_transposed {
+            of_weight.map(|weight| product_in_pieces(&gradient, &weight.tr())), // (N, in)
+            of_x.map(|x| match is_transposed {
                 true => x.tr().mm(&gradient).tr(),
                 false => gradient.tr().mm(x), // (out, in)
             }),
