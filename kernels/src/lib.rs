@@ -18,7 +18,9 @@
 mod adamw;
 mod attention;
 mod exp;
+mod gradients;
 mod lanes;
+mod number;
 mod pages;
 mod product;
 mod rows;
@@ -26,9 +28,11 @@ mod threads;
 
 pub use adamw::AdamW;
 pub use attention::{Pass, Sight};
+pub use gradients::{gate_gradients, normalise_gradients};
+pub use number::{Bf16, Number};
 pub use pages::{Heads, PAGE, Page, Text};
 pub use product::Packed;
-pub use rows::{gate, normalise, rotate};
+pub use rows::{Angles, Turn, gate, gate_apart, normalise, rotate};
 
 /// Numbers from -1 to 1 that a seed gives.
 #[cfg(test)]

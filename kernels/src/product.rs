@@ -11,6 +11,7 @@
 //! That is exact: the product is the one with the same weights in f32, bit for bit.
 
 use crate::lanes::{Lanes, Work, dispatch};
+use crate::number::Bf16;
 use crate::threads::each;
 
 /// Outputs of a panel.
@@ -68,12 +69,12 @@ impl Stored for [f32; PANEL] {
 type Halves = [u32; PANEL / 2];
 
 impl Stored for Halves {
-    type Number = u16;
+    type Number = Bf16;
 
     const ZERO: Self = [0; PANEL / 2];
 
-    fn set(&mut self, output: usize, weight: u16) {
-        self[output % 16] |= u32::from(weight) << (output / 16 * 16);
+    fn set(&mut self, output: usize, weight: Bf16) {
+        self[output % 16] |= u32::from(weight.0) << (output / 16 * 16);
     }
 
     #[inline(always)]
@@ -92,12 +93,12 @@ impl Packed {
         Packed::of(weights, outputs, bias, Panels::F32)
     }
 
-    /// Packs weights (outputs, inputs) in bf16, given by their bits; they stay in bf16.
+    /// Packs weights (outputs, inputs) in bf16; they stay in bf16.
     ///
     /// # Panics
     /// When a length is not that of its shape.
     #[must_use]
-    pub fn of_bf16(weights: &[u16], outputs: usize, bias: Option<&[f32]>) -> Packed {
+    pub fn of_bf16(weights: &[Bf16], outputs: usize, bias: Option<&[f32]>) -> Packed {
         Packed::of(weights, outputs, bias, Panels::Bf16)
     }
 
@@ -301,6 +302,7 @@ fn columns<L: Lanes, W: Stored, const M: usize, const B: usize>(
 mod tests {
     use super::*;
     use crate::lanes::tests::every_way;
+    use crate::number::Number;
     use crate::numbers;
 
     /// The product as it is written: each sum from the first input to the last.
@@ -340,8 +342,7 @@ mod tests {
         for (rows, inputs, outputs) in [(1, 5, 7), (8, 33, 64), (13, 40, 50), (70, 64, 97)] {
             let (x, bias) = (numbers(1, rows * inputs), numbers(3, outputs));
             let halves = halves(&numbers(2, outputs * inputs));
-            let weights: Vec<f32> =
-                halves.iter().map(|&half| f32::from_bits(u32::from(half) << 16)).collect();
+            let weights: Vec<f32> = halves.iter().map(|half| half.wide()).collect();
             let packed = Packed::of_bf16(&halves, outputs, Some(&bias));
             let expected = plain(&x, &weights, &bias, inputs);
             for threads in 1..4 {
@@ -352,9 +353,9 @@ mod tests {
         }
     }
 
-    /// Numbers cut to bf16.
-    fn halves(numbers: &[f32]) -> Vec<u16> {
-        numbers.iter().map(|number| (number.to_bits() >> 16) as u16).collect()
+    /// Numbers in bf16.
+    fn halves(numbers: &[f32]) -> Vec<Bf16> {
+        numbers.iter().map(|&number| Bf16::nearest(number)).collect()
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use crate::exp::exp;
 use crate::lanes::{Lanes, Work, dispatch};
+use crate::number::Number;
 use crate::threads::each;
 
 /// From how many numbers for each thread work is divided.
@@ -12,28 +13,62 @@ const NUMBERS_PER_THREAD: usize = 1 << 15;
 ///
 /// # Panics
 /// When the lengths are not those of rows as long as the weight.
-pub fn normalise(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32], threads: usize) {
+pub fn normalise<T: Number>(x: &[T], weight: &[T], eps: f32, y: &mut [T], threads: usize) {
     let width = weight.len();
     assert!(x.len() == y.len() && x.len().is_multiple_of(width), "rows are as long as the weight");
-    divided(x, y, width, width, threads, |x, y| dispatch(Normalise { x, weight, eps, y }));
+    let rows = rows_of_a_thread(x.len() / width, width, threads);
+    let parts = x.chunks(rows * width).zip(y.chunks_mut(rows * width));
+    each(parts.collect(), |(x, y)| dispatch(Normalise { x, weight, eps, y }));
+}
+
+/// Which way a rotation turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// By the angles.
+    Forward,
+    /// Back: what gradients do.
+    Back,
+}
+
+/// The angles of tokens, as their cosines and sines.
+#[derive(Clone, Copy, Debug)]
+pub struct Angles<'a, T> {
+    /// (angles, rotated)
+    pub cos: &'a [T],
+    /// (angles, rotated), the first half of each negated.
+    pub sin: &'a [T],
+    /// How many numbers of a head are rotated.
+    pub rotated: usize,
 }
 
 /// Rotates heads by the angles of their tokens: `x · cos + roll(x) · sin` of the first numbers of
 /// each head (Su et al. 2021), where `roll` swaps the halves of what is rotated.
 ///
-/// `x` and `y` are (tokens, heads, dim), `cos` and `sin` (tokens, rotated), the first half of `sin`
-/// negated.
+/// `x` and `y` are (tokens, heads, dim), given the numbers of a token and of a head; the angles are those of the
+/// first tokens, and of the next as many, and so on.
 ///
 /// # Panics
 /// When the lengths do not belong together.
-pub fn rotate(x: &[f32], cos: &[f32], sin: &[f32], tokens: usize, dim: usize, y: &mut [f32]) {
-    let rotated = cos.len() / tokens;
-    assert!(x.len() == y.len() && x.len().is_multiple_of(tokens * dim), "each token has its heads");
-    assert!(
-        cos.len() == sin.len() && cos.len() == rotated * tokens && rotated <= dim,
-        "each token has its angles"
-    );
-    dispatch(Rotate { x, cos, sin, width: x.len() / tokens, dim, rotated, y });
+pub fn rotate<T: Number>(
+    x: &[T],
+    [width, dim]: [usize; 2],
+    angles: Angles<'_, T>,
+    turn: Turn,
+    y: &mut [T],
+    threads: usize,
+) {
+    let Angles { cos, sin, rotated } = angles;
+    assert!(x.len() == y.len() && x.len().is_multiple_of(width), "tokens are as long");
+    assert!(width.is_multiple_of(dim) && rotated <= dim, "a token has its heads");
+    assert!(cos.len() == sin.len() && cos.len().is_multiple_of(rotated), "angles have both");
+    let (tokens, period) = (x.len() / width, cos.len() / rotated);
+    assert!(tokens.is_multiple_of(period), "each token has its angles");
+    let share = rows_of_a_thread(tokens, width, threads);
+    let firsts = (0..tokens).step_by(share);
+    let parts = x.chunks(share * width).zip(y.chunks_mut(share * width)).zip(firsts);
+    each(parts.collect(), |((x, y), first)| {
+        dispatch(Rotate { x, angles, first: first % period, width, dim, turn, y });
+    });
 }
 
 /// `silu(gate) · up` of rows (gate, up): what a gated feed-forward layer lets through
@@ -41,108 +76,146 @@ pub fn rotate(x: &[f32], cos: &[f32], sin: &[f32], tokens: usize, dim: usize, y:
 ///
 /// # Panics
 /// When rows do not become half as long.
-pub fn gate(x: &[f32], width: usize, y: &mut [f32], threads: usize) {
+pub fn gate<T: Number>(x: &[T], width: usize, y: &mut [T], threads: usize) {
     assert!(x.len() == y.len() * 2 && y.len().is_multiple_of(width), "a row becomes half as long");
-    divided(x, y, width * 2, width, threads, |x, y| dispatch(Gate { x, width, y }));
+    let rows = rows_of_a_thread(y.len() / width, width, threads);
+    let parts = x.chunks(rows * width * 2).zip(y.chunks_mut(rows * width));
+    each(parts.collect(), |(x, y)| dispatch(Gate { x, width, y }));
 }
 
-/// Does something with rows of `x` and of `y`, by as many threads as pays.
-fn divided(
-    x: &[f32],
-    y: &mut [f32],
-    wide: usize,
-    width: usize,
-    threads: usize,
-    work: impl Fn(&[f32], &mut [f32]) + Sync,
-) {
-    let rows = y.len() / width;
-    let share = rows.div_ceil(threads).max(NUMBERS_PER_THREAD / width).max(1);
-    each(x.chunks(share * wide).zip(y.chunks_mut(share * width)).collect(), |(x, y)| work(x, y));
+/// The same of gates and of what they let through apart.
+///
+/// # Panics
+/// When they are not of one length.
+pub fn gate_apart<T: Number>(gates: &[T], ups: &[T], y: &mut [T], threads: usize) {
+    assert!(gates.len() == y.len() && ups.len() == y.len(), "each number has its gate");
+    let share = rows_of_a_thread(y.len(), 1, threads);
+    let parts = gates.chunks(share).zip(ups.chunks(share)).zip(y.chunks_mut(share));
+    each(parts.collect(), |((gates, ups), y)| dispatch(GateApart { gates, ups, y }));
 }
 
-struct Normalise<'a> {
-    x: &'a [f32],
-    weight: &'a [f32],
+/// How many rows one of so many threads takes: no fewer than pays.
+fn rows_of_a_thread(rows: usize, width: usize, threads: usize) -> usize {
+    rows.div_ceil(threads).max(NUMBERS_PER_THREAD / width).max(1)
+}
+
+struct Normalise<'a, T> {
+    x: &'a [T],
+    weight: &'a [T],
     eps: f32,
-    y: &'a mut [f32],
+    y: &'a mut [T],
 }
 
-impl Work for Normalise<'_> {
+impl<T: Number> Work for Normalise<'_, T> {
     #[inline(always)]
     fn run<L: Lanes>(self, _: L) {
         let width = self.weight.len();
         for (x, y) in self.x.chunks_exact(width).zip(self.y.chunks_exact_mut(width)) {
-            let mut sums = [0.0f32; 16];
-            let (sixteens, rest) = x.as_chunks::<16>();
-            for numbers in sixteens {
-                for lane in 0..16 {
-                    sums[lane] = numbers[lane].mul_add(numbers[lane], sums[lane]);
-                }
-            }
-            for (sum, number) in sums.iter_mut().zip(rest) {
-                *sum = number.mul_add(*number, *sum);
-            }
-            let mean = sums.iter().sum::<f32>() / width as f32;
-            let scale = 1.0 / (mean + self.eps).sqrt();
+            let scale = scale(products(x, x), width, self.eps);
             for ((y, x), weight) in y.iter_mut().zip(x).zip(self.weight) {
-                *y = x * scale * weight;
+                *y = T::nearest(x.wide() * scale * weight.wide());
             }
         }
     }
 }
 
-struct Rotate<'a> {
-    x: &'a [f32],
-    cos: &'a [f32],
-    sin: &'a [f32],
+/// What a row with that sum of squares is multiplied with.
+#[inline(always)]
+pub(crate) fn scale(squares: f32, width: usize, eps: f32) -> f32 {
+    1.0 / (squares / width as f32 + eps).sqrt()
+}
+
+/// The sum of `a · b`, sixteen sums beside each other.
+#[inline(always)]
+fn products<T: Number>(a: &[T], b: &[T]) -> f32 {
+    let mut sums = [0.0f32; 16];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
+    for (a, b) in a.iter().zip(b) {
+        for lane in 0..16 {
+            sums[lane] = a[lane].wide().mul_add(b[lane].wide(), sums[lane]);
+        }
+    }
+    for (sum, (a, b)) in sums.iter_mut().zip(a_rest.iter().zip(b_rest)) {
+        *sum = a.wide().mul_add(b.wide(), *sum);
+    }
+    sums.iter().sum()
+}
+
+struct Rotate<'a, T> {
+    x: &'a [T],
+    angles: Angles<'a, T>,
+    /// Whose angles the first token has.
+    first: usize,
     /// Numbers of a token.
     width: usize,
     dim: usize,
-    rotated: usize,
-    y: &'a mut [f32],
+    turn: Turn,
+    y: &'a mut [T],
 }
 
-impl Work for Rotate<'_> {
+impl<T: Number> Work for Rotate<'_, T> {
     #[inline(always)]
     fn run<L: Lanes>(self, _: L) {
-        let Rotate { x, cos, sin, width, dim, rotated, y } = self;
+        let Rotate { x, angles: Angles { cos, sin, rotated }, first, width, dim, turn, y } = self;
+        let sign = if turn == Turn::Forward { 1.0 } else { -1.0 };
+        let half = rotated / 2;
+        let angles = cos.chunks_exact(rotated).zip(sin.chunks_exact(rotated)).cycle().skip(first);
         let tokens = x.chunks_exact(width).zip(y.chunks_exact_mut(width));
-        let angles = cos.chunks_exact(rotated).zip(sin.chunks_exact(rotated));
         for ((x, y), (cos, sin)) in tokens.zip(angles) {
-            let (cos, other_cos) = cos.split_at(rotated / 2);
-            let (sin, other_sin) = sin.split_at(rotated / 2);
+            let ((cos, other_cos), (sin, other_sin)) = (cos.split_at(half), sin.split_at(half));
             for (x, y) in x.chunks_exact(dim).zip(y.chunks_exact_mut(dim)) {
                 y[rotated..].copy_from_slice(&x[rotated..]);
-                let (first, second) = x[..rotated].split_at(rotated / 2);
-                let (to_first, to_second) = y[..rotated].split_at_mut(rotated / 2);
-                for at in 0..rotated / 2 {
-                    to_first[at] = first[at] * cos[at] + second[at] * sin[at];
-                    to_second[at] = second[at] * other_cos[at] + first[at] * other_sin[at];
+                let (first, second) = x[..rotated].split_at(half);
+                let (to_first, to_second) = y[..rotated].split_at_mut(half);
+                for at in 0..half {
+                    let (a, b) = (first[at].wide(), second[at].wide());
+                    let (sin, other_sin) = (sign * sin[at].wide(), sign * other_sin[at].wide());
+                    to_first[at] = T::nearest(a * cos[at].wide() + b * sin);
+                    to_second[at] = T::nearest(b * other_cos[at].wide() + a * other_sin);
                 }
             }
         }
     }
 }
 
-struct Gate<'a> {
-    x: &'a [f32], // (rows, 2 · width)
+struct Gate<'a, T> {
+    x: &'a [T], // (rows, 2 · width)
     width: usize,
-    y: &'a mut [f32], // (rows, width)
+    y: &'a mut [T], // (rows, width)
 }
 
-impl Work for Gate<'_> {
+impl<T: Number> Work for Gate<'_, T> {
     #[inline(always)]
-    fn run<L: Lanes>(self, _: L) {
+    fn run<L: Lanes>(self, lanes: L) {
         for (x, y) in self.x.chunks_exact(self.width * 2).zip(self.y.chunks_exact_mut(self.width)) {
-            let (gate, up) = x.split_at(self.width);
-            for ((y, &gate), up) in y.iter_mut().zip(gate).zip(up) {
-                // σ by the exponential of what is not positive.
-                let small = exp(-gate.abs());
-                let sigmoid = if gate < 0.0 { small } else { 1.0 } / (1.0 + small);
-                *y = gate * sigmoid * up;
-            }
+            let (gates, ups) = x.split_at(self.width);
+            GateApart { gates, ups, y }.run(lanes);
         }
     }
+}
+
+struct GateApart<'a, T> {
+    gates: &'a [T],
+    ups: &'a [T],
+    y: &'a mut [T],
+}
+
+impl<T: Number> Work for GateApart<'_, T> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, _: L) {
+        for ((y, gate), up) in self.y.iter_mut().zip(self.gates).zip(self.ups) {
+            let gate = gate.wide();
+            *y = T::nearest(gate * sigmoid(gate) * up.wide());
+        }
+    }
+}
+
+/// `σ(x)`, by the exponential of what is not positive.
+#[inline(always)]
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    let small = exp(-x.abs());
+    let part = if x < 0.0 { small } else { 1.0 };
+    part / (1.0 + small)
 }
 
 #[cfg(test)]
@@ -200,7 +273,9 @@ mod tests {
             angles.chunks(2).flat_map(of_token).collect::<Vec<_>>()
         };
         let mut y = vec![0.0; 12];
-        rotate(&x, &table(f32::cos, 1.0), &table(f32::sin, -1.0), 2, 6, &mut y);
+        let (cos, sin) = (table(f32::cos, 1.0), table(f32::sin, -1.0));
+        let of_tokens = Angles { cos: &cos, sin: &sin, rotated: 4 };
+        rotate(&x, [6, 6], of_tokens, Turn::Forward, &mut y, 1);
         for (token, (x, y)) in x.chunks(6).zip(y.chunks(6)).enumerate() {
             for pair in 0..2 {
                 let (sin, cos) = f64::from(angles[token * 2 + pair]).sin_cos();
@@ -210,5 +285,34 @@ mod tests {
             }
             assert_eq!(x[4..], y[4..]);
         }
+    }
+
+    #[test]
+    fn what_turns_back_is_where_it_was_and_sequences_share_their_angles() {
+        // Three sequences of 40 tokens, of 6 heads of 64 numbers: many enough for several threads.
+        let (width, tokens) = (6 * 64, 40);
+        let x = numbers(5, 3 * tokens * width);
+        let turns: Vec<f32> = numbers(6, tokens * 32).iter().map(|turn| 3.0 * turn).collect();
+        let table = |of: fn(f32) -> f32, sign: f32| -> Vec<f32> {
+            let of_token = |turns: &[f32]| {
+                let half = |sign: f32| turns.iter().map(move |&turn| sign * of(turn));
+                half(sign).chain(half(1.0)).collect::<Vec<_>>()
+            };
+            turns.chunks(32).flat_map(of_token).collect()
+        };
+        let (cos, sin) = (table(f32::cos, 1.0), table(f32::sin, -1.0));
+        let angles = Angles { cos: &cos, sin: &sin, rotated: 64 };
+        let turned = |x: &[f32], turn: Turn, threads: usize| {
+            let mut y = vec![0.0; x.len()];
+            rotate(x, [width, 64], angles, turn, &mut y, threads);
+            y
+        };
+        let forward = turned(&x, Turn::Forward, 1);
+        for threads in [2, 3] {
+            assert!(turned(&x, Turn::Forward, threads) == forward, "{threads} threads");
+        }
+        let one = &x[tokens * width..2 * tokens * width];
+        assert!(turned(one, Turn::Forward, 1) == forward[tokens * width..2 * tokens * width]);
+        assert_near(&turned(&forward, Turn::Back, 1), x.iter().map(|&x| f64::from(x)));
     }
 }

@@ -9,9 +9,9 @@ use amend_kernels::{Pass, Sight};
 use tch::{Device, Kind, Tensor};
 
 use super::config::{Activation, TransformerConfig};
-use super::kernels;
 use super::linear::{Linear, Linears};
 use super::rope::Rotation;
+use super::{fused, kernels};
 
 /// Keys of a cache are looked at in multiples of so many. With fewer, the products of small models
 /// are so small that another kernel takes them.
@@ -40,6 +40,9 @@ impl Norm {
             return kernels::normalise(x, &self.weight, self.eps);
         }
         let kind = x.kind();
+        if kernels::are_for(kind, x.device()) {
+            return fused::norm(x, &self.weight, self.eps);
+        }
         let x = x.to_kind(Kind::Float);
         // By the length of x, which is read once; its square would be written and read again.
         let width = x.size().last().copied().unwrap_or(1) as f64;
@@ -225,13 +228,19 @@ impl Block {
     }
 
     fn feed(&self, x: &Tensor) -> Tensor {
-        let pair = self.up.packed_pair().filter(|_| self.shape.activation == Activation::Silu);
-        if let Some(pair) = pair {
+        let is_silu = self.shape.activation == Activation::Silu;
+        if let Some(pair) = self.up.packed_pair().filter(|_| is_silu) {
             return self.down.forward(&kernels::gate(&pair.forward(x)));
         }
         let up = self.up.forward(x);
-        let inner = self.shape.activation.apply(&up[0]); // (B, T, I)
-        self.down.forward(&up[1..].iter().fold(inner, |inner, up| inner * up))
+        let inner = match up.as_slice() {
+            [gate, up] if is_silu && kernels::are_for(up.kind(), up.device()) => {
+                fused::gated(gate, up)
+            }
+            [gate, up] => self.shape.activation.apply(gate) * up,
+            _ => self.shape.activation.apply(&up[0]),
+        }; // (B, T, I)
+        self.down.forward(&inner)
     }
 
     fn attend(&self, x: &Tensor, rotation: Option<&Rotation>, view: View<'_>) -> Tensor {

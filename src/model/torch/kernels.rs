@@ -1,5 +1,5 @@
 //! The kernels of `amend_kernels` over tensors: what a model is run by on a processor, with weights
-//! in f32 or bf16. Everything else is f32.
+//! in f32 or bf16, and what a training does number by number. All sums are f32.
 //!
 //! `unsafe` is here because libtorch gives the numbers of a tensor as a pointer, and a copy of all that
 //! goes through a model would cost as much as a norm of it. A tensor is read only while it is
@@ -8,10 +8,26 @@
 
 #![allow(unsafe_code, reason = "libtorch gives the numbers of a tensor as a pointer")]
 
-use amend_kernels::{AdamW, Packed};
+use amend_kernels::{AdamW, Angles, Bf16, Packed, Turn};
 use tch::{Device, Kind, Tensor};
 
 use super::int;
+
+/// What is done with numbers of a kind, f32 or bf16, whose type has that name there.
+macro_rules! by_kind {
+    ($kind:expr, $number:ident => $done:expr) => {
+        match $kind {
+            Kind::BFloat16 => {
+                type $number = Bf16;
+                $done
+            }
+            _ => {
+                type $number = f32;
+                $done
+            }
+        }
+    };
+}
 
 /// Whether weights like this one are what the kernels take.
 pub(super) fn are_for(kind: Kind, device: Device) -> bool {
@@ -29,7 +45,7 @@ pub(super) fn pack(weight: &Tensor, bias: Option<&Tensor>) -> Packed {
     let bias = bias.map(|bias| bias.to_kind(Kind::Float).contiguous());
     let (weight, bias) = (weight.contiguous(), bias.as_ref().map(floats));
     match weight.kind() {
-        Kind::BFloat16 => Packed::of_bf16(numbers(&weight, Kind::BFloat16), outputs as usize, bias),
+        Kind::BFloat16 => Packed::of_bf16(numbers(&weight), outputs as usize, bias),
         _ => Packed::new(floats(&weight), outputs as usize, bias),
     }
 }
@@ -45,19 +61,37 @@ pub(super) fn product(packed: &Packed, x: &Tensor) -> Tensor {
 /// The norm of (…, C) by its root mean square.
 pub(super) fn normalise(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
     let x = x.contiguous();
-    filled(&x.size(), |y| {
-        amend_kernels::normalise(floats(&x), floats(weight), eps as f32, y, threads());
-    })
+    by_kind!(x.kind(), T => filled(&x.size(), |y| {
+        amend_kernels::normalise::<T>(numbers(&x), numbers(weight), eps as f32, y, threads());
+    }))
 }
 
-/// Heads (…, H, D) rotated by the cosines and sines (…, 1, R) of their tokens.
-pub(super) fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
+/// The gradients of x and of the weight, by that of the norm.
+pub(super) fn normalise_gradients(
+    x: &Tensor,
+    weight: &Tensor,
+    eps: f64,
+    gradient: &Tensor,
+) -> [Tensor; 2] {
+    let (x, gradient) = (x.contiguous(), gradient.contiguous());
+    by_kind!(x.kind(), T => filled_both([&x, weight], |gradients| {
+        let read = [numbers::<T>(&x), numbers(weight)];
+        let eps = eps as f32;
+        amend_kernels::normalise_gradients(read, eps, numbers(&gradient), gradients, threads());
+    }))
+}
+
+/// Heads (…, H, D) rotated by the cosines and sines (…, 1, R) of their tokens, or back. Sequences may
+/// have them in common.
+pub(super) fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor, turn: Turn) -> Tensor {
     let (x, cos, sin) = (x.contiguous(), cos.contiguous(), sin.contiguous());
     let [.., heads, dim] = x.size()[..] else { unreachable!("heads have a last dimension") };
-    let tokens = x.numel() / (heads * dim) as usize;
-    filled(&x.size(), |y| {
-        amend_kernels::rotate(floats(&x), floats(&cos), floats(&sin), tokens, dim as usize, y);
-    })
+    let rotated = cos.size().last().copied().unwrap_or(0) as usize;
+    let token = [(heads * dim) as usize, dim as usize];
+    by_kind!(x.kind(), T => filled(&x.size(), |y| {
+        let angles = Angles::<T> { cos: numbers(&cos), sin: numbers(&sin), rotated };
+        amend_kernels::rotate(numbers(&x), token, angles, turn, y, threads());
+    }))
 }
 
 /// `silu(gate) · up` of (…, gate and up).
@@ -68,6 +102,23 @@ pub(super) fn gate(x: &Tensor) -> Tensor {
     *width /= 2;
     let inner = *width as usize;
     filled(&shape, |y| amend_kernels::gate(floats(&x), inner, y, threads()))
+}
+
+/// `silu(gate) · up` of two tensors.
+pub(super) fn gate_apart(gate: &Tensor, up: &Tensor) -> Tensor {
+    let (gate, up) = (gate.contiguous(), up.contiguous());
+    by_kind!(gate.kind(), T => filled(&gate.size(), |y| {
+        amend_kernels::gate_apart::<T>(numbers(&gate), numbers(&up), y, threads());
+    }))
+}
+
+/// The gradients of the gate and of what it lets through, by that of both.
+pub(super) fn gate_gradients(gate: &Tensor, up: &Tensor, gradient: &Tensor) -> [Tensor; 2] {
+    let (gate, up, gradient) = (gate.contiguous(), up.contiguous(), gradient.contiguous());
+    by_kind!(gate.kind(), T => filled_both([&gate, &up], |gradients| {
+        let read = [numbers::<T>(&gate), numbers(&up)];
+        amend_kernels::gate_gradients(read, numbers(&gradient), gradients, threads());
+    }))
 }
 
 /// One step of an optimizer with a weight and both its moments, by its gradient.
@@ -104,18 +155,27 @@ pub(super) fn step(adamw: &AdamW, tensors: [&mut Tensor; 3], gradient: &Tensor) 
 /// # Panics
 /// When they are not f32 in one piece on the processor.
 pub(super) fn floats(tensor: &Tensor) -> &[f32] {
-    numbers(tensor, Kind::Float)
+    numbers(tensor)
 }
 
-/// What can be read out of memory that holds any bits: f32, and bf16 as its bits.
-trait Bits: Copy {}
-impl Bits for f32 {}
-impl Bits for u16 {}
+/// A number as it lies in memory, which can be read out of any bits.
+pub(super) trait Bits: Copy {
+    /// The kind of a tensor of them.
+    const KIND: Kind;
+}
 
-/// The numbers of a tensor of a kind, or their bits.
-fn numbers<T: Bits>(tensor: &Tensor, kind: Kind) -> &[T] {
-    assert_eq!((tensor.kind(), tensor.device()), (kind, Device::Cpu), "what kernels read");
-    assert_eq!(size_of::<T>(), kind.elt_size_in_bytes(), "a number is as long as its bits");
+impl Bits for f32 {
+    const KIND: Kind = Kind::Float;
+}
+
+impl Bits for Bf16 {
+    const KIND: Kind = Kind::BFloat16;
+}
+
+/// The numbers of a tensor of that kind.
+fn numbers<T: Bits>(tensor: &Tensor) -> &[T] {
+    assert_eq!((tensor.kind(), tensor.device()), (T::KIND, Device::Cpu), "what kernels read");
+    assert_eq!(size_of::<T>(), T::KIND.elt_size_in_bytes(), "a number is as long as its bits");
     assert!(tensor.is_contiguous(), "kernels read what is in one piece");
     let numbers = tensor.data_ptr().cast::<T>().cast_const();
     if tensor.numel() == 0 {
@@ -127,14 +187,24 @@ fn numbers<T: Bits>(tensor: &Tensor, kind: Kind) -> &[T] {
 }
 
 /// A new tensor, which is to be filled whole.
-pub(super) fn filled(shape: &[i64], fill: impl FnOnce(&mut [f32])) -> Tensor {
-    let tensor = Tensor::empty(shape, (Kind::Float, Device::Cpu));
-    if tensor.numel() > 0 {
-        // SAFETY: as above, and nothing else knows the tensor. Kernels write all of it and read
-        // none.
-        fill(unsafe {
-            std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<f32>(), tensor.numel())
-        });
-    }
+pub(super) fn filled<T: Bits>(shape: &[i64], fill: impl FnOnce(&mut [T])) -> Tensor {
+    let mut tensor = Tensor::empty(shape, (T::KIND, Device::Cpu));
+    fill(new_numbers(&mut tensor));
     tensor
+}
+
+/// Two new tensors of the shapes of two others, which are to be filled whole.
+fn filled_both<T: Bits>(like: [&Tensor; 2], fill: impl FnOnce([&mut [T]; 2])) -> [Tensor; 2] {
+    let mut tensors = like.map(|like| Tensor::empty(like.size(), (T::KIND, Device::Cpu)));
+    fill(tensors.each_mut().map(new_numbers));
+    tensors
+}
+
+/// The numbers of a tensor that was just made, which are to be written whole.
+fn new_numbers<T: Bits>(tensor: &mut Tensor) -> &mut [T] {
+    if tensor.numel() == 0 {
+        return &mut [];
+    }
+    // SAFETY: as above, and nothing else knows the tensor. Kernels write all of it and read none.
+    unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<T>(), tensor.numel()) }
 }

@@ -27,6 +27,7 @@ mod block_reader;
 mod cache;
 mod draw;
 mod error;
+mod fused;
 mod kernels;
 mod linear;
 mod page_reader;

@@ -2,10 +2,11 @@
 
 use std::cell::RefCell;
 
+use amend_kernels::Turn;
 use tch::{Device, Kind, Tensor};
 
 use super::config::{RopeConfig, RopeScaling};
-use super::{int, kernels};
+use super::{fused, int, kernels};
 
 /// The fewest positions of a table.
 const POSITIONS_MIN: usize = 256;
@@ -94,6 +95,9 @@ impl Tables {
 impl Rotation {
     /// Rotates heads (…, H, D).
     pub(super) fn apply(&self, x: &Tensor) -> Tensor {
+        if kernels::are_for(x.kind(), x.device()) {
+            return fused::rotated(x, &self.cos, &self.sin);
+        }
         let dim = x.size().last().copied().unwrap_or(0);
         if dim == self.dim {
             return self.rotate(x);
@@ -102,9 +106,9 @@ impl Rotation {
         Tensor::cat(&[rotated, x.narrow(-1, self.dim, dim - self.dim)], -1) // (B, T, H, D)
     }
 
-    /// The same without gradients, where there are kernels for it and each token has its row.
+    /// The same without gradients, where there are kernels for it.
     pub(super) fn apply_packed(&self, x: &Tensor) -> Tensor {
-        kernels::rotate(x, &self.cos, &self.sin)
+        kernels::rotate(x, &self.cos, &self.sin, Turn::Forward)
     }
 
     fn rotate(&self, x: &Tensor) -> Tensor {
