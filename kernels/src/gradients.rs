@@ -15,7 +15,7 @@ const NUMBERS_OF_A_PIECE: usize = 1 << 16;
 ///
 /// # Panics
 /// When the lengths are not those of rows as long as the weight.
-pub fn normalise_gradients<T: Number>(
+pub(crate) fn normalise_gradients<T: Number>(
     [x, weight]: [&[T]; 2],
     eps: f32,
     of_y: &[T],
@@ -47,7 +47,7 @@ pub fn normalise_gradients<T: Number>(
 ///
 /// # Panics
 /// When they are not of one length.
-pub fn gate_gradients<T: Number>(
+pub(crate) fn gate_gradients<T: Number>(
     [gates, ups]: [&[T]; 2],
     of_y: &[T],
     [of_gates, of_ups]: [&mut [T]; 2],

@@ -17,6 +17,7 @@
 
 mod adamw;
 mod attention;
+mod elementwise;
 mod exp;
 mod gradients;
 mod lanes;
@@ -28,11 +29,11 @@ mod threads;
 
 pub use adamw::AdamW;
 pub use attention::{Pass, Sight};
-pub use gradients::{gate_gradients, normalise_gradients};
+pub use elementwise::Elementwise;
 pub use number::{Bf16, Number};
 pub use pages::{Heads, PAGE, Page, Text};
 pub use product::Packed;
-pub use rows::{Angles, Turn, gate, gate_apart, normalise, rotate};
+pub use rows::{Angles, Turn, gate};
 
 /// Numbers from -1 to 1 that a seed gives.
 #[cfg(test)]

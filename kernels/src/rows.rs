@@ -13,7 +13,7 @@ const NUMBERS_PER_THREAD: usize = 1 << 15;
 ///
 /// # Panics
 /// When the lengths are not those of rows as long as the weight.
-pub fn normalise<T: Number>(x: &[T], weight: &[T], eps: f32, y: &mut [T], threads: usize) {
+pub(crate) fn normalise<T: Number>(x: &[T], weight: &[T], eps: f32, y: &mut [T], threads: usize) {
     let width = weight.len();
     assert!(x.len() == y.len() && x.len().is_multiple_of(width), "rows are as long as the weight");
     let rows = rows_of_a_thread(x.len() / width, width, threads);
@@ -49,7 +49,7 @@ pub struct Angles<'a, T> {
 ///
 /// # Panics
 /// When the lengths do not belong together.
-pub fn rotate<T: Number>(
+pub(crate) fn rotate<T: Number>(
     x: &[T],
     [width, dim]: [usize; 2],
     angles: Angles<'_, T>,
@@ -76,7 +76,7 @@ pub fn rotate<T: Number>(
 ///
 /// # Panics
 /// When rows do not become half as long.
-pub fn gate<T: Number>(x: &[T], width: usize, y: &mut [T], threads: usize) {
+pub fn gate(x: &[f32], width: usize, y: &mut [f32], threads: usize) {
     assert!(x.len() == y.len() * 2 && y.len().is_multiple_of(width), "a row becomes half as long");
     let rows = rows_of_a_thread(y.len() / width, width, threads);
     let parts = x.chunks(rows * width * 2).zip(y.chunks_mut(rows * width));
@@ -87,7 +87,7 @@ pub fn gate<T: Number>(x: &[T], width: usize, y: &mut [T], threads: usize) {
 ///
 /// # Panics
 /// When they are not of one length.
-pub fn gate_apart<T: Number>(gates: &[T], ups: &[T], y: &mut [T], threads: usize) {
+pub(crate) fn gate_apart<T: Number>(gates: &[T], ups: &[T], y: &mut [T], threads: usize) {
     assert!(gates.len() == y.len() && ups.len() == y.len(), "each number has its gate");
     let share = rows_of_a_thread(y.len(), 1, threads);
     let parts = gates.chunks(share).zip(ups.chunks(share)).zip(y.chunks_mut(share));
@@ -178,13 +178,13 @@ impl<T: Number> Work for Rotate<'_, T> {
     }
 }
 
-struct Gate<'a, T> {
-    x: &'a [T], // (rows, 2 · width)
+struct Gate<'a> {
+    x: &'a [f32], // (rows, 2 · width)
     width: usize,
-    y: &'a mut [T], // (rows, width)
+    y: &'a mut [f32], // (rows, width)
 }
 
-impl<T: Number> Work for Gate<'_, T> {
+impl Work for Gate<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
         for (x, y) in self.x.chunks_exact(self.width * 2).zip(self.y.chunks_exact_mut(self.width)) {

@@ -8,7 +8,7 @@
 
 #![allow(unsafe_code, reason = "libtorch gives the numbers of a tensor as a pointer")]
 
-use amend_kernels::{AdamW, Angles, Bf16, Packed, Turn};
+use amend_kernels::{AdamW, Angles, Bf16, Elementwise, Packed, Turn};
 use tch::{Device, Kind, Tensor};
 
 use super::int;
@@ -62,7 +62,7 @@ pub(super) fn product(packed: &Packed, x: &Tensor) -> Tensor {
 pub(super) fn normalise(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
     let x = x.contiguous();
     by_kind!(x.kind(), T => filled(&x.size(), |y| {
-        amend_kernels::normalise::<T>(numbers(&x), numbers(weight), eps as f32, y, threads());
+        T::normalise(numbers(&x), numbers(weight), eps as f32, y, threads());
     }))
 }
 
@@ -77,7 +77,7 @@ pub(super) fn normalise_gradients(
     by_kind!(x.kind(), T => filled_both([&x, weight], |gradients| {
         let read = [numbers::<T>(&x), numbers(weight)];
         let eps = eps as f32;
-        amend_kernels::normalise_gradients(read, eps, numbers(&gradient), gradients, threads());
+        T::normalise_gradients(read, eps, numbers(&gradient), gradients, threads());
     }))
 }
 
@@ -90,7 +90,7 @@ pub(super) fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor, turn: Turn) -> Tens
     let token = [(heads * dim) as usize, dim as usize];
     by_kind!(x.kind(), T => filled(&x.size(), |y| {
         let angles = Angles::<T> { cos: numbers(&cos), sin: numbers(&sin), rotated };
-        amend_kernels::rotate(numbers(&x), token, angles, turn, y, threads());
+        T::rotate(numbers(&x), token, angles, turn, y, threads());
     }))
 }
 
@@ -108,7 +108,7 @@ pub(super) fn gate(x: &Tensor) -> Tensor {
 pub(super) fn gate_apart(gate: &Tensor, up: &Tensor) -> Tensor {
     let (gate, up) = (gate.contiguous(), up.contiguous());
     by_kind!(gate.kind(), T => filled(&gate.size(), |y| {
-        amend_kernels::gate_apart::<T>(numbers(&gate), numbers(&up), y, threads());
+        T::gate_apart(numbers(&gate), numbers(&up), y, threads());
     }))
 }
 
@@ -117,7 +117,7 @@ pub(super) fn gate_gradients(gate: &Tensor, up: &Tensor, gradient: &Tensor) -> [
     let (gate, up, gradient) = (gate.contiguous(), up.contiguous(), gradient.contiguous());
     by_kind!(gate.kind(), T => filled_both([&gate, &up], |gradients| {
         let read = [numbers::<T>(&gate), numbers(&up)];
-        amend_kernels::gate_gradients(read, numbers(&gradient), gradients, threads());
+        T::gate_gradients(read, numbers(&gradient), gradients, threads());
     }))
 }
 
