@@ -44,8 +44,8 @@ pub struct Angles<'a, T> {
 /// Rotates heads by the angles of their tokens: `x · cos + roll(x) · sin` of the first numbers of
 /// each head (Su et al. 2021), where `roll` swaps the halves of what is rotated.
 ///
-/// `x` and `y` are (tokens, heads, dim), given the numbers of a token and of a head; the angles are those of the
-/// first tokens, and of the next as many, and so on.
+/// `x` and `y` are (tokens, heads, dim), given how many numbers a token has, and a head. The angles
+/// are those of the first tokens, and of the next as many, and so on.
 ///
 /// # Panics
 /// When the lengths do not belong together.
@@ -111,7 +111,7 @@ impl<T: Number> Work for Normalise<'_, T> {
     fn run<L: Lanes>(self, _: L) {
         let width = self.weight.len();
         for (x, y) in self.x.chunks_exact(width).zip(self.y.chunks_exact_mut(width)) {
-            let scale = scale(products(x, x), width, self.eps);
+            let scale = scale(squares(x), width, self.eps);
             for ((y, x), weight) in y.iter_mut().zip(x).zip(self.weight) {
                 *y = T::nearest(x.wide() * scale * weight.wide());
             }
@@ -125,18 +125,18 @@ pub(crate) fn scale(squares: f32, width: usize, eps: f32) -> f32 {
     1.0 / (squares / width as f32 + eps).sqrt()
 }
 
-/// The sum of `a · b`, sixteen sums beside each other.
+/// The sum of `x²`, sixteen sums beside each other.
 #[inline(always)]
-fn products<T: Number>(a: &[T], b: &[T]) -> f32 {
+fn squares<T: Number>(x: &[T]) -> f32 {
     let mut sums = [0.0f32; 16];
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
-    for (a, b) in a.iter().zip(b) {
+    let (sixteens, rest) = x.as_chunks::<16>();
+    for numbers in sixteens {
         for lane in 0..16 {
-            sums[lane] = a[lane].wide().mul_add(b[lane].wide(), sums[lane]);
+            sums[lane] = numbers[lane].wide().mul_add(numbers[lane].wide(), sums[lane]);
         }
     }
-    for (sum, (a, b)) in sums.iter_mut().zip(a_rest.iter().zip(b_rest)) {
-        *sum = a.wide().mul_add(b.wide(), *sum);
+    for (sum, number) in sums.iter_mut().zip(rest) {
+        *sum = number.wide().mul_add(number.wide(), *sum);
     }
     sums.iter().sum()
 }

@@ -189,7 +189,9 @@ fn numbers<T: Bits>(tensor: &Tensor) -> &[T] {
 /// A new tensor, which is to be filled whole.
 pub(super) fn filled<T: Bits>(shape: &[i64], fill: impl FnOnce(&mut [T])) -> Tensor {
     let mut tensor = Tensor::empty(shape, (T::KIND, Device::Cpu));
-    fill(new_numbers(&mut tensor));
+    if tensor.numel() > 0 {
+        fill(new_numbers(&mut tensor));
+    }
     tensor
 }
 
