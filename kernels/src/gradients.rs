@@ -3,7 +3,7 @@
 
 use crate::lanes::{Lanes, Work, dispatch};
 use crate::number::Number;
-use crate::rows::{scale, sigmoid};
+use crate::rows::{rows_of_a_thread, scale, sigmoid};
 use crate::threads::each;
 
 /// The weight's gradient is summed over pieces of about so many numbers, and then over these: in an
@@ -55,7 +55,7 @@ pub(crate) fn gate_gradients<T: Number>(
 ) {
     let lengths = [gates.len(), ups.len(), of_gates.len(), of_ups.len()];
     assert!(lengths.iter().all(|&len| len == of_y.len()), "each number has its gradient");
-    let share = of_y.len().div_ceil(threads).max(NUMBERS_OF_A_PIECE);
+    let share = rows_of_a_thread(of_y.len(), 1, threads);
     let numbers = gates.chunks(share).zip(ups.chunks(share)).zip(of_y.chunks(share));
     let parts = numbers.zip(of_gates.chunks_mut(share)).zip(of_ups.chunks_mut(share));
     each(parts.collect(), |((((gates, ups), of_y), of_gates), of_ups)| {

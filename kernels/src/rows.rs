@@ -95,7 +95,7 @@ pub(crate) fn gate_apart<T: Number>(gates: &[T], ups: &[T], y: &mut [T], threads
 }
 
 /// How many rows one of so many threads takes: no fewer than pays.
-fn rows_of_a_thread(rows: usize, width: usize, threads: usize) -> usize {
+pub(crate) fn rows_of_a_thread(rows: usize, width: usize, threads: usize) -> usize {
     rows.div_ceil(threads).max(NUMBERS_PER_THREAD / width).max(1)
 }
 
