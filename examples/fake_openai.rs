@@ -1,6 +1,9 @@
 //! The fake server of the tests, to be run by hand or by a benchmark: `cargo run --example
 //! fake_openai`. It prints where it listens, and ends when its standard input does.
 
+#[path = "../tests/support/fake_dialects.rs"]
+#[expect(dead_code, reason = "the tests alone list the dialects")]
+mod fake_dialects;
 #[path = "../tests/support/fake_model.rs"]
 mod fake_model;
 #[path = "../tests/support/fake_openai.rs"]

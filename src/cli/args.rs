@@ -176,7 +176,8 @@ pub(super) struct RunArgs {
     /// How far.
     #[command(flatten)]
     pub(super) limits: Limits,
-    /// Stops before more calls than this are made
+    /// Stops before more requests than this are charged for: each of a vote counts, and each failed
+    /// attempt that a server answered or may have
     #[arg(long, value_name = "N")]
     pub(super) max_calls: Option<u64>,
     /// Stops before more US dollars than this are spent

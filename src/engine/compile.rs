@@ -10,6 +10,7 @@ use super::policy::Policy;
 use super::session::{Desired, Source};
 use super::shape::{DrawShape, Kind, Node, Pairs, Shape, Take};
 use super::train::{Held, Setup, Training};
+use crate::model::Estimator;
 use crate::operators::train as training;
 use crate::operators::{Build, BuildError, Drawn, Half, ModelRef, Predicate, RewardWords, build};
 use crate::plan::{self, Ask, Chain, DrawSpec, Input, ModelEdge, NodeIdx, Plan, Step};
@@ -24,6 +25,10 @@ pub trait World {
 
     /// The fingerprint of an entry of `models`.
     fn fingerprint(&self, name: &str, model: &Model) -> Result<Id, String>;
+
+    /// How label log-probabilities are had from an entry of `models`, where that has to be found out;
+    /// nothing where it follows from the entry.
+    fn estimator(&self, name: &str, model: &Model) -> Result<Option<Estimator>, String>;
 
     /// The condition of a `filter: where` over rows of a relation, which is not known here.
     fn predicate(&self, sql: &str, over: Relation) -> Result<Arc<dyn Predicate>, String>;
@@ -216,8 +221,13 @@ impl Compiler<'_> {
         let scratch = Model::from_scratch();
         let entry = self.plan.entry(&ask.model).unwrap_or(&scratch);
         let half = if ask.revises { Half::Revise } else { Half::Critique };
-        let trained = matches!(ask.model, ModelEdge::Node(_));
-        let estimator = trained.then_some(crate::model::Estimator::Echo);
+        let estimator = match &ask.model {
+            ModelEdge::Node(_) => Some(Estimator::Echo),
+            ModelEdge::Entry(name) if scores(self.plan.op(node)) => {
+                self.world.estimator(name, entry).map_err(CompileError::World)?
+            }
+            ModelEdge::Entry(_) => None,
+        };
         let (model, round) = (Some(entry), ask.round);
         let given = Build { model, estimator, round, half, ..self.build(node, ask.of) };
         let operator = build(self.plan.op(node), &given)?;
@@ -299,6 +309,15 @@ impl Compiler<'_> {
             texts: principles.iter().map(text).collect(),
         };
         Ok(Some((Arc::new(judge), model)))
+    }
+}
+
+/// Whether an operator has a model score labels.
+fn scores(op: &Op) -> bool {
+    match op {
+        Op::PairwiseJudge(_) => true,
+        Op::Evaluate(op) => op.choices.is_some(),
+        _ => false,
     }
 }
 

@@ -4,6 +4,8 @@
 //! by model with downstream nodes first, keeps at most `max_in_flight` of a model under way, and
 //! tells an answer only after it is durable. In a plan it makes no call and counts.
 
+mod ending;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -15,11 +17,13 @@ use super::bell::Bell;
 pub use super::budget::Limits;
 use super::budget::Spent;
 use super::estimate::Volume;
+use super::streak::Streak;
 pub use super::tally::Calls;
 use super::tally::Tally;
-use crate::model::{Answer, Backend, CacheBytes, CallError, Request, Waiting};
+use crate::model::{Answer, Backend, Billed, CacheBytes, Meter, Request, Waiting};
 use crate::operators::ModelRef;
 use crate::record::{CallKey, Id, IdMap};
+use ending::Failed;
 
 /// What a call came to.
 #[derive(Clone, Debug)]
@@ -52,9 +56,12 @@ pub struct Finished {
     pub identity: Id,
     /// What it was asked.
     pub request: Arc<Request>,
-    /// The answer, or why there will never be one: status, message, whether it was too long.
-    pub outcome: Result<Arc<Answer>, (Option<u16>, String, bool)>,
+    /// The answer, or why there will never be one.
+    pub outcome: Result<Arc<Answer>, Refused>,
 }
+
+/// Why there will never be an answer: status, message, whether the prompt was too long.
+pub type Refused = (Option<u16>, String, bool);
 
 /// Told when what was remembered is durable.
 pub type Durable = Box<dyn FnOnce(Result<(), String>) + Send>;
@@ -106,6 +113,8 @@ pub struct Seen {
     pub made: u64,
     /// Calls that the memo had.
     pub memo: u64,
+    /// Requests that are charged for.
+    pub requests: u64,
     /// Tokens read and written.
     pub tokens: u64,
     /// US dollars.
@@ -140,12 +149,22 @@ struct Queue {
     waiting: BTreeMap<(std::cmp::Reverse<usize>, u64), CallKey>,
     in_flight: usize,
     backend: Option<Arc<dyn Backend>>,
+    streak: Streak,
+    /// Failures of which it is not known yet whether they are their rows' or the model's.
+    held: Vec<(CallKey, Failed)>,
+}
+
+/// The name and fingerprint of a model.
+type QueueKey = (Arc<str>, u128);
+
+fn queue_of(model: &ModelRef) -> QueueKey {
+    (Arc::clone(&model.name), model.fingerprint.bits())
 }
 
 #[derive(Default)]
 struct Inner {
     pending: IdMap<CallKey, Pending>,
-    queues: IndexMap<(Arc<str>, u128), Queue>,
+    queues: IndexMap<QueueKey, Queue>,
     tally: Tally,
     failed: IdMap<CallKey, String>,
     arrivals: u64,
@@ -171,6 +190,18 @@ pub struct Dispatcher {
 }
 
 type Start = (CallKey, Arc<Request>, Arc<dyn Backend>);
+
+/// Charges what failed attempts of one call take.
+struct CallMeter {
+    dispatcher: Arc<Dispatcher>,
+    key: CallKey,
+}
+
+impl Meter for CallMeter {
+    fn failed(&self, billed: Billed) -> bool {
+        self.dispatcher.charge(&self.key, billed)
+    }
+}
 
 impl Dispatcher {
     /// A dispatcher over a memo and models; `cost` is the price of an answer of a model, by name.
@@ -231,7 +262,7 @@ impl Dispatcher {
         }
         let waiters = vec![waiter()];
         let (request, model) = (Arc::new(request), model.clone());
-        let queue = (Arc::clone(&model.name), model.fingerprint.bits());
+        let queue = queue_of(&model);
         inner.pending.insert(
             key,
             Pending { request, model, waiters, started: false, reserved: Spent::default() },
@@ -269,23 +300,44 @@ impl Dispatcher {
         }
     }
 
-    /// The most that a call may take, but for the number of its prompt's tokens, which is known by
-    /// those of other calls alone.
-    fn most(&self, model: &ModelRef, request: &Request, read: &Volume) -> Spent {
-        if !self.limits.bound_spending() {
-            return Spent::default();
-        }
-        let wanted = Volume::wanted(request);
+    /// The most that one attempt at a call may take. How many tokens its prompt has is known by those
+    /// of other calls alone.
+    fn most(&self, pending: &Pending, backend: &dyn Backend, read: &Volume) -> Spent {
+        let mut most = backend.most(&pending.request);
         // No text has more tokens than bytes; of texts like those read, half as many again is much.
         let a_byte = if read.read == 0 { 1.0 } else { (1.5 * read.tokens_a_byte()).min(1.0) };
-        let (read, written) = (wanted.bytes as f64 * a_byte, wanted.written as f64);
+        most.prompt_tokens = (f64::from(most.prompt_tokens) * a_byte).ceil() as u32;
+        self.price(&pending.model, most)
+    }
+
+    /// What requests to a model come to.
+    fn price(&self, model: &ModelRef, billed: Billed) -> Spent {
+        let count = |tokens: u32| i32::try_from(tokens).unwrap_or(i32::MAX);
         let answer = Answer {
-            prompt_tokens: read.ceil() as i32,
-            completion_tokens: written as i32,
+            prompt_tokens: count(billed.prompt_tokens),
+            completion_tokens: count(billed.completion_tokens),
             ..Answer::default()
         };
-        let tokens = (read.ceil() + written) as u64;
-        Spent { tokens, usd: (self.cost)(&model.name, &answer) }
+        Spent {
+            requests: u64::from(billed.requests),
+            tokens: u64::from(billed.prompt_tokens) + u64::from(billed.completion_tokens),
+            usd: (self.cost)(&model.name, &answer),
+        }
+    }
+
+    /// A failed attempt of a call under way is paid for. Whether another may be made.
+    fn charge(&self, key: &CallKey, billed: Billed) -> bool {
+        let mut inner = self.lock();
+        let pending = inner.pending.get(key).expect("a call under way stays pending");
+        let (spent, next) = (self.price(&pending.model, billed), pending.reserved);
+        inner.spent += spent;
+        inner.tally.charged(key, spent.tokens);
+        let mut others = inner.reserved;
+        others -= next;
+        if let Some(reason) = self.limits.exceeded(inner.spent, others, next) {
+            self.stop_locked(&mut inner, reason);
+        }
+        inner.stop.is_none()
     }
 
     /// Takes from a model's queue what may be started now.
@@ -302,7 +354,10 @@ impl Dispatcher {
             };
             if state.backend.is_none() {
                 match self.models.backend(&pending.model) {
-                    Ok(backend) => state.backend = Some(backend),
+                    Ok(backend) => {
+                        state.streak = Streak::new(backend.has_answered());
+                        state.backend = Some(backend);
+                    }
                     Err(message) => {
                         self.stop_locked(inner, message);
                         break;
@@ -313,12 +368,7 @@ impl Dispatcher {
             if state.in_flight >= backend.max_in_flight().max(1) {
                 break;
             }
-            if self.limits.max_calls.is_some_and(|most| inner.started >= most) {
-                let most = self.limits.max_calls.unwrap_or_default();
-                self.stop_locked(inner, format!("the next call would be more than {most}"));
-                break;
-            }
-            let next = self.most(&pending.model, &pending.request, &inner.read);
+            let next = self.most(pending, backend.as_ref(), &inner.read);
             if let Some(reason) = self.limits.exceeded(inner.spent, inner.reserved, next) {
                 // What is under way may take less than is set aside for it.
                 if inner.reserved == Spent::default() {
@@ -340,83 +390,13 @@ impl Dispatcher {
     fn start(self: &Arc<Self>, starts: Vec<Start>) {
         for (key, request, backend) in starts {
             let this = Arc::clone(self);
-            backend.submit(request, Box::new(move |result| this.answered(key, result)));
+            let meter = Arc::new(CallMeter { dispatcher: Arc::clone(self), key });
+            backend.submit_metered(
+                request,
+                meter,
+                Box::new(move |result| this.answered(key, result)),
+            );
         }
-    }
-
-    /// An answer came, or will not come: it is made durable first.
-    fn answered(self: &Arc<Self>, key: CallKey, result: Result<Answer, CallError>) {
-        let outcome = match result {
-            Ok(answer) => Ok(Arc::new(answer)),
-            Err(CallError::Permanent { status, message, too_long }) => {
-                Err((status, message, too_long))
-            }
-            Err(CallError::Transient { message, .. }) => {
-                self.lock().failed.insert(key, message.clone());
-                return self.settle(key, Outcome::Transient { message }, 0);
-            }
-            Err(CallError::Outage { message }) => return self.give_up(&key, message),
-        };
-        let (request, model) = {
-            let inner = self.lock();
-            let pending = inner.pending.get(&key).expect("a call under way stays pending");
-            (Arc::clone(&pending.request), pending.model.clone())
-        };
-        let attempts = outcome.as_ref().map_or(1, |answer| answer.attempts.max(1) as u64);
-        let told = match &outcome {
-            Ok(answer) => Outcome::Answer(Arc::clone(answer)),
-            Err((_, message, too_long)) => {
-                Outcome::Permanent { message: message.clone(), too_long: *too_long }
-            }
-        };
-        let this = Arc::clone(self);
-        let durable = move |written: Result<(), String>| match written {
-            Ok(()) => this.settle(key, told, attempts),
-            Err(message) => this.give_up(&key, message),
-        };
-        let identity = self.models.identity(&model);
-        let finished = Finished { key, model, identity, request, outcome };
-        self.memory.remember(finished, Box::new(durable));
-    }
-
-    /// A call will have no outcome, and the run stops. Nobody waits for it any more, neither those
-    /// who asked nor whoever lets calls under way come to their end.
-    fn give_up(&self, key: &CallKey, reason: String) {
-        let mut inner = self.lock();
-        let pending = inner.pending.remove(key).expect("a call under way stays pending");
-        inner.reserved -= pending.reserved;
-        inner.started -= 1;
-        let queue = (Arc::clone(&pending.model.name), pending.model.fingerprint.bits());
-        inner.queues.get_mut(&queue).expect("a model that was asked has a queue").in_flight -= 1;
-        self.stop_locked(&mut inner, reason);
-    }
-
-    /// A call is over: its permit is free, its waiters are told.
-    fn settle(self: &Arc<Self>, key: CallKey, outcome: Outcome, attempts: u64) {
-        let mut inner = self.lock();
-        let pending = inner.pending.remove(&key).expect("a call under way stays pending");
-        inner.reserved -= pending.reserved;
-        let mut tokens = 0;
-        if let Outcome::Answer(answer) = &outcome {
-            tokens = (answer.prompt_tokens + answer.completion_tokens).max(0) as u64;
-            inner.spent += Spent { tokens, usd: (self.cost)(&pending.model.name, answer) };
-            inner.read += Volume::made(&pending.request, answer);
-        }
-        inner.tally.made(&key, attempts, tokens);
-        let queue = (Arc::clone(&pending.model.name), pending.model.fingerprint.bits());
-        inner.queues.get_mut(&queue).expect("a model that was asked has a queue").in_flight -= 1;
-        // What was set aside and is free again may be what another model waits for.
-        let starts = if self.limits.bound_spending() {
-            let queues: Vec<_> = inner.queues.keys().cloned().collect();
-            queues.iter().flat_map(|queue| self.pump(&mut inner, queue)).collect()
-        } else {
-            self.pump(&mut inner, &queue)
-        };
-        drop(inner);
-        for waiter in &pending.waiters {
-            waiter.tell(outcome.clone());
-        }
-        self.start(starts);
     }
 
     /// Stops the run: nothing more is started, and what is under way is still remembered.
@@ -452,6 +432,7 @@ impl Dispatcher {
             in_flight,
             made: inner.started - in_flight as u64,
             memo: inner.recalled,
+            requests: inner.spent.requests,
             tokens: inner.spent.tokens,
             cost_usd: inner.spent.usd,
             cache_bytes,

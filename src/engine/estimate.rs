@@ -3,7 +3,7 @@
 
 use std::ops::AddAssign;
 
-use crate::model::{Answer, Prompt, Request, Task};
+use crate::model::{Answer, Request, Task};
 
 /// Of texts of which no tokens were ever counted, so many bytes are taken for one.
 const BYTES_A_TOKEN: f64 = 4.0;
@@ -28,7 +28,7 @@ impl Volume {
             Task::Generate(sampling) => u64::from(sampling.max_tokens),
             Task::Score { choices, .. } => choices.len() as u64,
         };
-        Volume { calls: 1, bytes: bytes(&request.prompt), read: 0, written }
+        Volume { calls: 1, bytes: request.prompt.bytes(), read: 0, written }
     }
 
     /// Tokens to a byte of the prompts.
@@ -43,7 +43,7 @@ impl Volume {
     pub(super) fn made(request: &Request, answer: &Answer) -> Volume {
         let count = |tokens: i32| tokens.max(0) as u64;
         let (read, written) = (count(answer.prompt_tokens), count(answer.completion_tokens));
-        Volume { calls: 1, bytes: bytes(&request.prompt), read, written }
+        Volume { calls: 1, bytes: request.prompt.bytes(), read, written }
     }
 }
 
@@ -53,13 +53,6 @@ impl AddAssign for Volume {
         self.bytes += other.bytes;
         self.read += other.read;
         self.written += other.written;
-    }
-}
-
-fn bytes(prompt: &Prompt) -> u64 {
-    match prompt {
-        Prompt::Text(text) => text.len() as u64,
-        Prompt::Messages(messages) => messages.iter().map(|turn| turn.content.len() as u64).sum(),
     }
 }
 

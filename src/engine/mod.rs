@@ -24,6 +24,7 @@ pub mod run;
 pub mod session;
 pub mod shape;
 mod shared;
+mod streak;
 mod tally;
 mod time;
 pub mod train;

@@ -92,6 +92,13 @@ impl Tally {
         }
     }
 
+    /// A failed attempt of a call took so many tokens.
+    pub(super) fn charged(&mut self, key: &CallKey, tokens: u64) {
+        if let Some(asked) = self.calls.get_mut(key) {
+            asked.tokens += tokens;
+        }
+    }
+
     /// In a plan: a node may need so many calls more.
     pub(super) fn may_ask(&mut self, node: usize, calls: u64) {
         *self.up_to.entry(node).or_default() += calls;

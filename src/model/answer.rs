@@ -1,5 +1,7 @@
 //! An answer: what came back for a request, and what it took.
 
+use std::ops::AddAssign;
+
 use serde::{Deserialize, Serialize};
 
 /// What came back for a request.
@@ -10,6 +12,9 @@ use serde::{Deserialize, Serialize};
 pub struct Answer {
     /// What the model wrote; empty for a score.
     pub text: String,
+    /// The reasoning that the server returned beside the answer, where it did.
+    #[serde(default)]
+    pub reasoning: Option<String>,
     /// Why it stopped.
     pub finish: Finish,
     /// The log-probability of each token written, where it is known.
@@ -24,6 +29,15 @@ pub struct Answer {
     pub cached_tokens: i32,
     /// Tokens written.
     pub completion_tokens: i32,
+    /// Whether the server did not count the tokens: then they are the most that they can be.
+    #[serde(default)]
+    pub estimated_usage: bool,
+    /// Parameters that decide the answer and that the server refuses, so that they were left out.
+    #[serde(default)]
+    pub omitted: Vec<String>,
+    /// What failed attempts before this answer took.
+    #[serde(default)]
+    pub wasted: Billed,
     /// Requests sent until this answer came.
     pub attempts: i32,
     /// Microseconds since 1970 when the first was sent.
@@ -38,6 +52,25 @@ pub struct Answer {
     pub device: Option<String>,
 }
 
+/// What a server charges for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Billed {
+    /// HTTP requests.
+    pub requests: u32,
+    /// Tokens read.
+    pub prompt_tokens: u32,
+    /// Tokens written.
+    pub completion_tokens: u32,
+}
+
+impl AddAssign for Billed {
+    fn add_assign(&mut self, other: Billed) {
+        self.requests = self.requests.saturating_add(other.requests);
+        self.prompt_tokens = self.prompt_tokens.saturating_add(other.prompt_tokens);
+        self.completion_tokens = self.completion_tokens.saturating_add(other.completion_tokens);
+    }
+}
+
 /// Why a model stopped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -49,6 +82,8 @@ pub enum Finish {
     Length,
     /// A filter of the server cut it.
     ContentFilter,
+    /// It called a tool instead of answering.
+    ToolCalls,
 }
 
 impl Finish {
@@ -58,16 +93,14 @@ impl Finish {
             Finish::Stop => "stop",
             Finish::Length => "length",
             Finish::ContentFilter => "content_filter",
+            Finish::ToolCalls => "tool_calls",
         }
     }
 
-    /// The reason of that name.
-    pub fn from_name(name: &str) -> Finish {
-        match name {
-            "length" => Finish::Length,
-            "content_filter" => Finish::ContentFilter,
-            _ => Finish::Stop,
-        }
+    /// The reason of that name, as in tables; none for a name that no table has.
+    pub fn from_name(name: &str) -> Option<Finish> {
+        let all = [Finish::Stop, Finish::Length, Finish::ContentFilter, Finish::ToolCalls];
+        all.into_iter().find(|finish| finish.name() == name)
     }
 }
 

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::answer::{Answer, CallError};
-use super::request::Request;
+use super::answer::{Answer, Billed, CallError};
+use super::request::{Request, Task};
 
 /// What a backend calls, from any thread, when an answer has come or will not come.
 pub type Done = Box<dyn FnOnce(Result<Answer, CallError>) + Send>;
@@ -44,6 +44,21 @@ impl fmt::Display for Waiting {
     }
 }
 
+/// Whoever pays for a call: is told of each attempt that failed and that the server charges for.
+pub trait Meter: Send + Sync {
+    /// An attempt failed that took so much. Whether another may be made.
+    fn failed(&self, billed: Billed) -> bool;
+}
+
+/// Nobody pays.
+pub struct Unmetered;
+
+impl Meter for Unmetered {
+    fn failed(&self, _billed: Billed) -> bool {
+        true
+    }
+}
+
 /// One model that answers requests, in any order, from its own threads.
 ///
 /// The engine never has more than `max_in_flight` requests submitted and not done, over all nodes
@@ -52,8 +67,29 @@ pub trait Backend: Send + Sync {
     /// Begins a request and returns at once; `done` is called exactly once.
     fn submit(&self, request: Arc<Request>, done: Done);
 
+    /// The same, and `meter` is told of attempts that failed and are paid for.
+    fn submit_metered(&self, request: Arc<Request>, _meter: Arc<dyn Meter>, done: Done) {
+        self.submit(request, done);
+    }
+
+    /// The most that one attempt at a request can take, with a token for each byte of its prompt: no
+    /// text has more tokens than bytes.
+    fn most(&self, request: &Request) -> Billed {
+        let written = match &request.task {
+            Task::Generate(sampling) => sampling.max_tokens,
+            Task::Score { choices, .. } => choices.len() as u32,
+        };
+        let prompt_tokens = u32::try_from(request.prompt.bytes()).unwrap_or(u32::MAX);
+        Billed { requests: 1, prompt_tokens, completion_tokens: written }
+    }
+
     /// The most requests to have in flight.
     fn max_in_flight(&self) -> usize;
+
+    /// Whether it ever answered, as far as is known: in this process or before.
+    fn has_answered(&self) -> bool {
+        true
+    }
 
     /// Whom it waits for since its last success, where a request failed and will be sent again.
     fn waiting(&self) -> Option<Waiting> {

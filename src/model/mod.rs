@@ -9,7 +9,7 @@ pub mod request;
 pub mod torch;
 pub mod train;
 
-pub use answer::{Answer, CallError, Finish};
-pub use backend::{Backend, CacheBytes, Done, Waiting};
+pub use answer::{Answer, Billed, CallError, Finish};
+pub use backend::{Backend, CacheBytes, Done, Meter, Unmetered, Waiting};
 pub use request::{Estimator, Prompt, Request, Sampling, Task};
 pub use train::{Example, Init, TrainError, TrainJob, TrainSettings, Trained, Trainer};

@@ -23,6 +23,16 @@ pub enum Prompt {
     Messages(Vec<Message>),
 }
 
+impl Prompt {
+    /// How many bytes of text it has.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Prompt::Text(text) => text.len() as u64,
+            Prompt::Messages(turns) => turns.iter().map(|turn| turn.content.len() as u64).sum(),
+        }
+    }
+}
+
 /// What a model is to do.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -88,8 +88,8 @@ impl Operator for Critique {
             return Step::Ask(vec![Request { prompt, task: Task::Generate(sampling) }]);
         };
         let answer = &answers[0];
-        let text = match self.style.written(answer) {
-            Ok(text) => text,
+        let written = match self.style.written(answer) {
+            Ok(written) => written,
             Err(reject) => return Step::Reject(reject),
         };
         let model = input.model.expect("a critique has a model");
@@ -102,12 +102,14 @@ impl Operator for Critique {
             ("principle_hash", Cell::id(principles.hash())),
             ("stage", Cell::text(self.stage.as_str())),
             ("few_shot_ids", Cell::Texts(self.shots.ids.clone())),
-            ("critique", Cell::text(text)),
+            ("critique", Cell::text(written.text)),
             ("model", Cell::text(&*model.name)),
             ("model_fingerprint", Cell::id(model.fingerprint)),
             ("seed", Cell::or_null(seed, |seed| Cell::Int(seed as i64))),
             ("finish_reason", Cell::text(answer.finish.name())),
             ("completion_tokens", Cell::Int(i64::from(answer.completion_tokens))),
+            ("reasoning", Cell::or_null(written.reasoning, Cell::text)),
+            ("warnings", prompt::warnings([answer])),
         ]);
         Step::Done
     }

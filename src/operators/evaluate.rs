@@ -13,7 +13,7 @@ use crate::record::{Cell, Id, KeyHasher, Kind, Part, Relation, Row};
 use crate::spec::model::Format;
 use crate::spec::op;
 
-use super::prompt::{Prefix, Style};
+use super::prompt::{self, Prefix, Style};
 use super::{Build, BuildError, Input, Operator, Out, Reason, Reject, Step};
 
 const ROLE: &str = "evaluate";
@@ -109,6 +109,7 @@ impl Evaluate {
             ("model", model),
             ("model_fingerprint", fingerprint),
             ("principle_id", same("principle_id")),
+            ("warnings", prompt::warnings(input.turns.iter().flatten())),
         ]);
     }
 

@@ -105,7 +105,7 @@ impl Filter {
             }
             Flaw::NotStopped => {
                 let cut = row.has("finish_reason")
-                    && Finish::from_name(row.str("finish_reason")) == Finish::Length;
+                    && Finish::from_name(row.str("finish_reason")) == Some(Finish::Length);
                 cut.then(|| (Reason::Truncated, "it was cut by max_tokens".to_owned()))
             }
         }

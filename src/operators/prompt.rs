@@ -6,7 +6,7 @@
 
 use crate::model::{Answer, Finish, Prompt, Sampling};
 use crate::record::transcript::{self, push_turn};
-use crate::record::{Id, KeyHasher, Message, Turns};
+use crate::record::{Cell, Id, KeyHasher, Message, Turns};
 use crate::spec;
 use crate::spec::model::Format;
 
@@ -30,6 +30,33 @@ pub(super) struct Prefix {
     pub(super) messages: Vec<Message>,
     /// Which examples, as the column `few_shot_ids` names them.
     pub(super) ids: Vec<String>,
+}
+
+/// What a model wrote, as rows hold it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Written<'a> {
+    pub(super) text: &'a str,
+    pub(super) reasoning: Option<&'a str>,
+}
+
+/// What a row says of how its answers were had: parameters that the server refused, and token counts
+/// that are estimates. Null where there is nothing to say.
+pub(super) fn warnings<'a>(answers: impl IntoIterator<Item = &'a Answer>) -> Cell<'static> {
+    let mut warnings: Vec<String> = Vec::new();
+    let mut add = |warning: String| {
+        if !warnings.contains(&warning) {
+            warnings.push(warning);
+        }
+    };
+    for answer in answers {
+        for name in &answer.omitted {
+            add(format!("the server refuses `{name}`: the answer was given without it"));
+        }
+        if answer.estimated_usage {
+            add("the server counts no tokens: token counts are upper bounds".to_owned());
+        }
+    }
+    Cell::or_null((!warnings.is_empty()).then_some(warnings), Cell::Texts)
 }
 
 impl Style {
@@ -121,30 +148,49 @@ impl Style {
         }
     }
 
-    /// What a model wrote, without its thoughts (where they are stripped) and without white space
+    /// What a model wrote, without its reasoning (where it is stripped) and without white space
     /// around it.
-    pub(super) fn written<'a>(&self, answer: &'a Answer) -> Result<&'a str, Reject> {
+    pub(super) fn written<'a>(&self, answer: &'a Answer) -> Result<Written<'a>, Reject> {
         let reject = |reason, detail: &str| Reject {
             reason,
             detail: detail.to_owned(),
             answer: Some(answer.text.clone()),
         };
-        if answer.finish == Finish::ContentFilter {
-            return Err(reject(Reason::Refused, "a filter of the server cut the answer"));
+        let is_cut = answer.finish == Finish::Length;
+        match answer.finish {
+            Finish::ContentFilter => {
+                return Err(reject(Reason::Refused, "a filter of the server cut the answer"));
+            }
+            Finish::ToolCalls => {
+                let detail = "the model called a tool instead of answering";
+                return Err(reject(Reason::Unparseable, detail));
+            }
+            Finish::Stop | Finish::Length => {}
         }
         let mut text = answer.text.trim();
+        let mut reasoning = answer.reasoning.as_deref().map(str::trim);
+        let cut =
+            "the answer was cut by `max_tokens` before its reasoning ended; raise `max_tokens`";
         if self.strip_thinking {
             // The opening tag may be part of the chat template, and then it is not in the answer.
-            if let Some((_, after)) = text.split_once("</think>") {
+            if let Some((before, after)) = text.split_once("</think>") {
+                let before = before.trim();
+                reasoning = Some(before.strip_prefix("<think>").map_or(before, str::trim_start));
                 text = after.trim();
-            } else if text.starts_with("<think>") {
+            } else if text.starts_with("<think>") && !is_cut {
                 return Err(reject(Reason::Empty, "the answer is a thought that does not end"));
+            } else if is_cut && reasoning.is_none() {
+                return Err(reject(Reason::Truncated, cut));
             }
         }
         if text.is_empty() {
-            return Err(reject(Reason::Empty, "the answer is empty"));
+            return Err(match reasoning {
+                Some(_) if is_cut => reject(Reason::Truncated, cut),
+                Some(_) => reject(Reason::Empty, "the answer is empty after its reasoning"),
+                None => reject(Reason::Empty, "the answer is empty"),
+            });
         }
-        Ok(text)
+        Ok(Written { text, reasoning: reasoning.filter(|text| !text.is_empty()) })
     }
 
     pub(super) fn hash_into(&self, hasher: &mut KeyHasher) {

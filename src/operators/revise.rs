@@ -119,6 +119,8 @@ struct Made<'a> {
     seed: Option<u64>,
     finish_reason: &'static str,
     completion_tokens: i32,
+    reasoning: Option<&'a str>,
+    warnings: Cell<'a>,
 }
 
 impl Revise {
@@ -146,6 +148,8 @@ impl Revise {
             ("seed", Cell::or_null(made.seed, |seed| Cell::Int(seed as i64))),
             ("finish_reason", Cell::text(made.finish_reason)),
             ("completion_tokens", Cell::Int(i64::from(made.completion_tokens))),
+            ("reasoning", Cell::or_null(made.reasoning, Cell::text)),
+            ("warnings", made.warnings),
         ]);
         Step::Done
     }
@@ -172,23 +176,27 @@ impl Operator for Revise {
                 seed: None,
                 finish_reason: "skipped",
                 completion_tokens: 0,
+                reasoning: None,
+                warnings: Cell::Null,
             };
             return self.row(input, &draft, made, out);
         }
         let seed = prompt::seed(&self.sampling, self.seed, ROLE, input.made_id, 0);
         let Some(answers) = input.turns.first() else { return self.ask(input, &draft, seed) };
         let answer = &answers[0];
-        let text = match self.style.written(answer) {
-            Ok(text) => text,
+        let written = match self.style.written(answer) {
+            Ok(written) => written,
             Err(reject) => return Step::Reject(reject),
         };
         let made = Made {
-            completion: Cell::messages(vec![Message::assistant(text)]),
-            unchanged: super::content(draft.response.clone()) == text,
+            completion: Cell::messages(vec![Message::assistant(written.text)]),
+            unchanged: super::content(draft.response.clone()) == written.text,
             skipped: false,
             seed,
             finish_reason: answer.finish.name(),
             completion_tokens: answer.completion_tokens,
+            reasoning: written.reasoning,
+            warnings: prompt::warnings([answer]),
         };
         self.row(input, &draft, made, out)
     }

@@ -72,8 +72,8 @@ impl Operator for Sample {
             return Step::Ask(vec![Request { prompt, task: Task::Generate(sampling) }]);
         };
         let answer = &answers[0];
-        let text = match self.style.written(answer) {
-            Ok(text) => text,
+        let written = match self.style.written(answer) {
+            Ok(written) => written,
             Err(reject) => return Step::Reject(reject),
         };
         let model = input.model.expect("a sample has a model");
@@ -81,7 +81,7 @@ impl Operator for Sample {
         let logprob = logprob.map(|all| all.iter().map(|x| f64::from(*x)).sum::<f64>());
         out.row(&[
             ("prompt", input.row.cell("prompt")),
-            ("completion", Cell::messages(vec![Message::assistant(text)])),
+            ("completion", Cell::messages(vec![Message::assistant(written.text)])),
             ("sample_index", Cell::Int(input.index as i64)),
             ("category", input.row.cell("category")),
             ("model", Cell::text(&*model.name)),
@@ -91,6 +91,8 @@ impl Operator for Sample {
             ("prompt_tokens", Cell::Int(i64::from(answer.prompt_tokens))),
             ("completion_tokens", Cell::Int(i64::from(answer.completion_tokens))),
             ("logprob", Cell::or_null(logprob, Cell::Float)),
+            ("reasoning", Cell::or_null(written.reasoning, Cell::text)),
+            ("warnings", prompt::warnings([answer])),
         ]);
         Step::Done
     }
@@ -161,7 +163,7 @@ mod tests {
         insta::assert_snapshot!(table.show(&["completion", "sample_index"]), @r"
         | completion       | sample_index |
         | [assistant: yes] | 0            |
-        reject empty: the answer is empty
+        reject empty: the answer is empty after its reasoning
         ");
     }
 

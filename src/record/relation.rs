@@ -264,6 +264,8 @@ const RESPONSES: &[Column] = columns![
     column("prompt_tokens", Int32, Provenance),
     column("completion_tokens", Int32, Provenance),
     nullable("logprob", Float, Provenance),
+    nullable("reasoning", Text, Provenance),
+    nullable("warnings", Texts, Provenance),
 ];
 
 const CRITIQUES: &[Column] = columns![
@@ -281,6 +283,8 @@ const CRITIQUES: &[Column] = columns![
     nullable("seed", Int64, Provenance),
     column("finish_reason", Text, Provenance),
     column("completion_tokens", Int32, Provenance),
+    nullable("reasoning", Text, Provenance),
+    nullable("warnings", Texts, Provenance),
 ];
 
 const REVISIONS: &[Column] = columns![
@@ -302,6 +306,8 @@ const REVISIONS: &[Column] = columns![
     nullable("seed", Int64, Provenance),
     column("finish_reason", Text, Provenance),
     column("completion_tokens", Int32, Provenance),
+    nullable("reasoning", Text, Provenance),
+    nullable("warnings", Texts, Provenance),
 ];
 
 const COMPARISONS: &[Column] = columns![
@@ -334,6 +340,7 @@ const COMPARISONS: &[Column] = columns![
     nullable("category", Text, Content),
     column("source", Text, Content),
     column("weight", Float, Content),
+    nullable("warnings", Texts, Provenance),
 ];
 
 const DEMONSTRATIONS: &[Column] = columns![
@@ -392,6 +399,7 @@ const SCORES: &[Column] = columns![
     nullable("model_fingerprint", Id, Provenance),
     nullable("step", Int64, Content),
     nullable("principle_id", Text, Provenance),
+    nullable("warnings", Texts, Provenance),
 ];
 
 const CHECKPOINTS: &[Column] = columns![

@@ -4,7 +4,7 @@ mod constitution;
 mod op;
 
 use super::mistake::Mistakes;
-use super::model::Model;
+use super::model::{Api, Device, Dtype, Format, Model, Scoring};
 use super::pipeline::Pipeline;
 use super::place::{Name, Place, Spanned};
 
@@ -68,6 +68,7 @@ fn model(name: &Name, model: &Model, check: &mut Check<'_>) {
         let help = "dollars for a million tokens, 0 or above";
         check.says(name.place, "has a \"price\" below 0, or one that is no number", help);
     }
+    without_effect(name, model, check);
     check.count("max_in_flight", &model.max_in_flight);
     check.count("votes", &model.votes);
     if let Some(timeout_s) = &model.timeout_s {
@@ -81,6 +82,77 @@ fn model(name: &Name, model: &Model, check: &mut Check<'_>) {
     }
     if let Some(threads) = &model.threads {
         check.count("threads", threads);
+    }
+}
+
+/// Settings that a model of this kind does not read: each would be taken and do nothing.
+fn without_effect(name: &Name, model: &Model, check: &mut Check<'_>) {
+    let is_endpoint = model.endpoint.is_some();
+    let is_transcript = model.format == Format::Transcript;
+    if is_endpoint == model.checkpoint.is_some() {
+        return;
+    }
+    let only_checkpoint = [
+        ("dtype", model.dtype != Dtype::Auto),
+        ("device", model.device != Device::Auto),
+        ("threads", model.threads.is_some()),
+        ("replicas", model.replicas.is_some()),
+        ("cache_mib", model.cache_mib.is_some()),
+    ];
+    let only_endpoint = [
+        ("name", model.name.is_some()),
+        ("revision", model.revision.is_some()),
+        ("api_key", model.api_key.is_some()),
+        ("api", model.api.is_some()),
+        ("votes", model.votes != Model::from_scratch().votes),
+        ("retries", model.retries.is_some()),
+        ("timeout_s", model.timeout_s.is_some()),
+    ];
+    let (kind, settings) = match is_endpoint {
+        true => ("an endpoint", &only_checkpoint[..]),
+        false => ("a checkpoint", &only_endpoint[..]),
+    };
+    for (setting, _) in settings.iter().filter(|(_, is_set)| *is_set) {
+        let text = format!("is {kind}, where \"{setting}\" has no effect");
+        check.says(name.place, &text, "leave it out");
+    }
+    if is_transcript {
+        for (setting, is_set) in [
+            ("chat_template", model.chat_template.is_some()),
+            ("template_args", !model.template_args.is_empty()),
+        ] {
+            if is_set {
+                let text = format!("has `format: transcript`, where \"{setting}\" has no effect");
+                check.says(name.place, &text, "leave it out, or use `format: chat`");
+            }
+        }
+    }
+    match (is_endpoint, model.scoring) {
+        (true, Scoring::Echo) if !is_transcript => check.says(
+            name.place,
+            "has `scoring: echo`, which scores texts, and `format: chat`",
+            "use `format: transcript`, or `scoring: auto`",
+        ),
+        (false, Scoring::PromptLogprobs | Scoring::TopLogprobs | Scoring::Votes) => check.says(
+            name.place,
+            "is a checkpoint, whose log-probabilities are computed, and has another \"scoring\"",
+            "leave `scoring` out",
+        ),
+        _ => {}
+    }
+    let needs = if is_transcript { Api::Completions } else { Api::Chat };
+    if let Some(api) = model.api.filter(|api| is_endpoint && api.value != needs) {
+        let (text, help) = match needs {
+            Api::Completions => (
+                "has `format: transcript`, a text to continue, which `api: chat` does not take",
+                "use `api: completions`, or `format: chat`",
+            ),
+            Api::Chat => (
+                "has `format: chat`, messages that the server renders, which `api: completions` does not take",
+                "use `api: chat`, or `format: transcript`",
+            ),
+        };
+        check.says(api.place, text, help);
     }
 }
 

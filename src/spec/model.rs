@@ -30,16 +30,19 @@ pub struct Model {
     /// Key sent to the endpoint. Take it from the environment: `"${OPENAI_API_KEY:-}"`. It is written nowhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_key: Option<Secret>,
-    /// Which of the endpoint's interfaces generates.
-    #[serde(default)]
-    pub api: Api,
+    /// Which of the endpoint's interfaces answers. Without it, the one that `format` needs: `chat` for messages,
+    /// `completions` for a transcript.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api: Option<Spanned<Api>>,
     /// How a conversation becomes text.
     #[serde(default)]
     pub format: Format,
-    /// Jinja template that renders the messages, instead of the checkpoint's own.
+    /// Jinja template that renders the messages, instead of the model's own. An endpoint is sent it as `chat_template`,
+    /// which vLLM takes when it is started with `--trust-request-chat-template`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat_template: Option<Name>,
-    /// Arguments of the chat template, such as `enable_thinking: false`.
+    /// Arguments of the chat template, such as `enable_thinking: false`. An endpoint is sent them as
+    /// `chat_template_kwargs`, which vLLM, SGLang and llama.cpp read.
     #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
     pub template_args: IndexMap<String, serde_json::Value>,
     /// System message put before every conversation that has none.
@@ -48,7 +51,8 @@ pub struct Model {
     /// Texts that end an answer, besides those of the node. `format: transcript` always adds `"\n\nHuman:"`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stop: Vec<String>,
-    /// Whether a leading `<think>…</think>` is cut off answers.
+    /// Whether a leading `<think>…</think>` is cut off answers, and kept in the column `reasoning`. An answer that
+    /// `max_tokens` cuts before its `</think>` is a reject.
     #[serde(default)]
     pub strip_thinking: bool,
     /// How log-probabilities of labels are had. The estimator used is a column of every judged row.
@@ -126,7 +130,7 @@ impl Model {
             name: None,
             revision: None,
             api_key: None,
-            api: Api::default(),
+            api: None,
             format: Format::Transcript,
             chat_template: None,
             template_args: IndexMap::new(),

@@ -18,6 +18,7 @@ mod given;
 pub mod lock;
 pub mod manifest;
 pub mod memo;
+mod profiles;
 pub mod snapshot;
 pub mod snapshots;
 pub mod table;
@@ -34,6 +35,7 @@ pub use manifest::{
     TextFile,
 };
 pub use memo::{CallKind, Entry, Failure, Memo, MemoOptions, Outcome, Served};
+pub use profiles::StoredProfiles;
 pub use snapshot::{IdsDiff, Snapshot};
 pub use snapshots::{Committed, Draft, Snapshots};
 pub use table::{RowIds, Table, TableRow};
@@ -83,6 +85,11 @@ impl Store {
     /// Opens the memo for reading.
     pub fn memo_read_only(&self) -> Result<Memo> {
         Memo::open_read_only(&self.calls())
+    }
+
+    /// The profiles of endpoints.
+    pub fn profiles(&self) -> StoredProfiles {
+        StoredProfiles::new(self.dir.join("endpoints"), Arc::clone(&self.disk))
     }
 
     /// The checkpoints and trainings.

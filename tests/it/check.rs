@@ -145,7 +145,7 @@ fn what_cannot_be_built_of_a_node_is_told_by_check_as_by_a_run() {
         &format!("{principle}\ntemplates: {{ critique: \"{{{{ turn\" }}\n"),
     );
     insta::assert_snapshot!(files.check("mistakes"), @r#"
-    8:56 responses have no column "colour" | their columns are row_id, content, root_id, parents, call_keys, prompt, completion, sample_index, category, model, model_fingerprint, seed, finish_reason, prompt_tokens, completion_tokens, logprob
+    8:56 responses have no column "colour" | their columns are row_id, content, root_id, parents, call_keys, prompt, completion, sample_index, category, model, model_fingerprint, seed, finish_reason, prompt_tokens, completion_tokens, logprob, reasoning, warnings
     2:24 template "critique", line 1 of it: unexpected end of input, expected end of variable block | -
     "#);
     assert_eq!(files.amend(&["check", "p.yaml"]), files.amend(&["run", "p.yaml"]));

@@ -153,7 +153,7 @@ fn a_run_stops_before_it_spends_more_than_it_may() {
     lab.priced();
     let (code, _, stderr) = lab.amend(&["run", "small.yaml", "--max-cost", "1"]);
     assert_eq!(code, 1, "{stderr}");
-    assert!(stderr.contains("of $1 are spent"), "{stderr}");
+    assert!(stderr.contains("limit of $1"), "{stderr}");
     // No snapshot was made: what was paid for can be asked all the same.
     let usd = lab.usd();
     assert!(usd > 0.5 && usd <= 1.0, "{usd} of 1.0");
@@ -197,7 +197,7 @@ fn a_run_for_people_ends_with_shares_by_source_and_group() {
 
 #[test]
 fn two_nodes_lose_the_same_rows_and_each_says_so() {
-    let lab = Lab::new(json!({ "permanent_every": 1 }));
+    let lab = Lab::new(json!({ "context": 1 }));
     let second = "  again: { sample: { from: prompts, model: fake, max_tokens: 30 } }\n";
     lab.write("small.yaml", &format!("{PIPELINE}{second}"));
     let (code, _, stderr) = lab.amend(&["run", "small.yaml"]);
@@ -308,7 +308,7 @@ fn a_reject_is_explained_by_its_failure_also_when_a_later_call_succeeded() {
 /// The memo has nothing of a call whose retries are exhausted; its reject has.
 #[test]
 fn a_reject_whose_call_is_not_remembered_says_what_was_asked_and_why_it_failed() {
-    let lab = Lab::new(json!({ "fail_every": 1 }));
+    let lab = Lab::new(json!({ "fail_every": 4 }));
     assert_eq!(lab.amend(&["run", "small.yaml", "--set", "models.fake.retries=0"]).0, 3);
     let reject = lab.json(&["query", "select row_id, detail from rejects"])[0].clone();
     let row = format!("rejects/{}", reject["row_id"].as_str().unwrap());

@@ -35,7 +35,7 @@ impl Bench {
         std::fs::write(dir.path().join("constitution.yaml"), text).unwrap();
         let pipeline = format!(
             "name: bench\nseed: 3\nconstitution: constitution.yaml\n\
-             models:\n  m: {{ endpoint: \"{}\", name: fake, max_in_flight: {IN_FLIGHT} }}\n\
+             models:\n  m: {{ endpoint: \"{}\", name: fake, max_in_flight: {IN_FLIGHT}, scoring: top_logprobs }}\n\
              nodes:\n\
              \x20 prompts: {{ read: {{ path: prompts.jsonl }} }}\n\
              \x20 drafts: {{ sample: {{ from: prompts, model: m, max_tokens: 64 }} }}\n\

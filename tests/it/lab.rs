@@ -15,7 +15,7 @@ use amend::engine::dispatch::{
 use amend::engine::rows::Rows;
 use amend::engine::session::{Desired, Session, Source};
 use amend::engine::train::{Held, Recipe, Training, Trainings};
-use amend::model::{Answer, Backend, CallError, Done, Prompt, Request, Task, Trained};
+use amend::model::{Answer, Backend, CallError, Done, Estimator, Prompt, Request, Task, Trained};
 use amend::operators::{ModelRef, Predicate};
 use amend::plan::Plan;
 use amend::record::{BatchBuilder, CallKey, Cell, Id, IdMap, KeyHasher, Message, Origin, Relation};
@@ -390,6 +390,10 @@ impl World for LabWorld<'_> {
 
     fn fingerprint(&self, name: &str, _model: &Model) -> Result<Id, String> {
         Ok(KeyHasher::new("amend/fake-model/1").text(name).id())
+    }
+
+    fn estimator(&self, _name: &str, _model: &Model) -> Result<Option<Estimator>, String> {
+        Ok(None)
     }
 
     fn predicate(&self, _sql: &str, _over: Relation) -> Result<Arc<dyn Predicate>, String> {

@@ -9,6 +9,7 @@ mod support;
 mod check;
 mod cli;
 mod cli_run;
+mod dialects;
 mod durable;
 #[cfg(feature = "torch")]
 mod hh;

@@ -165,7 +165,8 @@ fn votes_are_counted_with_one_added_to_each_choice() {
 fn a_conversation_is_not_scored_by_echo() {
     let server = FakeServer::start();
     let error = ask(&client(&server), scored(chat("Which?"), Estimator::Echo)).unwrap_err();
-    assert!(matches!(error, CallError::Permanent { status: None, too_long: false, .. }));
+    let CallError::Outage { message } = error else { panic!("{error:?}") };
+    assert!(message.contains("does not offer `scoring: echo`"), "{message}");
     assert_eq!(server.stats().calls, 0);
 }
 
@@ -208,9 +209,10 @@ fn what_fails_now_and_then_is_asked_again() {
 
 #[test]
 fn what_fails_always_is_given_up_and_can_be_asked_by_the_next_run() {
-    for (config, said) in
-        [(json!({ "fail_every": 1 }), "500: boom"), (json!({ "garbage_every": 1 }), "not a reply")]
-    {
+    for (config, said) in [
+        (json!({ "fail_every": 1 }), "500: boom"),
+        (json!({ "garbage_every": 1 }), "cannot be read"),
+    ] {
         let server = FakeServer::with(config);
         let error = ask(&client(&server), sampled(chat("hi"))).unwrap_err();
         let CallError::Transient { message, attempts: 6 } = &error else { panic!("{error:?}") };

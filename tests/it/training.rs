@@ -14,7 +14,7 @@ use amend::engine::local::models;
 use amend::engine::rows::{Lineage, Rows};
 use amend::engine::session::Source;
 use amend::engine::train::{Held, Training};
-use amend::model::{Answer, CallError, Request};
+use amend::model::{Answer, CallError, Estimator, Request};
 use amend::operators::{ModelRef, Predicate, read};
 use amend::record::{Id, Relation, read::read as read_file};
 use amend::spec::Model;
@@ -40,8 +40,7 @@ pub struct Bench {
 impl Bench {
     pub fn new(nodes: Value, model: Option<Value>) -> Bench {
         let (dir, server) = (tempfile::tempdir().unwrap(), FakeServer::start());
-        let asked =
-            || json!({ "endpoint": server.base_url(), "name": "fake", "max_in_flight": IN_FLIGHT });
+        let asked = || json!({ "endpoint": server.base_url(), "name": "fake", "max_in_flight": IN_FLIGHT, "scoring": "top_logprobs" });
         let pipeline = json!({
             "name": "bench", "seed": 5, "constitution": "constitution.yaml",
             "models": { "m": model.unwrap_or_else(asked) }, "nodes": nodes,
@@ -170,6 +169,10 @@ impl World for FileWorld {
 
     fn fingerprint(&self, _name: &str, model: &Model) -> Result<Id, String> {
         models::fingerprint(model)
+    }
+
+    fn estimator(&self, _name: &str, _model: &Model) -> Result<Option<Estimator>, String> {
+        Ok(None)
     }
 
     fn predicate(&self, _sql: &str, _over: Relation) -> Result<Arc<dyn Predicate>, String> {

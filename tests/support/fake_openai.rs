@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::fake_dialects::{self as dialects, Spoken};
 use super::fake_model as model;
 
 /// How the server misbehaves. 0 is never.
@@ -47,6 +48,13 @@ pub(crate) struct Config {
     pub(crate) context: usize,
     /// 400 for these fields of a body.
     pub(crate) refused_fields: Vec<String>,
+    /// Whose dialect it speaks: one of [`DIALECTS`](super::fake_dialects::DIALECTS).
+    pub(crate) dialect: String,
+    /// What goes wrong: one of [`FAULTS`](super::fake_dialects::FAULTS); empty is nothing.
+    pub(crate) fault: String,
+    /// With which bodies it goes wrong: with those whose hash is a multiple of this; the first time
+    /// only, where the fault passes.
+    pub(crate) fault_every: u64,
     /// What it calls the system that answers.
     pub(crate) system_fingerprint: String,
     /// Seconds until the process ends, whatever happens.
@@ -68,6 +76,9 @@ impl Default for Config {
             api_key: None,
             context: 0,
             refused_fields: vec![],
+            dialect: String::new(),
+            fault: String::new(),
+            fault_every: 0,
             system_fingerprint: "fp_fake".to_owned(),
             life_max_s: 3600,
             keep_bodies: true,
@@ -92,6 +103,12 @@ pub(crate) struct Stats {
     pub(crate) by_status: BTreeMap<u16, u64>,
     /// Calls by kind: `chat`, `completions`, `echo`, `prompt_logprobs`, `top_logprobs`.
     pub(crate) by_kind: BTreeMap<String, u64>,
+    /// Requests that the server charges for.
+    pub(crate) billed: u64,
+    /// Tokens that it read for them.
+    pub(crate) prompt_tokens: u64,
+    /// Tokens that it wrote for them.
+    pub(crate) completion_tokens: u64,
     /// Seconds from the first call to the last answer.
     pub(crate) span_s: f64,
 }
@@ -183,6 +200,9 @@ fn connection(stream: TcpStream, state: &Mutex<State>) -> Option<()> {
             "models" => (200, String::new(), r#"{"data":[{"id":"fake"}]}"#.to_owned()),
             _ => (404, String::new(), error("there is no such route")),
         };
+        if status == HANGS_UP {
+            return None;
+        }
         let head = format!(
             "HTTP/1.1 {status} X\r\ncontent-type: application/json\r\n{extra}content-length: {}\r\n\r\n",
             body.len()
@@ -213,6 +233,9 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> Option<(String, Option<Str
 }
 
 type Response = (u16, String, String);
+
+/// The status of an answer that is not given: the connection ends.
+const HANGS_UP: u16 = dialects::HANGS_UP;
 
 fn error(message: &str) -> String {
     json!({ "error": { "message": message, "type": "fake" } }).to_string()
@@ -248,7 +271,7 @@ fn call(state: &Mutex<State>, chat: bool, body: &[u8], key: Option<&str>) -> Res
     let canonical = canonical(&request);
     let id = model::hash(&[if chat { "chat" } else { "completions" }, &canonical]);
     let kind = kind(chat, &request);
-    let (config, nth, over) = {
+    let (config, nth, times, over) = {
         let mut state = lock(state);
         state.first.get_or_insert_with(Instant::now);
         state.in_flight += 1;
@@ -257,24 +280,30 @@ fn call(state: &Mutex<State>, chat: bool, body: &[u8], key: Option<&str>) -> Res
         *state.stats.by_kind.entry(kind.to_owned()).or_default() += 1;
         let body = if state.config.keep_bodies { canonical.clone() } else { String::new() };
         let seen = Seen { body, kind, asked: 0, answered: 0 };
-        state.seen.entry(id).or_insert(seen).asked += 1;
+        let seen = state.seen.entry(id).or_insert(seen);
+        seen.asked += 1;
+        let times = seen.asked;
         state.stats.distinct = state.seen.len() as u64;
         let over = state.config.cap > 0 && state.in_flight > state.config.cap;
-        (state.config.clone(), state.stats.calls, over)
+        (state.config.clone(), state.stats.calls, times, over)
     };
     let hangs = config.hang_after > 0 && nth > config.hang_after;
-    let response =
-        if over { None } else { Some(respond(&config, &request, &canonical, chat, id, nth, key)) };
+    let asked = Ask { request: &request, canonical: &canonical, chat, id, nth, times };
+    let answered = if over { None } else { Some(respond(&config, &asked, key)) };
     if config.latency_ms > 0 && !over {
         thread::sleep(Duration::from_millis(config.latency_ms));
     }
-    let response = response.unwrap_or_else(|| {
-        (429, format!("retry-after: {}\r\n", config.retry_after), error("rate limit reached"))
+    let spoken = answered.unwrap_or_else(|| {
+        let headers = format!("retry-after: {}\r\n", config.retry_after);
+        Spoken { headers, ..Spoken::free(429, error("rate limit reached")) }
     });
     {
         let mut state = lock(state);
         state.in_flight -= 1;
-        let status = if hangs { 0 } else { response.0 };
+        let status = if hangs { 0 } else { spoken.status };
+        state.stats.billed += u64::from(spoken.is_billed);
+        state.stats.prompt_tokens += spoken.tokens.0;
+        state.stats.completion_tokens += spoken.tokens.1;
         *state.stats.by_status.entry(status).or_default() += 1;
         if status == 200 {
             state.stats.answered += 1;
@@ -290,21 +319,27 @@ fn call(state: &Mutex<State>, chat: bool, body: &[u8], key: Option<&str>) -> Res
     if hangs {
         thread::sleep(Duration::from_secs(config.life_max_s));
     }
-    response
+    (spoken.status, spoken.headers, spoken.body)
+}
+
+/// A request for an answer.
+struct Ask<'a> {
+    request: &'a Value,
+    canonical: &'a str,
+    chat: bool,
+    /// The hash of the body.
+    id: u64,
+    /// Which call it is.
+    nth: u64,
+    /// How often this body was asked, with this time.
+    times: u64,
 }
 
 /// The answer, unless the server is to misbehave.
-fn respond(
-    config: &Config,
-    request: &Value,
-    canonical: &str,
-    chat: bool,
-    id: u64,
-    nth: u64,
-    key: Option<&str>,
-) -> Response {
-    let every = |n: u64| n > 0 && nth.is_multiple_of(n);
-    let fault = |status, message: &str| (status, String::new(), error(message));
+fn respond(config: &Config, ask: &Ask<'_>, key: Option<&str>) -> Spoken {
+    let Ask { request, canonical, id, .. } = *ask;
+    let every = |n: u64| n > 0 && ask.nth.is_multiple_of(n);
+    let fault = |status, message: &str| Spoken::free(status, error(message));
     if config.api_key.as_deref().is_some_and(|wanted| Some(wanted) != key) {
         return fault(401, &format!("incorrect API key provided: {}", key.unwrap_or("none")));
     }
@@ -330,10 +365,25 @@ fn respond(
         return fault(500, "boom");
     }
     if every(config.garbage_every) {
-        return (200, String::new(), r#"{"choices":[{"index":"#.to_owned());
+        return Spoken::free(200, r#"{"choices":[{"index":"#.to_owned());
+    }
+    if let Some(refused) = dialects::refuse(&config.dialect, request) {
+        return refused;
     }
     let system = &config.system_fingerprint;
-    (200, String::new(), super::fake_openai_replies::reply(request, canonical, chat, id, system))
+    let reply = super::fake_openai_replies::reply(request, canonical, ask.chat, id, system);
+    let counted = |name: &str| reply["usage"][name].as_u64().unwrap_or(0);
+    let tokens = (counted("prompt_tokens"), counted("completion_tokens"));
+    let is_faulty = config.fault_every > 0
+        && ask.chat
+        && id.is_multiple_of(config.fault_every)
+        && (ask.times == 1 || !dialects::passes(&config.fault));
+    let spoken = match is_faulty {
+        true => dialects::fault(&config.fault, reply),
+        false => Spoken::billed(dialects::speak(&config.dialect, reply)),
+    };
+    let tokens = if spoken.is_billed { tokens } else { (0, 0) };
+    Spoken { tokens, ..spoken }
 }
 
 fn kind(chat: bool, request: &Value) -> &'static str {

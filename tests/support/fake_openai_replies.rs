@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::fake_model as model;
 
 /// The reply of a system to a request.
-pub(crate) fn reply(request: &Value, canonical: &str, chat: bool, id: u64, system: &str) -> String {
+pub(crate) fn reply(request: &Value, canonical: &str, chat: bool, id: u64, system: &str) -> Value {
     let prompts = if chat { vec![conversation(request)] } else { prompts(&request["prompt"]) };
     let echo = request["echo"] == true;
     let n_listed = request["top_logprobs"].as_u64().or(request["logprobs"].as_u64());
@@ -51,7 +51,6 @@ pub(crate) fn reply(request: &Value, canonical: &str, chat: bool, id: u64, syste
         "model": request["model"], "system_fingerprint": system, "choices": choices,
         "usage": usage, "prompt_logprobs": prompt_logprobs,
     })
-    .to_string()
 }
 
 fn prompts(prompt: &Value) -> Vec<String> {

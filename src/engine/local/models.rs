@@ -8,17 +8,17 @@ use std::time::Duration;
 use indexmap::IndexMap;
 
 use crate::engine::dispatch::Models;
-use crate::model::Backend;
-use crate::model::openai::{OpenAi, OpenAiOptions, Secret};
+use crate::model::openai::{OpenAi, OpenAiOptions, Profiles, Secret};
 #[cfg(feature = "torch")]
 use crate::model::torch::{DeviceChoice, Precision};
+use crate::model::{Backend, Estimator};
 use crate::operators::ModelRef;
 use crate::operators::train::Chat;
 use crate::plan::{ModelEdge, Plan, Step};
 use crate::record::{Id, KeyHasher};
-use crate::spec::model::Format;
 #[cfg(feature = "torch")]
 use crate::spec::model::{Device, Dtype};
+use crate::spec::model::{Format, Scoring};
 use crate::spec::{Backend as Behind, Limits, Model, Name};
 
 /// The models of a plan, opened when they are first asked.
@@ -29,6 +29,7 @@ pub struct LocalModels {
     checkpoints: PathBuf,
     open: Mutex<IndexMap<(Arc<str>, Id), Arc<dyn Backend>>>,
     given: BTreeMap<String, Arc<dyn Backend>>,
+    profiles: Option<Arc<dyn Profiles>>,
 }
 
 impl LocalModels {
@@ -49,7 +50,45 @@ impl LocalModels {
             checkpoints: checkpoints.to_owned(),
             open: Mutex::default(),
             given: BTreeMap::new(),
+            profiles: None,
         }
+    }
+
+    /// Keeps the profiles of endpoints between runs.
+    #[must_use]
+    pub fn with_profiles(mut self, profiles: Arc<dyn Profiles>) -> LocalModels {
+        self.profiles = Some(profiles);
+        self
+    }
+
+    /// How label log-probabilities are had from an entry with `scoring: auto`: the best that its
+    /// endpoint offers, which is asked unless its profile says so. Nothing for all other entries,
+    /// and where it is not known and not to be asked.
+    pub fn estimator(&self, entry: &Model, asks: bool) -> Result<Option<Estimator>, String> {
+        let Behind::Endpoint { url, name } = entry.backend() else { return Ok(None) };
+        if entry.scoring != Scoring::Auto {
+            return Ok(None);
+        }
+        let endpoint = self.endpoint(entry, url, name)?;
+        let is_chat = entry.format == Format::Chat;
+        match endpoint.known_estimator(is_chat) {
+            None if asks => endpoint.resolve(is_chat).map(Some),
+            known => Ok(known),
+        }
+    }
+
+    fn endpoint(&self, entry: &Model, url: &Name, name: &Name) -> Result<OpenAi, String> {
+        let mut options = OpenAiOptions::new(url.value.clone(), name.value.clone());
+        options.api_key = entry.api_key.as_ref().and_then(|key| key.reveal()).map(Secret::new);
+        options.max_in_flight = entry.max_in_flight.value as usize;
+        options.retries = entry.retries.unwrap_or(self.limits.retries);
+        let timeout_s = entry.timeout_s.unwrap_or(self.limits.timeout_s);
+        options.timeout = Duration::from_secs_f64(timeout_s.value);
+        options.votes = entry.votes.value;
+        options.template_args = entry.template_args.clone().into_iter().collect();
+        options.chat_template = entry.chat_template.as_ref().map(|template| template.value.clone());
+        options.profiles = self.profiles.clone();
+        OpenAi::new(options).map_err(|error| error.to_string())
     }
 
     /// Puts another backend in place of an entry's: a test's fake.
@@ -67,7 +106,7 @@ impl LocalModels {
         let entry =
             self.entries.get(name).ok_or_else(|| format!("there is no model \"{name}\""))?;
         match entry.backend() {
-            Behind::Endpoint { url, name } => endpoint(entry, url, name, &self.limits),
+            Behind::Endpoint { url, name } => Ok(Arc::new(self.endpoint(entry, url, name)?)),
             Behind::Checkpoint(_) => checkpoint(name, entry, &self.dir(entry, model.fingerprint)),
         }
     }
@@ -104,22 +143,6 @@ impl Models for LocalModels {
         open.insert(key, Arc::clone(&backend));
         Ok(backend)
     }
-}
-
-fn endpoint(
-    entry: &Model,
-    url: &Name,
-    name: &Name,
-    limits: &Limits,
-) -> Result<Arc<dyn Backend>, String> {
-    let mut options = OpenAiOptions::new(url.value.clone(), name.value.clone());
-    options.api_key = entry.api_key.as_ref().and_then(|key| key.reveal()).map(Secret::new);
-    options.max_in_flight = entry.max_in_flight.value as usize;
-    options.retries = entry.retries.unwrap_or(limits.retries);
-    options.timeout = Duration::from_secs_f64(entry.timeout_s.unwrap_or(limits.timeout_s).value);
-    options.votes = entry.votes.value;
-    let open = OpenAi::new(options);
-    open.map(|open| Arc::new(open) as Arc<dyn Backend>).map_err(|error| error.to_string())
 }
 
 #[cfg(feature = "torch")]
@@ -188,9 +211,10 @@ fn identity(entry: &Model, number_format: &str, weights: Id) -> Id {
     let is_chat = entry.format == Format::Chat;
     let is_rendered = is_chat && (entry.chat_template.is_some() || !entry.template_args.is_empty());
     let is_endpoint = matches!(entry.backend(), Behind::Endpoint { .. });
-    if is_endpoint || (number_format == "f32" && !is_rendered) {
+    if (is_endpoint || number_format == "f32") && !is_rendered {
         return weights;
     }
+    let number_format = if is_endpoint { "endpoint" } else { number_format };
     let mut hasher = KeyHasher::new("amend/model/2");
     hasher.add_id(weights);
     hasher.add_text(number_format);
@@ -279,8 +303,18 @@ mod tests {
         assert_eq!(of("f32", &as_usual), weights);
         assert_eq!(of("f32", &arguments), weights, "a transcript has no template");
         assert_eq!(of("f32", &chat), weights, "the checkpoint's own template is in its weights id");
+        let endpoint = |entry: &mut Model| {
+            (entry.checkpoint, entry.endpoint) = (None, Some(Name::default()));
+            entry.name = Some(Name::default());
+        };
+        assert_eq!(of("bf16", &endpoint), weights, "a server computes as it does");
         let others = [
             of("bf16", &as_usual),
+            of("f32", &|entry| {
+                endpoint(entry);
+                chat(entry);
+                arguments(entry);
+            }),
             of("f16", &as_usual),
             of("f32", &|entry| {
                 chat(entry);

@@ -11,6 +11,7 @@ use super::{Predicates, until};
 use crate::engine::compile::{World, faults};
 use crate::engine::session::Source;
 use crate::engine::train::Held;
+use crate::model::Estimator;
 use crate::operators::{Predicate, read};
 use crate::plan::{Plan, Step};
 use crate::record::read::{ReadError, probe};
@@ -175,6 +176,10 @@ impl World for Unopened<'_> {
 
     fn fingerprint(&self, _name: &str, _model: &Model) -> Result<Id, String> {
         Ok(Id::ZERO)
+    }
+
+    fn estimator(&self, _name: &str, _model: &Model) -> Result<Option<Estimator>, String> {
+        Ok(None)
     }
 
     fn predicate(&self, sql: &str, over: Relation) -> Result<Arc<dyn Predicate>, String> {

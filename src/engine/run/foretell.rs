@@ -28,7 +28,7 @@ pub fn foretell(plan: &Plan, options: &Options) -> Result<Forecast, RunError> {
     let store = Store::new(&options.store);
     let memo = Arc::new(store.memo_read_only()?);
     let warnings = served::changed(plan, &memo);
-    let world = LocalWorld::new(plan, options, &store, memo)?;
+    let world = LocalWorld::new(plan, options, &store, memo, false)?;
     let desired = desired(plan, &world, options)?;
     let limits = Limits { retry_rejects: options.retry_rejects, ..Limits::default() };
     let dispatcher = world.dispatcher(Mode::Plan, limits);

@@ -22,7 +22,7 @@ pub use foretell::foretell;
 pub use renamed::renamed;
 pub use report::{
     CallsForecast, Forecast, NodeCalls, NodeForecast, NodeReport, Report, RowsForecast, RunCalls,
-    Totals, TrainingForecast,
+    RunSpent, Totals, TrainingForecast,
 };
 
 use super::compile::{CompileError, compile};
@@ -157,7 +157,7 @@ pub fn run(plan: &Plan, options: &Options) -> Result<Report, RunError> {
         None => plan,
     };
     let memo = Arc::new(store.memo()?);
-    let world = LocalWorld::new(plan, options, &store, Arc::clone(&memo))?;
+    let world = LocalWorld::new(plan, options, &store, Arc::clone(&memo), true)?;
     let desired = desired(plan, &world, options)?;
     // The files are those that were read just now, and nothing was asked yet.
     basis::check(plan, options, world.sources(), world.latest.as_ref(), &snapshots)?;
@@ -187,6 +187,9 @@ pub fn run(plan: &Plan, options: &Options) -> Result<Report, RunError> {
         over_limits(plan, &session)?;
         publish::publish(plan, options, &world, &session, &settled, &snapshots, began)
     });
+    let seen = dispatcher.seen();
+    let spent = RunSpent { requests: seen.requests, tokens: seen.tokens, cost_usd: seen.cost_usd };
+    let report = report.map(|report| Report { spent, ..report });
     drop(session);
     memo.close()?;
     report

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use super::report::{NodeCalls, NodeReport, Report, RunCalls};
+use super::report::{NodeCalls, NodeReport, Report, RunCalls, RunSpent};
 use super::world::LocalWorld;
 use super::{Options, RunError, by_table, trains};
 use crate::engine::policy::{KeptBy, Standing};
@@ -211,5 +211,6 @@ fn report(
     let memo = nodes.iter().map(|node| node.calls.memo).sum();
     let seconds = began.elapsed().as_secs_f64();
     let (snapshot, digest) = published.map(|(number, digest)| (number, digest.to_string())).unzip();
-    Report { snapshot, digest, nodes, calls: RunCalls { made, memo }, seconds }
+    let calls = RunCalls { made, memo };
+    Report { snapshot, digest, nodes, calls, spent: RunSpent::default(), seconds }
 }

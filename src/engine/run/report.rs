@@ -17,8 +17,21 @@ pub struct Report {
     pub nodes: Vec<NodeReport>,
     /// The calls of all nodes.
     pub calls: RunCalls,
+    /// What it spent.
+    pub spent: RunSpent,
     /// How long it took.
     pub seconds: f64,
+}
+
+/// What a run spent, failed attempts and each request of a vote included.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct RunSpent {
+    /// Requests that are charged for.
+    pub requests: u64,
+    /// Tokens read and written.
+    pub tokens: u64,
+    /// US dollars, of the models that have a price.
+    pub cost_usd: f64,
 }
 
 /// What one node did.

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::publish::{REJECTS, inputs};
-use super::report::{NodeCalls, NodeReport, Report, RunCalls};
+use super::report::{NodeCalls, NodeReport, Report, RunCalls, RunSpent};
 use super::world::source;
 use super::{Options, RunError, basis};
 use crate::plan::Plan;
@@ -56,6 +56,7 @@ pub(super) fn unchanged(
         digest: Some(manifest.digest.to_string()),
         nodes: nodes.collect(),
         calls: RunCalls::default(),
+        spent: RunSpent::default(),
         seconds: began.elapsed().as_secs_f64(),
     }))
 }

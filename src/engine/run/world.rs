@@ -12,7 +12,8 @@ use crate::engine::local::trainings::{LocalTrainings, Told};
 use crate::engine::rows::{Lineage, Rec, Rows};
 use crate::engine::session::Source;
 use crate::engine::train::{Held, Trainings};
-use crate::model::{Answer, Trainer};
+use crate::model::openai::Profiles;
+use crate::model::{Answer, Estimator, Trainer};
 use crate::operators::{Predicate, read};
 use crate::plan::Plan;
 use crate::record::read::{Fingerprint, Stamped, fingerprint, read as read_file};
@@ -29,6 +30,8 @@ pub(super) struct LocalWorld<'a> {
     store: &'a Store,
     memo: Arc<Memo>,
     rows: Arc<Rows>,
+    /// Whether endpoints may be asked: a run asks, a plan does not.
+    asks: bool,
     /// The snapshot before.
     pub(super) latest: Option<Snapshot>,
     /// The files read so far.
@@ -41,10 +44,11 @@ impl<'a> LocalWorld<'a> {
         options: &'a Options,
         store: &'a Store,
         memo: Arc<Memo>,
+        asks: bool,
     ) -> Result<LocalWorld<'a>, RunError> {
         let latest = store.snapshots(&plan.pipeline().name).latest()?;
         let (rows, sources) = (Arc::default(), Mutex::default());
-        Ok(LocalWorld { plan, options, store, memo, rows, latest, sources })
+        Ok(LocalWorld { plan, options, store, memo, rows, asks, latest, sources })
     }
 
     pub(super) fn rows(&self) -> &Arc<Rows> {
@@ -65,11 +69,16 @@ impl<'a> LocalWorld<'a> {
             Arc::clone(&self.memo),
             Box::new(move |model, answer| price(&prices, model, answer)),
         );
-        let models = LocalModels::new(self.plan, &self.store.dir().join("checkpoints"));
+        let models = self.models();
         let (memory, models): (Arc<dyn Memory>, Arc<dyn Models>) =
             (Arc::new(memory), Arc::new(models));
         let cost = move |model: &str, answer: &Answer| price(&cost, model, answer).unwrap_or(0.0);
         Dispatcher::new(memory, models, mode, limits, Box::new(cost))
+    }
+
+    fn models(&self) -> LocalModels {
+        let profiles: Arc<dyn Profiles> = Arc::new(self.store.profiles());
+        LocalModels::new(self.plan, &self.store.dir().join("checkpoints")).with_profiles(profiles)
     }
 
     pub(super) fn trainings(&self) -> Arc<dyn Trainings> {
@@ -114,7 +123,9 @@ fn prices(plan: &Plan) -> Prices {
 
 fn price(prices: &Prices, model: &str, answer: &Answer) -> Option<f64> {
     let price = prices.get(model)?;
-    let (read, written) = (f64::from(answer.prompt_tokens), f64::from(answer.completion_tokens));
+    let of = |tokens: i32, wasted: u32| f64::from(tokens) + f64::from(wasted);
+    let read = of(answer.prompt_tokens, answer.wasted.prompt_tokens);
+    let written = of(answer.completion_tokens, answer.wasted.completion_tokens);
     Some((read * price.input + written * price.output) / 1e6)
 }
 
@@ -136,6 +147,11 @@ impl World for LocalWorld<'_> {
             }
         }
         models::fingerprint(model)
+    }
+
+    fn estimator(&self, name: &str, model: &Model) -> Result<Option<Estimator>, String> {
+        let found = self.models().estimator(model, self.asks);
+        found.map_err(|error| format!("model \"{name}\": {error}"))
     }
 
     fn predicate(&self, sql: &str, over: Relation) -> Result<Arc<dyn Predicate>, String> {

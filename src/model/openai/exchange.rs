@@ -2,76 +2,147 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::failure::{Failure, Meaning};
 use super::gate::Gate;
 use super::http::{Http, Route, Stamp};
 use super::options::{OpenAiError, OpenAiOptions};
-use super::wire::{Body, Reply};
-use crate::model::answer::{Answer, CallError};
-use crate::model::backend::Waiting;
+use super::profile::{self, Profile};
+use super::refusal::{Objection, objection};
+use super::reply::Reply;
+use super::wire::{Body, Parameter};
+use crate::model::answer::{Answer, Billed, CallError};
+use crate::model::backend::{Meter, Waiting};
 use crate::record::KeyHasher;
 
 /// The longest wait between two attempts is this many times the first.
 const BACKOFF_DOUBLINGS_MAX: f64 = 60.0;
 
+/// The longest wait between two looks at a server that is loading.
+const LOADING_PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// The most alternatives that OpenAI's completions list: what is tried where a server names no number.
+const LOGPROBS_FEW: u32 = 5;
+
+/// The most stop texts that OpenAI takes: what is tried where a server names no number.
+const STOP_FEW: u32 = 4;
+
 /// All that the requests to one endpoint share.
 pub(super) struct Exchange {
     pub(super) options: OpenAiOptions,
+    pub(super) profile: Profile,
     http: Http,
     gate: Arc<Gate>,
     /// Whether the server has ever answered: then it is there, and silence is about the request.
     heard: AtomicBool,
-    /// Whether the server has asked for `max_completion_tokens` in place of `max_tokens`.
-    renames_max_tokens: AtomicBool,
+    /// Held by the first request of an estimator that nobody knows the server to offer.
+    pub(super) trying_out: tokio::sync::Mutex<()>,
     /// What failed since the last reply; looked at only where the flag beside it is set.
     waiting: Mutex<Option<Waiting>>,
     is_waiting: AtomicBool,
 }
 
-/// A reply, and what it took.
-pub(super) struct Heard {
-    pub(super) reply: Reply,
-    pub(super) attempts: i32,
-    pub(super) sent: Stamp,
+/// What a call asks with: the endpoint, and who pays.
+#[derive(Clone)]
+pub(super) struct Caller {
+    pub(super) exchange: Arc<Exchange>,
+    pub(super) meter: Arc<dyn Meter>,
 }
 
-impl Heard {
-    /// An answer without text or scores, of replies that were had together.
-    pub(super) fn answer(all: &[Heard]) -> Answer {
-        let first = all.iter().min_by_key(|heard| heard.sent.instant).expect("one was heard");
-        let mut answer = Answer {
-            started_at_us: first.sent.us,
-            latency_ms: first.sent.elapsed_ms(),
-            served_model: first.reply.model.clone(),
-            system_fingerprint: first.reply.system_fingerprint.clone(),
-            ..Answer::default()
-        };
+/// A reply as it was read, and what it took.
+pub(super) struct Heard<T> {
+    pub(super) read: T,
+    model: Option<String>,
+    system_fingerprint: Option<String>,
+    cached_tokens: u32,
+    billed: Billed,
+    is_estimated: bool,
+    wasted: Billed,
+    missed: Vec<Parameter>,
+    attempts: i32,
+    sent: Stamp,
+}
+
+impl<T> Heard<T> {
+    /// What the reply took.
+    pub(super) fn billed(&self) -> Billed {
+        self.billed
+    }
+
+    /// What replies that were had together took, as an answer without text or scores, and what was
+    /// read of each.
+    pub(super) fn answer(all: Vec<Heard<T>>) -> (Answer, Vec<T>) {
+        let mut answer = Answer::default();
+        let (mut first, mut billed) = (None::<Stamp>, Billed::default());
+        let mut read = Vec::with_capacity(all.len());
         for heard in all {
-            answer.attempts += heard.attempts;
-            if let Some(usage) = &heard.reply.usage {
-                let details = usage.prompt_tokens_details.as_ref();
-                answer.prompt_tokens += usage.prompt_tokens;
-                answer.cached_tokens += details.and_then(|of| of.cached_tokens).unwrap_or(0);
-                answer.completion_tokens += usage.completion_tokens;
+            if first.is_none_or(|first| heard.sent.instant < first.instant) {
+                first = Some(heard.sent);
+                answer.served_model = heard.model;
+                answer.system_fingerprint = heard.system_fingerprint;
             }
+            answer.attempts += heard.attempts;
+            answer.cached_tokens += heard.cached_tokens as i32;
+            answer.estimated_usage |= heard.is_estimated;
+            answer.wasted += heard.wasted;
+            billed += heard.billed;
+            for parameter in heard.missed {
+                let name = parameter.setting().to_owned();
+                if !answer.omitted.contains(&name) {
+                    answer.omitted.push(name);
+                }
+            }
+            read.push(heard.read);
         }
-        answer
+        let first = first.expect("one was heard");
+        (answer.started_at_us, answer.latency_ms) = (first.us, first.elapsed_ms());
+        let count = |tokens: u32| i32::try_from(tokens).unwrap_or(i32::MAX);
+        answer.prompt_tokens = count(billed.prompt_tokens);
+        answer.completion_tokens = count(billed.completion_tokens);
+        (answer, read)
+    }
+}
+
+/// One request on its way to a reply.
+struct Attempts<'a> {
+    meant: Body<'a>,
+    body: Body<'a>,
+    bytes: Vec<u8>,
+    missed: Vec<Parameter>,
+    attempts: i32,
+    refusals: u32,
+    /// Attempts that failed, of those that are counted against `retries`.
+    failures: u32,
+    loading_since: Option<Instant>,
+    wasted: Billed,
+}
+
+impl Attempts<'_> {
+    /// Makes the body anew by what is known of the server now. Whether it is another.
+    fn shape(&mut self, profile: &Profile) -> bool {
+        self.body = self.meant.clone();
+        self.missed = profile.shape(&mut self.body);
+        let bytes = self.body.json();
+        let is_new = bytes != self.bytes;
+        self.bytes = bytes;
+        is_new
     }
 }
 
 impl Exchange {
     pub(super) fn new(options: OpenAiOptions) -> Result<Exchange, OpenAiError> {
-        assert!(options.max_in_flight > 0, "an endpoint takes at least one request");
         let http = Http::new(&options)?;
-        let gate = Gate::new(options.max_in_flight);
-        let (heard, renames_max_tokens) = (AtomicBool::new(false), AtomicBool::new(false));
-        let (waiting, is_waiting) = (Mutex::default(), AtomicBool::new(false));
-        Ok(Exchange { options, http, gate, heard, renames_max_tokens, waiting, is_waiting })
+        let gate = Gate::new(options.max_in_flight.max(1));
+        let (server, kept) = (options.server(), options.profiles.clone());
+        let name = KeyHasher::new("amend/profile/1").text(&server).text(&options.model).id();
+        let profile = Profile::open(name.to_string(), &server, &options.model, kept);
+        let (heard, is_waiting) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (trying_out, waiting) = (tokio::sync::Mutex::new(()), Mutex::new(None));
+        Ok(Exchange { options, profile, http, gate, heard, trying_out, waiting, is_waiting })
     }
 
-    /// What the endpoint waits for, if a request failed since it last heard a reply.
+    /// Whom it waits for.
     pub(super) fn waiting(&self) -> Option<Waiting> {
         let is_waiting = self.is_waiting.load(Ordering::Relaxed);
         is_waiting.then(|| self.waits().clone()).flatten()
@@ -98,54 +169,120 @@ impl Exchange {
         }
     }
 
-    /// Sends a body until there is a reply.
-    pub(super) async fn ask(&self, route: Route, mut said: Body<'_>) -> Result<Heard, CallError> {
-        if self.renames_max_tokens.load(Ordering::Relaxed) {
-            said.max_completion_tokens = said.max_tokens.take();
+    /// What a failed attempt of a call means, by what is left to try: to send it again, or the error.
+    async fn again(
+        &self,
+        failure: &Failure,
+        state: &mut Attempts<'_>,
+        pass: super::gate::Pass,
+        meter: &dyn Meter,
+    ) -> Result<(), CallError> {
+        if let Some(billed) = failure.billed(state.body.most()) {
+            state.wasted += billed;
+            if !meter.failed(billed) {
+                return Err(self.give_up(Meaning::Again, failure, state.attempts));
+            }
         }
-        let mut body = said.json();
-        let mut sent = None;
-        let (mut attempts, mut refusals) = (0, 0);
-        loop {
-            let pass = self.gate.enter(refusals > 0).await;
-            let sent = *sent.get_or_insert_with(Stamp::now);
-            attempts += 1;
-            let failure = match self.http.post(route, body.clone()).await {
-                Ok(reply) => {
-                    pass.served();
-                    self.heard();
-                    return Ok(Heard { reply, attempts, sent });
+        let next = state.attempts as u32 + 1;
+        match failure.meaning() {
+            Meaning::Refused if state.refusals < self.options.refusals() => {
+                let pause = failure.retry_after();
+                let pause = pause.unwrap_or_else(|| self.wait(&state.bytes, state.refusals));
+                if pause > self.options.wait_max {
+                    return Err(self.asks_to_wait(pause, failure));
                 }
-                Err(failure) => failure,
-            };
-            if matches!(failure, Failure::Status { .. }) {
-                self.heard.store(true, Ordering::Relaxed);
+                state.refusals += 1;
+                pass.refused(pause);
+                self.waits_for(failure, next);
+                Ok(())
             }
-            let failures = attempts as u32 - refusals;
-            match failure.meaning() {
-                Meaning::Refused if refusals < self.options.refusals() => {
-                    let pause = failure.retry_after().unwrap_or_else(|| self.wait(&body, refusals));
-                    if pause > self.options.wait_max {
-                        return Err(self.asks_to_wait(pause, &failure));
-                    }
-                    refusals += 1;
-                    pass.refused(pause);
-                    self.waits_for(&failure, attempts as u32 + 1);
+            Meaning::Loading => {
+                drop(pass);
+                let since = *state.loading_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= self.options.timeout {
+                    return Err(self.still_loading(failure));
                 }
-                Meaning::Again if failures <= self.options.retries => {
-                    drop(pass);
-                    self.waits_for(&failure, attempts as u32 + 1);
-                    let wait = self.wait(&body, failures - 1);
-                    tokio::time::sleep(wait.max(failure.retry_after().unwrap_or_default())).await;
-                }
-                Meaning::Permanent if failure.renames_max_tokens() && said.max_tokens.is_some() => {
-                    drop(pass);
-                    self.renames_max_tokens.store(true, Ordering::Relaxed);
-                    said.max_completion_tokens = said.max_tokens.take();
-                    body = said.json();
-                }
-                meaning => return Err(self.give_up(meaning, &failure, attempts)),
+                self.waits_for(failure, next);
+                let wait = self.wait(&state.bytes, state.attempts as u32 - 1);
+                let wait = failure.retry_after().unwrap_or(wait).min(LOADING_PAUSE_MAX);
+                tokio::time::sleep(wait).await;
+                Ok(())
             }
+            Meaning::Again if state.failures < self.options.retries => {
+                state.failures += 1;
+                drop(pass);
+                self.waits_for(failure, next);
+                let wait = self.wait(&state.bytes, state.failures - 1);
+                tokio::time::sleep(wait.max(failure.retry_after().unwrap_or_default())).await;
+                Ok(())
+            }
+            Meaning::Permanent | Meaning::Again => {
+                drop(pass);
+                self.adapt(failure, state)
+            }
+            meaning => Err(self.give_up(meaning, failure, state.attempts)),
+        }
+    }
+
+    /// Learns from a refusal what the server does not take, and makes the body one that it may take.
+    fn adapt(&self, failure: &Failure, state: &mut Attempts<'_>) -> Result<(), CallError> {
+        let give_up = || self.give_up(failure.meaning(), failure, state.attempts);
+        let Some(objection) = objection(failure, &state.body) else {
+            if let (Some(status), Meaning::Permanent) = (failure.status(), failure.meaning()) {
+                self.profile.said(status, &self.redact(failure.message()));
+            }
+            return Err(give_up());
+        };
+        let is_score = |parameter| {
+            use Parameter::{Echo, Logprobs, PromptLogprobs, TopLogprobs};
+            matches!(parameter, Echo | Logprobs | PromptLogprobs | TopLogprobs)
+        };
+        match objection {
+            Objection::Parameter(parameter) if profile::can_omit(parameter, &state.body) => {
+                let is_missed = profile::is_missed(parameter, &state.body);
+                if self.profile.refused(parameter) && is_missed {
+                    let (address, name) = (self.options.address(), parameter.setting());
+                    tracing::warn!(
+                        "{address} refuses `{name}` for the model \"{}\": requests are sent without \
+                         it, and their rows say so in the column `warnings`",
+                        self.options.model
+                    );
+                }
+            }
+            Objection::Value(parameter @ (Parameter::Logprobs | Parameter::TopLogprobs), most) => {
+                let most = most.unwrap_or(LOGPROBS_FEW);
+                if state.body.number(parameter).is_none_or(|number| number <= most) {
+                    return Err(give_up());
+                }
+                self.profile.limited(parameter, most);
+            }
+            Objection::Value(Parameter::Stop, most) => {
+                self.profile.limited(Parameter::Stop, most.unwrap_or(STOP_FEW));
+            }
+            // Another estimator may do.
+            Objection::Parameter(parameter) if is_score(parameter) => return Err(give_up()),
+            Objection::Parameter(parameter) | Objection::Value(parameter, _) => {
+                return Err(self.cannot_honour(parameter, failure));
+            }
+        }
+        // What was learnt changes nothing: the server says no to something else.
+        if state.shape(&self.profile) {
+            Ok(())
+        } else {
+            Err(self.give_up(failure.meaning(), failure, state.attempts))
+        }
+    }
+
+    /// A setting that the server does not take: every row would lack it.
+    fn cannot_honour(&self, parameter: Parameter, failure: &Failure) -> CallError {
+        let (address, setting) = (self.options.address(), parameter.setting());
+        let message = self.redact(failure.message());
+        CallError::Outage {
+            message: format!(
+                "{address} does not take the setting `{setting}` for the model \"{}\": {message}; \
+                 leave the setting out, or use another server",
+                self.options.model
+            ),
         }
     }
 
@@ -171,7 +308,8 @@ impl Exchange {
                 CallError::Permanent { status, message, too_long }
             }
             Meaning::Outage => CallError::Outage { message: self.outage(failure, &message) },
-            Meaning::Again | Meaning::Refused => match failure {
+            Meaning::Loading => self.still_loading(failure),
+            Meaning::Again | Meaning::Refused | Meaning::Unusable => match failure {
                 Failure::Unreachable(_) => CallError::Outage { message: self.absent(&message) },
                 Failure::Silent(_) if !reached => {
                     CallError::Outage { message: self.absent(&message) }
@@ -179,6 +317,16 @@ impl Exchange {
                 _ => CallError::Transient { message, attempts },
             },
         }
+    }
+
+    fn still_loading(&self, failure: &Failure) -> CallError {
+        let (address, seconds) = (self.options.address(), self.options.timeout.as_secs());
+        let message = self.redact(failure.message());
+        let message = format!(
+            "{address} is still loading its model after {seconds} s: {message}; run again when it is \
+             ready, or raise `timeout_s` of the model"
+        );
+        CallError::Outage { message }
     }
 
     fn absent(&self, message: &str) -> String {
@@ -219,11 +367,81 @@ impl Exchange {
         CallError::Outage { message }
     }
 
-    /// The text without the key, should the server have quoted it.
+    /// The text without the secrets that were sent, should the server have quoted one.
     fn redact(&self, message: String) -> String {
-        match &self.options.api_key {
-            Some(key) if !key.text().is_empty() => message.replace(key.text(), "…"),
-            _ => message,
+        let secrets = self.options.secrets();
+        secrets.iter().fold(message, |message, secret| message.replace(secret, "…"))
+    }
+}
+
+impl Caller {
+    /// Sends a body until there is a reply that can be read. `read` takes what the call needs from a
+    /// reply, or says which field is missing or malformed.
+    pub(super) async fn ask<T>(
+        &self,
+        route: Route,
+        meant: Body<'_>,
+        read: impl Fn(&Reply) -> Result<T, String>,
+    ) -> Result<Heard<T>, CallError> {
+        let exchange = &*self.exchange;
+        let mut state = Attempts {
+            body: meant.clone(),
+            meant,
+            bytes: Vec::new(),
+            missed: Vec::new(),
+            attempts: 0,
+            refusals: 0,
+            failures: 0,
+            loading_since: None,
+            wasted: Billed::default(),
+        };
+        state.shape(&exchange.profile);
+        let mut sent = None;
+        loop {
+            let pass = exchange.gate.enter(state.refusals > 0).await;
+            let sent = *sent.get_or_insert_with(Stamp::now);
+            state.attempts += 1;
+            let reply = exchange.http.post(route, state.bytes.clone()).await;
+            let read = reply.and_then(|reply| match read(&reply) {
+                Ok(read) => Ok((read, reply)),
+                Err(message) => Err(Failure::Unusable(message, reply.billed())),
+            });
+            let failure = match read {
+                Ok((read, reply)) => {
+                    pass.served();
+                    exchange.heard();
+                    exchange.profile.accepted(&state.body);
+                    return Ok(state.heard(read, reply, sent));
+                }
+                Err(failure) => failure,
+            };
+            if matches!(failure, Failure::Status(_) | Failure::Garbled(..) | Failure::Unusable(..))
+            {
+                exchange.heard.store(true, Ordering::Relaxed);
+            }
+            exchange.again(&failure, &mut state, pass, &*self.meter).await?;
+        }
+    }
+}
+
+impl Attempts<'_> {
+    fn heard<T>(self, read: T, reply: Reply, sent: Stamp) -> Heard<T> {
+        let counted = reply.billed();
+        let cached = reply
+            .usage
+            .get()
+            .and_then(|usage| usage.prompt_tokens_details.get()?.cached_tokens.get().copied());
+        Heard {
+            read,
+            model: reply.model.take(),
+            system_fingerprint: reply.system_fingerprint.take(),
+            cached_tokens: cached.unwrap_or(0),
+            billed: counted.unwrap_or_else(|| self.body.most()),
+            is_estimated: counted.is_none(),
+            wasted: self.wasted,
+            missed: self.missed,
+            attempts: self.attempts,
+            sent,
         }
     }
 }

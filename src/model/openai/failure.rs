@@ -4,10 +4,13 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::wire::Reply;
+use super::reply::{End, Reply};
+use crate::model::answer::Billed;
 
 /// Characters of a brief reason.
 const BRIEF_CHARS: usize = 80;
+/// Characters of a message of a server.
+const MESSAGE_CHARS: usize = 500;
 
 /// What went wrong with one HTTP request.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,10 +19,26 @@ pub(super) enum Failure {
     Unreachable(String),
     /// A connection was made, and then no answer came.
     Silent(String),
-    /// An answer came, and is not one.
-    Garbled(String),
+    /// An answer came, and is not one: asked again, it may be.
+    Garbled(String, Option<Billed>),
+    /// An answer came that cannot be used, and the next would be like it.
+    Unusable(String, Option<Billed>),
     /// The server said no.
-    Status { status: u16, message: String, retry_after: Option<Duration> },
+    Status(Refusal),
+}
+
+/// What a server says that answers no.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Refusal {
+    pub(super) status: u16,
+    /// Its message, in one line.
+    pub(super) message: String,
+    /// The parameter that its error names.
+    pub(super) param: Option<String>,
+    /// How long it asks to wait.
+    pub(super) wait: Option<Duration>,
+    /// What it says that it counted all the same.
+    pub(super) billed: Option<Billed>,
 }
 
 /// What a failure means for the call.
@@ -29,11 +48,63 @@ pub(super) enum Meaning {
     Again,
     /// The server has no room: wait, send less, and ask again.
     Refused,
+    /// The server is not ready yet: wait, and ask again.
+    Loading,
     /// The same request will fail again.
     Permanent,
+    /// The reply cannot be used; the next run may ask again.
+    Unusable,
     /// Every request will fail until somebody does something.
     Outage,
 }
+
+/// Signs of a quota that is used up, and not just for a minute.
+const QUOTA: &[&str] = &[
+    "insufficient_quota",
+    "insufficient quota",
+    "insufficient balance",
+    "insufficient credits",
+    "insufficient funds",
+    "credit balance is too low",
+    "exceeded your current quota",
+    "billing_hard_limit",
+    "billing hard limit",
+    "billing_not_active",
+    "out of credits",
+    "perday",
+    "per day",
+    "daily limit",
+    "monthly limit",
+    "spending limit",
+    "payment required",
+];
+
+/// Signs of a server that reads its model.
+const LOADING: &[&str] = &[
+    "loading model",
+    "model is loading",
+    "is currently loading",
+    "model loading",
+    "still loading",
+    "loading the model",
+    "model is not ready",
+    "not ready yet",
+    "is starting",
+    "starting up",
+    "warming up",
+    "cold start",
+];
+
+/// Signs of a server that has more to do than it can.
+const OVERLOADED: &[&str] = &[
+    "overloaded",
+    "over capacity",
+    "at capacity",
+    "no capacity",
+    "too busy",
+    "queue is full",
+    "server is busy",
+];
 
 impl Failure {
     /// Of an error of the HTTP client. Its address is dropped: it may hold a secret.
@@ -52,38 +123,94 @@ impl Failure {
     }
 
     /// Of a reply that is not a success.
-    pub(super) fn from_status(status: u16, body: &[u8], retry_after: Option<Duration>) -> Failure {
-        Failure::Status { status, message: message_of(body), retry_after }
+    pub(super) fn from_status(status: u16, body: &[u8], wait: Option<Duration>) -> Failure {
+        let json = serde_json::from_slice::<Value>(body).ok();
+        let error = json.as_ref().map(error_in);
+        let message = error.and_then(message_in);
+        let message = message.unwrap_or_else(|| String::from_utf8_lossy(body).into_owned());
+        let param = error.and_then(|error| error.get("param")?.as_str()).map(str::to_owned);
+        let wait = wait.or_else(|| super::pause::of_body(body));
+        Failure::Status(Refusal { status, message: one_line(&message), param, wait, billed: None })
     }
 
-    /// The reply, unless it is no JSON or holds an error.
+    /// The reply, unless it is no JSON, holds an error or was cut by the server.
     pub(super) fn check(reply: serde_json::Result<Reply>) -> Result<Reply, Failure> {
         let reply = reply.map_err(|error| {
-            Failure::Garbled(format!("the server answered what is not a reply: {error}"))
+            Failure::Garbled(format!("the server's reply cannot be read: {error}"), None)
         })?;
-        if let Some(error) = reply.error.as_ref().filter(|error| !error.is_null()) {
-            let code = error.get("code").and_then(Value::as_u64);
-            let status = code.and_then(|code| u16::try_from(code).ok()).unwrap_or(500);
-            let message = message_in(error).unwrap_or_else(|| error.to_string());
-            return Err(Failure::Status { status, message, retry_after: None });
+        let billed = reply.billed();
+        let is_error = reply.object.get().is_some_and(|object| object == "error");
+        let whole = serde_json::json!({ "message": reply.message, "code": reply.code });
+        let in_choice = reply.choices().map(|choice| &choice.error).find(|error| !error.is_null());
+        let error = Some(&reply.error).filter(|error| !error.is_null()).or(in_choice);
+        if let Some(error) = error.or(is_error.then_some(&whole)) {
+            return Err(Failure::in_success(error, billed));
         }
-        if reply.choices.is_empty() {
-            return Err(Failure::Garbled("the server answered without choices".to_owned()));
+        if reply.choices().next().is_none() {
+            let message = "the server's reply has no `choices`".to_owned();
+            return Err(Failure::Garbled(message, billed));
+        }
+        for choice in reply.choices() {
+            match choice.finish() {
+                Ok(_) => {}
+                Err(End::Cut(name)) => {
+                    let message = format!("the server broke the answer off (\"{name}\")");
+                    return Err(Failure::Garbled(message, billed));
+                }
+                Err(End::Unknown(message)) => return Err(Failure::Unusable(message, billed)),
+            }
         }
         Ok(reply)
     }
 
+    /// An error in a reply with status 200: its code is a status, or a word.
+    fn in_success(error: &Value, billed: Option<Billed>) -> Failure {
+        let code = error.get("code").or_else(|| error.get("status"));
+        let number = code.and_then(|code| match code {
+            Value::String(text) => text.parse().ok(),
+            code => code.as_u64(),
+        });
+        let number = number.and_then(|code| u16::try_from(code).ok());
+        let message = message_in(error).unwrap_or_else(|| error.to_string());
+        let kind = error.get("type").and_then(Value::as_str).unwrap_or_default();
+        let words = format!("{kind} {message}");
+        let status = number.filter(|code| (300..600).contains(code)).unwrap_or({
+            match () {
+                () if mentions(&words, &["rate_limit", "rate limit"]) => 429,
+                () if mentions(&words, OVERLOADED) => 529,
+                () if mentions(&words, &["authentication_error", "invalid_api_key"]) => 401,
+                () if mentions(
+                    &words,
+                    &["invalid_request", "invalid request", "context_length"],
+                ) =>
+                {
+                    400
+                }
+                () => 500,
+            }
+        });
+        let wait = super::pause::of_body(error.to_string().as_bytes());
+        let param = error.get("param").and_then(Value::as_str).map(str::to_owned);
+        Failure::Status(Refusal { status, message: one_line(&message), param, wait, billed })
+    }
+
     /// What it means for the call.
     pub(super) fn meaning(&self) -> Meaning {
-        let Failure::Status { status, message, retry_after } = self else { return Meaning::Again };
-        match status {
-            429 if mentions(message, &["insufficient_quota", "exceeded your current quota"]) => {
-                Meaning::Outage
-            }
-            429 => Meaning::Refused,
-            503 if retry_after.is_some() => Meaning::Refused,
+        let refusal = match self {
+            Failure::Status(refusal) => refusal,
+            Failure::Unusable(..) => return Meaning::Unusable,
+            _ => return Meaning::Again,
+        };
+        let says = |signs| mentions(&refusal.message, signs);
+        match refusal.status {
+            // A quota for a minute says how long to wait; one that is used up does not, or for long.
+            400 | 402 | 403 | 429 if says(QUOTA) && !refusal.is_for_a_minute() => Meaning::Outage,
+            429 | 529 => Meaning::Refused,
+            503 if says(LOADING) => Meaning::Loading,
+            503 if refusal.wait.is_some() => Meaning::Refused,
+            498 | 500 | 502..=504 if says(OVERLOADED) => Meaning::Refused,
             // Gateways moderate with 403: that is about this prompt, not about the key.
-            403 if mentions(message, &["moderation", "flagged", "content policy", "safety"]) => {
+            403 if says(&["moderation", "flagged", "content policy", "safety"]) => {
                 Meaning::Permanent
             }
             300..=399 | 401..=405 | 407 => Meaning::Outage,
@@ -104,24 +231,34 @@ impl Failure {
             "too many tokens",
             "prompt is too long",
             "input is too long",
+            "input tokens exceed",
+            "exceeds the maximum number of tokens",
         ];
         match self {
-            Failure::Status { status: 413, .. } => true,
-            Failure::Status { status: 400..=499, message, .. } => mentions(message, SIGNS),
+            Failure::Status(Refusal { status: 413, .. }) => true,
+            Failure::Status(Refusal { status: 400..=499, message, .. }) => mentions(message, SIGNS),
             _ => false,
         }
     }
 
-    /// Whether the server wants `max_completion_tokens` in place of `max_tokens`.
-    pub(super) fn renames_max_tokens(&self) -> bool {
-        matches!(self, Failure::Status { status: 400, message, .. }
-            if mentions(message, &["max_completion_tokens"]) && !self.is_too_long())
+    /// What the server charges for the attempt, where it does: what it counted, or `most` where it
+    /// did not say. A refusal is free.
+    pub(super) fn billed(&self, most: Billed) -> Option<Billed> {
+        match self {
+            Failure::Unreachable(_) => None,
+            // The answer may have been on its way.
+            Failure::Silent(_) => Some(most),
+            Failure::Garbled(_, billed) | Failure::Unusable(_, billed) => {
+                Some(billed.unwrap_or(most))
+            }
+            Failure::Status(refusal) => refusal.billed,
+        }
     }
 
     /// How long the server asked to wait.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {
-            Failure::Status { retry_after, .. } => *retry_after,
+            Failure::Status(refusal) => refusal.wait,
             _ => None,
         }
     }
@@ -129,7 +266,7 @@ impl Failure {
     /// The HTTP status, when there was one.
     pub(super) fn status(&self) -> Option<u16> {
         match self {
-            Failure::Status { status, .. } => Some(*status),
+            Failure::Status(refusal) => Some(refusal.status),
             _ => None,
         }
     }
@@ -139,7 +276,7 @@ impl Failure {
         let message = self.message();
         let cause = match self {
             Failure::Unreachable(_) | Failure::Silent(_) => message.rsplit(": ").next(),
-            Failure::Garbled(_) | Failure::Status { .. } => None,
+            _ => None,
         };
         let brief = cause.unwrap_or(&message);
         match brief.char_indices().nth(BRIEF_CHARS) {
@@ -153,31 +290,43 @@ impl Failure {
         match self {
             Failure::Unreachable(message)
             | Failure::Silent(message)
-            | Failure::Garbled(message) => message.clone(),
-            Failure::Status { status, message, .. } if message.is_empty() => {
+            | Failure::Garbled(message, _)
+            | Failure::Unusable(message, _) => message.clone(),
+            Failure::Status(Refusal { status, message, .. }) if message.is_empty() => {
                 format!("the server answered {status}")
             }
-            Failure::Status { status, message, .. } => {
+            Failure::Status(Refusal { status, message, .. }) => {
                 format!("the server answered {status}: {message}")
             }
         }
     }
 }
 
-fn mentions(message: &str, signs: &[&str]) -> bool {
+impl Refusal {
+    /// Whether the quota that it speaks of is whole again soon: Google calls a quota for a minute
+    /// "your current quota" too, and says when to ask again.
+    fn is_for_a_minute(&self) -> bool {
+        let is_soon = self.wait.is_some_and(|wait| wait <= Duration::from_mins(5));
+        let is_for_longer = mentions(&self.message, &["perday", "per day", "insufficient"]);
+        is_soon && !is_for_longer
+    }
+}
+
+pub(super) fn mentions(message: &str, signs: &[&str]) -> bool {
     let message = message.to_lowercase();
     signs.iter().any(|sign| message.contains(sign))
 }
 
-/// The message of an error's body, in whichever of the usual places; at most 500 characters.
-fn message_of(body: &[u8]) -> String {
-    let text = String::from_utf8_lossy(body);
-    let message = serde_json::from_slice::<Value>(body)
-        .ok()
-        .and_then(|value| message_in(value.get("error").unwrap_or(&value)))
-        .unwrap_or_else(|| text.into_owned());
-    let line: Vec<&str> = message.split_whitespace().collect();
-    line.join(" ").chars().take(500).collect()
+/// The error of a body: the whole, its `error`, or that of its only item, as Google sends.
+fn error_in(body: &Value) -> &Value {
+    let body = body.get(0).unwrap_or(body);
+    body.get("error").unwrap_or(body)
+}
+
+/// White space made single, and what is too long cut.
+fn one_line(message: &str) -> String {
+    let words: Vec<&str> = message.split_whitespace().collect();
+    words.join(" ").chars().take(MESSAGE_CHARS).collect()
 }
 
 fn message_in(error: &Value) -> Option<String> {
@@ -193,59 +342,16 @@ fn message_in(error: &Value) -> Option<String> {
     }
 }
 
-/// The wait that a header `Retry-After` asks for: seconds, or a date, which is measured from the
-/// server's own `Date` where it sent one.
-pub(super) fn retry_after(value: &str, date: Option<&str>, now_s: i64) -> Option<Duration> {
-    let value = value.trim();
-    if let Ok(seconds) = value.parse::<f64>() {
-        return (0.0..1e9).contains(&seconds).then(|| Duration::from_secs_f64(seconds));
-    }
-    let then_s = http_date(value)?;
-    let now_s = date.and_then(http_date).unwrap_or(now_s);
-    Some(Duration::from_secs(then_s.saturating_sub(now_s).max(0) as u64))
-}
-
-/// Seconds since 1970 of a date such as `Sun, 06 Nov 1994 08:49:37 GMT` (RFC 9110, 5.6.7).
-fn http_date(text: &str) -> Option<i64> {
-    const MONTHS: &str = "JanFebMarAprMayJunJulAugSepOctNovDec";
-    let parts: Vec<&str> = text.split([' ', ',', ':']).filter(|part| !part.is_empty()).collect();
-    let [_, day, month, year, hour, minute, second, "GMT"] = parts[..] else { return None };
-    let month = MONTHS.find(month).filter(|_| month.len() == 3)? as i64 / 3 + 1;
-    let number = |text: &str| text.parse::<u16>().ok().map(i64::from);
-    let (day, year) = (number(day)?, number(year)?);
-    // Days since 1970 of a civil date: the year begins in March, so that a leap day ends it.
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days =
-        year * 365 + year / 4 - year / 100 + year / 400 + (month * 153 + 2) / 5 + day - 1 - 719_468;
-    Some(((days * 24 + number(hour)?) * 60 + number(minute)?) * 60 + number(second)?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn retry_after_is_seconds_or_a_date() {
-        let check = |value, date, wait: Option<f64>| {
-            assert_eq!(retry_after(value, date, 784_111_770), wait.map(Duration::from_secs_f64));
-        };
-        check("2", None, Some(2.0));
-        check("0.25", None, Some(0.25));
-        check("-1", None, None);
-        check("soon", None, None);
-        check("Sun, 06 Nov 1994 08:49:37 GMT", None, Some(7.0));
-        check("Sun, 06 Nov 1994 08:49:37 GMT", Some("Sun, 06 Nov 1994 08:49:00 GMT"), Some(37.0));
-        check("Sun, 06 Nov 1994 08:40:00 GMT", None, Some(0.0));
-        assert_eq!(http_date("Thu, 01 Jan 1970 00:00:00 GMT"), Some(0));
-        assert_eq!(http_date("Thu, 29 Feb 2024 12:00:00 GMT"), Some(1_709_208_000));
-    }
 
     #[test]
     fn a_status_says_whether_to_ask_again() {
         let meaning = |status, message: &str| {
             Failure::from_status(status, message.as_bytes(), None).meaning()
         };
-        for status in [408, 409, 425, 500, 502, 503, 529] {
+        for status in [408, 409, 425, 500, 502, 503] {
             assert_eq!(meaning(status, ""), Meaning::Again, "{status}");
         }
         for status in [400, 413, 422, 501] {
@@ -254,10 +360,52 @@ mod tests {
         for status in [301, 401, 402, 403, 404] {
             assert_eq!(meaning(status, ""), Meaning::Outage, "{status}");
         }
-        assert_eq!(meaning(429, ""), Meaning::Refused);
-        let quota = r#"{"error":{"message":"No credit","code":"insufficient_quota"}}"#;
-        assert_eq!(meaning(429, quota), Meaning::Outage);
+        for status in [429, 529] {
+            assert_eq!(meaning(status, ""), Meaning::Refused, "{status}");
+        }
         assert_eq!(meaning(403, r#"{"error":{"message":"input flagged"}}"#), Meaning::Permanent);
+        let overloaded =
+            r#"{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}"#;
+        assert_eq!(meaning(503, overloaded), Meaning::Refused);
+        assert_eq!(meaning(500, "The server is overloaded"), Meaning::Refused);
+    }
+
+    #[test]
+    fn a_server_that_is_loading_is_waited_for() {
+        let meaning = |message: &str| Failure::from_status(503, message.as_bytes(), None).meaning();
+        let llama =
+            r#"{"error":{"code":503,"message":"Loading model","type":"unavailable_error"}}"#;
+        assert_eq!(meaning(llama), Meaning::Loading);
+        let hub = r#"{"error":"Model m is currently loading","estimated_time":20.0}"#;
+        assert_eq!(meaning(hub), Meaning::Loading);
+        assert_eq!(meaning("service unavailable"), Meaning::Again);
+    }
+
+    #[test]
+    fn a_quota_for_a_minute_is_waited_for_and_one_that_is_used_up_is_not() {
+        let meaning = |status, message: &str| {
+            Failure::from_status(status, message.as_bytes(), None).meaning()
+        };
+        let used_up = r#"{"error":{"message":"No credit","code":"insufficient_quota"}}"#;
+        assert_eq!(meaning(429, used_up), Meaning::Outage);
+        assert_eq!(
+            meaning(402, r#"{"error":{"message":"Insufficient Balance"}}"#),
+            Meaning::Outage
+        );
+        let low = r#"{"error":{"message":"Your credit balance is too low to access the API"}}"#;
+        assert_eq!(meaning(400, low), Meaning::Outage);
+        let google = |quota: &str, delay: &str| {
+            let message = "You exceeded your current quota, please check your plan";
+            format!(
+                r#"[{{"error":{{"code":429,"message":"{message} {quota}","details":[{delay}]}}}}]"#
+            )
+        };
+        let soon = r#"{"retryDelay":"37s"}"#;
+        assert_eq!(meaning(429, &google("", soon)), Meaning::Refused);
+        assert_eq!(meaning(429, &google("", "")), Meaning::Outage);
+        assert_eq!(meaning(429, &google("RequestsPerDayPerProject", soon)), Meaning::Outage);
+        let failure = Failure::from_status(429, google("", soon).as_bytes(), None);
+        assert_eq!(failure.retry_after(), Some(Duration::from_secs(37)));
     }
 
     #[test]
@@ -270,12 +418,44 @@ mod tests {
         assert!(!check("temperature must be at least 0"));
     }
 
+    fn checked(text: &str) -> Failure {
+        Failure::check(serde_json::from_str(text)).unwrap_err()
+    }
+
     #[test]
     fn an_error_inside_a_success_is_an_error() {
-        let check = |text: &str| Failure::check(serde_json::from_str(text)).unwrap_err();
-        let error = check(r#"{"error":{"code":400,"message":"no such parameter"}}"#);
-        assert_eq!((error.status(), error.meaning()), (Some(400), Meaning::Permanent));
-        assert_eq!(check(r#"{"choices":[]}"#).meaning(), Meaning::Again);
-        assert!(matches!(check("{\"choices\":[{"), Failure::Garbled(_)));
+        let check = |text: &str| {
+            let failure = checked(text);
+            (failure.status(), failure.meaning())
+        };
+        let top = r#"{"error":{"code":400,"message":"no such parameter"}}"#;
+        assert_eq!(check(top), (Some(400), Meaning::Permanent));
+        let word = r#"{"error":{"code":"rate_limit_exceeded","message":"slow down"},"choices":[]}"#;
+        assert_eq!(check(word), (Some(429), Meaning::Refused));
+        assert_eq!(check(r#"{"error":"boom"}"#), (Some(500), Meaning::Again));
+        let whole = r#"{"object":"error","message":"the context_length is 10","code":40303}"#;
+        assert_eq!(check(whole), (Some(400), Meaning::Permanent));
+        let choice = r#"{"choices":[{"message":{"content":""},"finish_reason":"error",
+            "error":{"code":502,"message":"upstream"}}]}"#;
+        assert_eq!(check(choice), (Some(502), Meaning::Again));
+    }
+
+    #[test]
+    fn what_is_no_whole_answer_is_a_failure_that_is_paid_for() {
+        let most = Billed { requests: 1, prompt_tokens: 90, completion_tokens: 64 };
+        let check = |text: &str| {
+            let failure = checked(text);
+            (failure.meaning(), failure.billed(most))
+        };
+        assert_eq!(check(r#"{"choices":[]}"#), (Meaning::Again, Some(most)));
+        assert_eq!(check("{\"choices\":[{"), (Meaning::Again, Some(most)));
+        let usage = r#""usage":{"prompt_tokens":3,"completion_tokens":2}"#;
+        let counted = Billed { requests: 1, prompt_tokens: 3, completion_tokens: 2 };
+        let cut = format!(r#"{{"choices":[{{"text":"a","finish_reason":"abort"}}],{usage}}}"#);
+        assert_eq!(check(&cut), (Meaning::Again, Some(counted)));
+        let odd = format!(r#"{{"choices":[{{"text":"a","finish_reason":"magic"}}],{usage}}}"#);
+        assert_eq!(check(&odd), (Meaning::Unusable, Some(counted)));
+        let refused = Failure::from_status(429, b"", None);
+        assert_eq!(refused.billed(most), None);
     }
 }

@@ -1,19 +1,28 @@
 //! `generate`: one answer written by the server.
 
-use super::exchange::{Exchange, Heard};
+use super::exchange::{Caller, Exchange, Heard};
 use super::http::Route;
-use super::wire::{Body, Choice, Texts};
+use super::reply::{Choice, Text};
+use super::wire::{Body, Texts};
 use crate::model::answer::{Answer, CallError, Finish};
 use crate::model::request::{Prompt, Sampling};
 
+/// What is read of a reply.
+struct Written {
+    text: Text,
+    finish: Finish,
+    has_finish: bool,
+    token_logprobs: Option<Vec<f32>>,
+}
+
 /// Asks for one answer.
 pub(super) async fn generate(
-    exchange: &Exchange,
+    caller: &Caller,
     prompt: &Prompt,
     sampling: &Sampling,
 ) -> Result<Answer, CallError> {
-    let (route, mut body) = begin(exchange, prompt);
-    let explicit = exchange.options.explicit_sampling;
+    let (route, mut body) = begin(&caller.exchange, prompt);
+    let explicit = caller.exchange.options.explicit_sampling;
     body.max_tokens = Some(sampling.max_tokens);
     // Always sent: the default of the field is 1, that of llama.cpp is 0.8, and vLLM takes the
     // model's own.
@@ -29,14 +38,50 @@ pub(super) async fn generate(
     body.repetition_penalty = sampling.is_penalised().then_some(sampling.repetition_penalty);
     body.stop = &sampling.stop;
     body.seed = sampling.seed.map(seed_sent);
-    let mut heard = exchange.ask(route, body).await?;
-    let choice = heard.reply.choices.swap_remove(0);
-    Ok(answer(choice, heard))
+    let heard = caller.ask(route, body, |reply| written(reply.choice())).await?;
+    let (mut answer, mut written) = Heard::answer(vec![heard]);
+    let written = written.pop().expect("one was heard");
+    answer.text = written.text.text;
+    answer.reasoning = written.text.reasoning;
+    answer.token_logprobs = written.token_logprobs;
+    answer.finish = written.finish;
+    // A server that does not say why it ended and wrote as much as it may was cut.
+    let is_full = answer.completion_tokens as i64 >= i64::from(sampling.max_tokens);
+    if !written.has_finish && is_full && !answer.estimated_usage {
+        answer.finish = Finish::Length;
+    }
+    cut(&mut answer, &sampling.stop);
+    Ok(answer)
+}
+
+fn written(choice: &Choice) -> Result<Written, String> {
+    let logprobs = choice.logprobs.get();
+    let token_logprobs = logprobs.and_then(|logprobs| {
+        let tokens = logprobs.content.get().into_iter().flatten();
+        let chat = tokens.filter_map(|token| token.get()?.logprob.get().copied());
+        let listed = logprobs.token_logprobs.get().into_iter().flatten();
+        let listed = listed.filter_map(|logprob| logprob.get().copied());
+        let all: Vec<f32> = chat.chain(listed).map(|logprob| logprob as f32).collect();
+        (!all.is_empty()).then_some(all)
+    });
+    let finish = choice.finish().expect("a checked reply has an end that is known");
+    let has_finish = choice.finish_reason.get().is_some_and(|name| !name.is_empty());
+    Ok(Written { text: choice.text()?, finish, has_finish, token_logprobs })
+}
+
+/// Cuts an answer at the first stop text, for servers that take fewer than were asked for.
+fn cut(answer: &mut Answer, stop: &[String]) {
+    let texts = stop.iter().filter(|text| !text.is_empty());
+    if let Some(at) = texts.filter_map(|text| answer.text.find(text.as_str())).min() {
+        answer.text.truncate(at);
+        answer.finish = Finish::Stop;
+    }
 }
 
 /// The route of a prompt, and a body with the model and the prompt.
 pub(super) fn begin<'a>(exchange: &'a Exchange, prompt: &'a Prompt) -> (Route, Body<'a>) {
-    let model = exchange.options.model.as_str();
+    let options = &exchange.options;
+    let model = options.model.as_str();
     match prompt {
         Prompt::Text(text) => {
             (Route::Completions, Body { model, prompt: Some(Texts::One(text)), ..Body::default() })
@@ -51,6 +96,9 @@ pub(super) fn begin<'a>(exchange: &'a Exchange, prompt: &'a Prompt) -> (Route, B
                 body.add_generation_prompt = Some(false);
                 body.continue_final_message = Some(true);
             }
+            body.chat_template_kwargs =
+                (!options.template_args.is_empty()).then_some(&options.template_args);
+            body.chat_template = options.chat_template.as_deref();
             (Route::Chat, body)
         }
     }
@@ -61,25 +109,21 @@ pub(super) fn seed_sent(seed: u64) -> u64 {
     seed & 0x7fff_ffff
 }
 
-/// The text of a choice.
-pub(super) fn text_of(choice: &Choice) -> &str {
-    let written = choice.message.as_ref();
-    let said = written.and_then(|message| message.content.as_ref().or(message.refusal.as_ref()));
-    said.or(choice.text.as_ref()).map_or("", String::as_str)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn answer(choice: Choice, heard: Heard) -> Answer {
-    let token_logprobs = choice.logprobs.as_ref().and_then(|logprobs| {
-        let tokens = logprobs.content.as_ref();
-        let chat = tokens.map(|all| all.iter().map(|token| token.logprob as f32).collect());
-        let listed = logprobs.token_logprobs.as_ref();
-        chat.or_else(|| listed.map(|all| all.iter().flatten().map(|one| *one as f32).collect()))
-    });
-    let finish = choice.finish_reason.as_deref().map_or(Finish::Stop, Finish::from_name);
-    Answer {
-        text: text_of(&choice).to_owned(),
-        finish,
-        token_logprobs,
-        ..Heard::answer(std::slice::from_ref(&heard))
+    #[test]
+    fn an_answer_ends_at_the_first_stop_text_whoever_cuts_it() {
+        let check = |text: &str, expected: &str, finish: Finish| {
+            let finish_before = Finish::Length;
+            let mut answer =
+                Answer { text: text.to_owned(), finish: finish_before, ..Answer::default() };
+            cut(&mut answer, &["END".to_owned(), "\n\n".to_owned(), String::new()]);
+            assert_eq!((answer.text.as_str(), answer.finish), (expected, finish));
+        };
+        check("a\n\nb END", "a", Finish::Stop);
+        check("a END", "a ", Finish::Stop);
+        check("a", "a", Finish::Length);
     }
 }

@@ -3,13 +3,19 @@
 use std::sync::OnceLock;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, RETRY_AFTER};
-use reqwest::{Client, Url};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{Client, Response, Url};
 use tokio::runtime::{Builder, Runtime};
 
-use super::failure::{Failure, retry_after};
+use super::failure::Failure;
 use super::options::{OpenAiError, OpenAiOptions};
-use super::wire::Reply;
+use super::pause;
+use super::reply::Reply;
+
+/// The largest reply that is read: an echo of a long prompt with its log-probabilities is a tenth.
+const REPLY_BYTES_MAX: usize = 32 << 20;
+/// The most that is read of a refusal.
+const REFUSAL_BYTES_MAX: usize = 64 << 10;
 
 /// The runtime of all endpoints: one thread, which only moves bytes.
 pub(super) fn runtime() -> &'static Runtime {
@@ -100,16 +106,41 @@ impl Http {
         let response = request.await.map_err(Failure::from_reqwest)?;
         let status = response.status().as_u16();
         if !(200..300).contains(&status) {
-            let headers = response.headers();
-            let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-            let now_s = Stamp::now().us / 1_000_000;
-            let wait = text(RETRY_AFTER).and_then(|value| retry_after(value, text(DATE), now_s));
-            let body = response.bytes().await.unwrap_or_default();
-            return Err(Failure::from_status(status, &body, wait));
+            let wait = pause::of_headers(response.headers(), Stamp::now().us / 1_000_000);
+            // A refusal whose body does not come is one without words.
+            let body = read(response, REFUSAL_BYTES_MAX).await.unwrap_or_default();
+            return Err(Failure::from_status(status, &body.bytes, wait));
         }
-        let body = response.bytes().await.map_err(Failure::from_reqwest)?;
-        Failure::check(serde_json::from_slice(&body))
+        let body = read(response, REPLY_BYTES_MAX).await.map_err(Failure::from_reqwest)?;
+        if body.is_cut {
+            let most = REPLY_BYTES_MAX >> 20;
+            let message =
+                format!("the server's reply has more than {most} MiB, the most that is read");
+            return Err(Failure::Unusable(message, None));
+        }
+        Failure::check(serde_json::from_slice(&body.bytes))
     }
+}
+
+/// The bytes of a response, up to a limit.
+#[derive(Default)]
+struct Read {
+    bytes: Vec<u8>,
+    /// Whether there were more.
+    is_cut: bool,
+}
+
+async fn read(mut response: Response, most: usize) -> Result<Read, reqwest::Error> {
+    let mut read = Read::default();
+    while let Some(chunk) = response.chunk().await? {
+        let room = most - read.bytes.len();
+        read.bytes.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        if chunk.len() > room {
+            read.is_cut = true;
+            break;
+        }
+    }
+    Ok(read)
 }
 
 fn is_loopback(url: &Url) -> bool {

@@ -15,7 +15,13 @@ mod gate;
 mod generate;
 mod http;
 mod labels;
+mod lenient;
+mod offers;
 mod options;
+mod pause;
+mod profile;
+mod refusal;
+mod reply;
 mod score;
 mod window;
 mod wire;
@@ -24,13 +30,13 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use options::{OpenAiError, OpenAiOptions, Secret};
+pub use profile::Profiles;
 
-use exchange::Exchange;
+use exchange::{Caller, Exchange};
 
-use super::answer::{Answer, CallError};
-use super::backend::{Backend, Done, Waiting};
+use super::answer::{Answer, Billed, CallError};
+use super::backend::{Backend, Done, Meter, Unmetered, Waiting};
 use super::request::{Estimator, Prompt, Request, Task};
-use crate::record::Message;
 
 /// A model behind an OpenAI-compatible endpoint.
 ///
@@ -51,46 +57,74 @@ impl OpenAi {
         Ok(OpenAi { exchange: Arc::new(Exchange::new(options)?) })
     }
 
-    /// The first estimator of log-probabilities that the server offers for a text (`chat: false`)
-    /// or a conversation, the exact ones first; `votes` when it offers none.
+    /// The first estimator of label log-probabilities that the server offers for a text
+    /// (`chat: false`) or a conversation, the exact ones first; `votes` when it offers none.
     ///
-    /// Waits, on a thread that is not the endpoints' own, for up to three requests of a few tokens. The estimator is part of a scoring request's
-    /// key: whoever asks should keep the result, so that a server's update changes no key.
-    pub fn resolve(&self, chat: bool) -> Result<Estimator, CallError> {
-        let choices = ["2", "3"].map(str::to_owned);
-        let prompt = if chat {
-            Prompt::Messages(vec![Message::user("1+1=")])
-        } else {
-            Prompt::Text("1+1=".to_owned())
-        };
+    /// Waits, on a thread that is not the endpoints' own, for up to three requests of a few tokens. The
+    /// estimator is part of a scoring request's key: the profile keeps it, so that a server's update
+    /// changes no key.
+    pub fn resolve(&self, chat: bool) -> Result<Estimator, String> {
+        let caller = self.caller(Arc::new(Unmetered));
         let exact = [Estimator::Echo, Estimator::PromptLogprobs, Estimator::TopLogprobs];
-        http::runtime().block_on(async {
+        let found = http::runtime().block_on(async {
             for estimator in exact {
-                match score::score(&self.exchange, &prompt, &choices, estimator).await {
-                    Ok(_) => return Ok(estimator),
+                match offers::try_out(&caller, chat, estimator).await {
+                    Ok(()) => return Ok(estimator),
                     // The server refused the parameters, or left them unread.
                     Err(CallError::Permanent { .. }) => {}
-                    Err(error) => return Err(error),
+                    Err(error) => return Err(error.to_string()),
                 }
             }
             Ok(Estimator::Votes)
-        })
+        })?;
+        self.exchange.profile.offers(offers::route(chat), found);
+        Ok(found)
+    }
+
+    /// The estimator that the profile knows for a route, if it does.
+    pub fn known_estimator(&self, chat: bool) -> Option<Estimator> {
+        self.exchange.profile.estimator(offers::route(chat))
+    }
+
+    fn caller(&self, meter: Arc<dyn Meter>) -> Caller {
+        Caller { exchange: Arc::clone(&self.exchange), meter }
     }
 }
 
 impl Backend for OpenAi {
-    /// `done` runs on the thread that does the input and output of all endpoints: it must be brief.
     fn submit(&self, request: Arc<Request>, done: Done) {
-        let exchange = Arc::clone(&self.exchange);
+        self.submit_metered(request, Arc::new(Unmetered), done);
+    }
+
+    /// `done` runs on the thread that does the input and output of all endpoints: it must be brief.
+    fn submit_metered(&self, request: Arc<Request>, meter: Arc<dyn Meter>, done: Done) {
+        let caller = self.caller(meter);
         let done = Told(Some(done));
         http::runtime().spawn(async move {
-            let outcome = answer(&exchange, &request).await;
+            let outcome = answer(&caller, &request).await;
             done.tell(outcome);
         });
     }
 
+    fn most(&self, request: &Request) -> Billed {
+        let bytes = u32::try_from(request.prompt.bytes()).unwrap_or(u32::MAX);
+        match &request.task {
+            Task::Generate(sampling) => {
+                Billed { requests: 1, prompt_tokens: bytes, completion_tokens: sampling.max_tokens }
+            }
+            Task::Score { choices, estimator } => {
+                let is_chat = matches!(request.prompt, Prompt::Messages(_));
+                score::most(bytes, is_chat, choices, *estimator, self.exchange.options.votes)
+            }
+        }
+    }
+
     fn max_in_flight(&self) -> usize {
         self.exchange.options.max_in_flight
+    }
+
+    fn has_answered(&self) -> bool {
+        self.exchange.profile.has_answered()
     }
 
     fn waiting(&self) -> Option<Waiting> {
@@ -104,11 +138,11 @@ impl fmt::Debug for OpenAi {
     }
 }
 
-async fn answer(exchange: &Arc<Exchange>, request: &Request) -> Result<Answer, CallError> {
+async fn answer(caller: &Caller, request: &Request) -> Result<Answer, CallError> {
     match &request.task {
-        Task::Generate(sampling) => generate::generate(exchange, &request.prompt, sampling).await,
+        Task::Generate(sampling) => generate::generate(caller, &request.prompt, sampling).await,
         Task::Score { choices, estimator } => {
-            score::score(exchange, &request.prompt, choices, *estimator).await
+            offers::score(caller, &request.prompt, choices, *estimator).await
         }
     }
 }

@@ -1,10 +1,17 @@
 //! Options: where an endpoint is, how it is asked, and how long.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::Url;
 use reqwest::header::HeaderValue;
+use serde_json::{Map, Value};
+
+use super::profile::Profiles;
+
+/// What is shorter than this is taken for no secret, where its place alone says that it may be one.
+const SECRET_CHARS_MIN: usize = 6;
 
 /// Where an endpoint is, how it is asked, and how long.
 #[derive(Clone)]
@@ -39,6 +46,14 @@ pub struct OpenAiOptions {
     /// llama.cpp: the 40 likeliest tokens of at least 5 % of the first's probability) apply them to
     /// whatever a request leaves open; hosted ones refuse the unknown parameters.
     pub explicit_sampling: bool,
+    /// Arguments of the server's chat template, sent as `chat_template_kwargs`. They decide
+    /// answers: keep them in the model's fingerprint.
+    pub template_args: Map<String, Value>,
+    /// A chat template in place of the server's own; vLLM takes one where it is started with
+    /// `--trust-request-chat-template`. It decides answers too.
+    pub chat_template: Option<String>,
+    /// Where the profile of the endpoint is kept between runs.
+    pub profiles: Option<Arc<dyn Profiles>>,
 }
 
 impl OpenAiOptions {
@@ -56,6 +71,9 @@ impl OpenAiOptions {
             alternatives: 20,
             votes: 16,
             explicit_sampling: false,
+            template_args: Map::new(),
+            chat_template: None,
+            profiles: None,
         }
     }
 
@@ -97,6 +115,32 @@ impl OpenAiOptions {
             Some(port) => format!("{}://{host}:{port}", url.scheme()),
             None => format!("{}://{host}", url.scheme()),
         }
+    }
+
+    /// The server with its path, without user, password and query: what a profile is of.
+    pub(super) fn server(&self) -> String {
+        let path = Url::parse(self.base_url.trim()).map(|url| url.path().to_owned());
+        format!("{}{}", self.address(), path.unwrap_or_default().trim_end_matches('/'))
+    }
+
+    /// All that is sent and must not be shown: the key, and by their place in the address a user, a
+    /// password and the values of the query.
+    pub(super) fn secrets(&self) -> Vec<String> {
+        let mut secrets: Vec<String> = Vec::new();
+        secrets.extend(self.api_key.as_ref().map(|key| key.text().to_owned()));
+        if let Ok(url) = Url::parse(self.base_url.trim()) {
+            secrets.extend([url.username().to_owned()]);
+            secrets.extend(url.password().map(str::to_owned));
+            secrets.extend(url.query_pairs().map(|(_, value)| value.into_owned()));
+            let raw = url.query().unwrap_or_default().split('&');
+            secrets.extend(raw.filter_map(|pair| Some(pair.split_once('=')?.1.to_owned())));
+        }
+        // A short value, such as the version of an interface, is in many a message by chance.
+        secrets.retain(|secret| secret.len() >= SECRET_CHARS_MIN);
+        secrets.extend(self.api_key.as_ref().map(|key| key.text().to_owned()));
+        secrets.retain(|secret| !secret.is_empty());
+        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+        secrets
     }
 
     /// The value of the header `authorization`.
@@ -190,5 +234,18 @@ mod tests {
         assert!(options.authorization().unwrap().is_some_and(|value| value.is_sensitive()));
         options.api_key = Some(Secret::new("sesa\nme"));
         assert!(!format!("{:?}", options.authorization().unwrap_err()).contains("sesa"));
+    }
+
+    #[test]
+    fn what_is_secret_is_known_by_its_place() {
+        let url = "https://me:pass%20word@host/v1?key=AIza%2Bsesame&api-version=1";
+        let mut options = OpenAiOptions::new(url, "m");
+        options.api_key = Some(Secret::new("k"));
+        let secrets = options.secrets();
+        for secret in ["pass%20word", "AIza+sesame", "AIza%2Bsesame", "k"] {
+            assert!(secrets.iter().any(|one| one == secret), "{secret}: {secrets:?}");
+        }
+        assert!(!secrets.iter().any(|one| one == "1" || one == "me"), "{secrets:?}");
+        assert_eq!(options.server(), "https://host/v1");
     }
 }

@@ -11,14 +11,14 @@
 //!
 //! The tokens that close a turn are part of no choice.
 
-use std::sync::Arc;
-
-use super::exchange::{Exchange, Heard};
-use super::generate::{begin, text_of};
+use super::exchange::{Caller, Heard};
+use super::generate::begin;
 use super::http::Route;
 use super::labels::{self, Position};
-use super::wire::{Alternatives, Body, Choice, Logprobs, PromptLogprobs, Texts};
-use crate::model::answer::{Answer, CallError};
+use super::lenient::Field;
+use super::reply::{Choice, Logprobs, PromptToken, Reply};
+use super::wire::{Body, Switch, Texts};
+use crate::model::answer::{Answer, Billed, CallError};
 use crate::model::request::{Estimator, Prompt};
 use crate::record::Message;
 
@@ -27,7 +27,7 @@ const VOTE_TOKENS: u32 = 8;
 
 /// The log-probability of each choice after the prompt.
 pub(super) async fn score(
-    exchange: &Arc<Exchange>,
+    caller: &Caller,
     prompt: &Prompt,
     choices: &[String],
     estimator: Estimator,
@@ -39,14 +39,51 @@ pub(super) async fn score(
              `top_logprobs` or `votes`, or `api: completions`",
         )),
         (Estimator::Echo | Estimator::PromptLogprobs, Prompt::Text(text)) => {
-            continuations(exchange, text, choices, estimator).await
+            continuations(caller, text, choices, estimator).await
         }
         (Estimator::PromptLogprobs, Prompt::Messages(messages)) => {
-            turns(exchange, messages, choices).await
+            turns(caller, messages, choices).await
         }
-        (Estimator::TopLogprobs, _) => alternatives(exchange, prompt, choices).await,
-        (Estimator::Votes, _) => votes(exchange, prompt, choices).await,
+        (Estimator::TopLogprobs, _) => alternatives(caller, prompt, choices).await,
+        (Estimator::Votes, _) => votes(caller, prompt, choices).await,
     }
+}
+
+/// The most that a score can take: no text has more tokens than bytes.
+pub(super) fn most(
+    bytes: u32,
+    is_chat: bool,
+    choices: &[String],
+    estimator: Estimator,
+    n_votes: u32,
+) -> Billed {
+    let n = u32::try_from(choices.len()).unwrap_or(u32::MAX);
+    let own: usize = choices.iter().map(String::len).sum();
+    let own = u32::try_from(own).unwrap_or(u32::MAX);
+    let of = |requests: u32, read: u32, written: u32| Billed {
+        requests,
+        prompt_tokens: read,
+        completion_tokens: written,
+    };
+    match (estimator, is_chat) {
+        (Estimator::Echo | Estimator::PromptLogprobs, false) => {
+            of(1, bytes.saturating_mul(n).saturating_add(own), n)
+        }
+        (Estimator::Echo | Estimator::PromptLogprobs, true) => {
+            of(n, bytes.saturating_mul(n).saturating_add(own), n)
+        }
+        (Estimator::TopLogprobs, false) => of(1, bytes.saturating_add(own), 1),
+        (Estimator::TopLogprobs, true) => of(1, bytes, tokens_to_tell(choices)),
+        (Estimator::Votes, _) => {
+            of(n_votes, bytes.saturating_mul(n_votes), VOTE_TOKENS.saturating_mul(n_votes))
+        }
+    }
+}
+
+/// Tokens until a chat's answer tells the choices apart: at most a token a character of what all
+/// begin with, one to tell them apart, and one for a line end or a space before.
+fn tokens_to_tell(choices: &[String]) -> u32 {
+    labels::shared_prefix(choices).trim().chars().count() as u32 + 2
 }
 
 fn permanent(message: &str) -> CallError {
@@ -55,7 +92,7 @@ fn permanent(message: &str) -> CallError {
 
 /// The server reads `text` with each choice behind it, and says how likely each token was.
 async fn continuations(
-    exchange: &Exchange,
+    caller: &Caller,
     text: &str,
     choices: &[String],
     estimator: Estimator,
@@ -63,40 +100,37 @@ async fn continuations(
     let whole: Vec<String> = choices.iter().map(|choice| format!("{text}{choice}")).collect();
     let echo = estimator == Estimator::Echo;
     let body = Body {
-        model: &exchange.options.model,
+        model: &caller.exchange.options.model,
         prompt: Some(Texts::Many(whole)),
         // Some servers take 0 for no limit. What is written is cut off again.
         max_tokens: Some(1),
         temperature: Some(0.0),
         echo: echo.then_some(true),
-        logprobs: echo.then_some(Alternatives::Number(1)),
+        logprobs: echo.then_some(Switch::Number(1)),
         prompt_logprobs: (!echo).then_some(0),
         ..Body::default()
     };
-    let mut heard = exchange.ask(Route::Completions, body).await?;
-    heard.reply.choices.sort_by_key(|choice| choice.index);
-    let replies = &heard.reply.choices;
-    // The server counts what it wrote over all choices; each wrote at most one token.
-    let written = heard
-        .reply
-        .usage
-        .as_ref()
-        .map_or(choices.len(), |usage| usage.completion_tokens.max(0) as usize);
-    let is_written = written >= choices.len();
-    let scored: Option<Vec<f64>> = (choices.len() == replies.len())
-        .then(|| {
-            let scored = choices.iter().zip(replies).map(|(choice, reply)| {
-                if echo {
-                    echoed(reply, choice, is_written)
-                } else {
-                    labels::sum_of_last(&read_tokens(reply.prompt_logprobs.as_ref()?), choice)
-                }
-            });
-            scored.collect()
-        })
-        .flatten();
-    let scored = scored.ok_or_else(|| missing(estimator))?;
-    Ok(Answer { choice_logprobs: Some(scored), ..Heard::answer(std::slice::from_ref(&heard)) })
+    let read = |reply: &Reply| {
+        let replies = reply.in_order();
+        // The server counts what it wrote over all choices; each wrote at most one token.
+        let written = reply.billed().map(|billed| billed.completion_tokens as usize);
+        let is_written = written.is_none_or(|written| written >= choices.len());
+        if choices.len() != replies.len() {
+            return Ok(None);
+        }
+        let scored = choices.iter().zip(replies).map(|(choice, reply)| {
+            if echo {
+                echoed(reply, choice, is_written)
+            } else {
+                labels::sum_of_last(&read_tokens(reply.prompt_logprobs.get()?), choice)
+            }
+        });
+        Ok(scored.collect::<Option<Vec<f64>>>())
+    };
+    let heard = caller.ask(Route::Completions, body, read).await?;
+    let (answer, mut scored) = Heard::answer(vec![heard]);
+    let scored = scored.pop().flatten().ok_or_else(|| missing(estimator))?;
+    Ok(Answer { choice_logprobs: Some(scored), ..answer })
 }
 
 fn missing(estimator: Estimator) -> CallError {
@@ -110,7 +144,7 @@ fn missing(estimator: Estimator) -> CallError {
 /// The log-probability of an echoed choice. The token written behind it is left out; whether there
 /// is one is what the server counted, and the other is tried when the choice is not found there.
 fn echoed(reply: &Choice, choice: &str, is_written: bool) -> Option<f64> {
-    let tokens = echoed_tokens(reply.logprobs.as_ref()?)?;
+    let tokens = echoed_tokens(reply.logprobs.get()?)?;
     let without = &tokens[..tokens.len().saturating_sub(1)];
     let (first, second) =
         if is_written { (without, tokens.as_slice()) } else { (tokens.as_slice(), without) };
@@ -118,76 +152,87 @@ fn echoed(reply: &Choice, choice: &str, is_written: bool) -> Option<f64> {
 }
 
 fn echoed_tokens(logprobs: &Logprobs) -> Option<Vec<(&str, Option<f64>)>> {
-    let (tokens, values) = (logprobs.tokens.as_ref()?, logprobs.token_logprobs.as_ref()?);
-    Some(tokens.iter().map(String::as_str).zip(values.iter().copied()).collect())
+    let (tokens, values) = (logprobs.tokens.get()?, logprobs.token_logprobs.get()?);
+    let pairs = tokens
+        .iter()
+        .zip(values)
+        .map(|(token, value)| (token.get().map_or("", String::as_str), value.get().copied()));
+    Some(pairs.collect())
 }
 
-/// The prompt's tokens, each the first of its entry; the first token of a prompt has none.
-fn read_tokens(logprobs: &PromptLogprobs) -> Vec<(&str, Option<f64>)> {
-    let own = logprobs.iter().map(|entry| entry.as_ref()?.values().next());
-    let token = own.map(|own| match own {
-        Some(token) => (token.decoded_token.as_deref().unwrap_or(""), Some(token.logprob)),
+/// The prompt's tokens; the first token of a prompt has no log-probability.
+fn read_tokens(logprobs: &[Field<PromptToken>]) -> Vec<(&str, Option<f64>)> {
+    let tokens = logprobs.iter().map(|token| match token.get() {
+        Some(token) => (token.text.as_str(), Some(token.logprob)),
         None => ("", None),
     });
-    token.collect()
+    tokens.collect()
 }
 
 /// Each choice as the assistant's turn, unfinished, as vLLM renders and reads it.
 async fn turns(
-    exchange: &Arc<Exchange>,
+    caller: &Caller,
     messages: &[Message],
     choices: &[String],
 ) -> Result<Answer, CallError> {
     let mut asked = Vec::with_capacity(choices.len());
     for choice in choices {
-        let (exchange, mut messages) = (Arc::clone(exchange), messages.to_vec());
+        let (caller, mut messages) = (caller.clone(), messages.to_vec());
         match messages.last_mut().filter(|last| last.role == "assistant") {
             Some(begun) => begun.content.push_str(choice),
             None => messages.push(Message::assistant(choice.clone())),
         }
+        let choice = choice.clone();
         asked.push(super::http::runtime().spawn(async move {
             let prompt = Prompt::Messages(messages);
-            let (route, mut body) = begin(&exchange, &prompt);
+            let (route, mut body) = begin(&caller.exchange, &prompt);
             body.max_tokens = Some(1);
             body.temperature = Some(0.0);
             body.prompt_logprobs = Some(0);
-            exchange.ask(route, body).await
+            let read = |reply: &Reply| {
+                let own = reply.prompt_logprobs.get();
+                let logprobs = own.or_else(|| reply.choice().prompt_logprobs.get());
+                Ok(logprobs.and_then(|all| labels::sum_of_last(&read_tokens(all), &choice)))
+            };
+            caller.ask(route, body, read).await
         }));
     }
-    let heard = all(asked).await?;
-    let scored: Option<Vec<f64>> = choices
-        .iter()
-        .zip(&heard)
-        .map(|(choice, heard)| {
-            let of_choice = || heard.reply.choices[0].prompt_logprobs.as_ref();
-            let logprobs = heard.reply.prompt_logprobs.as_ref().or_else(of_choice)?;
-            labels::sum_of_last(&read_tokens(logprobs), choice)
-        })
-        .collect();
+    let (answer, scored) = Heard::answer(all(caller, asked).await?);
+    let scored: Option<Vec<f64>> = scored.into_iter().collect();
     let scored = scored.ok_or_else(|| missing(Estimator::PromptLogprobs))?;
-    Ok(Answer { choice_logprobs: Some(scored), ..Heard::answer(&heard) })
+    Ok(Answer { choice_logprobs: Some(scored), ..answer })
 }
 
 /// All replies in the order in which they were asked for, or the first error in that order.
-async fn all(
-    asked: Vec<tokio::task::JoinHandle<Result<Heard, CallError>>>,
-) -> Result<Vec<Heard>, CallError> {
+async fn all<T>(
+    caller: &Caller,
+    asked: Vec<tokio::task::JoinHandle<Result<Heard<T>, CallError>>>,
+) -> Result<Vec<Heard<T>>, CallError> {
     let mut heard = Vec::with_capacity(asked.len());
+    let mut error = None;
+    // Each is waited for, also after an error: what it takes is counted before the call is over.
     for one in asked {
-        heard.push(one.await.expect("asking does not panic, and nobody aborts it")?);
+        match one.await {
+            Ok(Ok(one)) => heard.push(one),
+            Ok(Err(failed)) => error = error.or(Some(failed)),
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        }
     }
-    Ok(heard)
+    let Some(error) = error else { return Ok(heard) };
+    // Those that were answered are paid for, though nothing comes of them.
+    heard.iter().for_each(|heard| drop(caller.meter.failed(heard.billed())));
+    Err(error)
 }
 
 /// The server writes a token or a few, and lists what else could have stood there.
 async fn alternatives(
-    exchange: &Exchange,
+    caller: &Caller,
     prompt: &Prompt,
     choices: &[String],
 ) -> Result<Answer, CallError> {
     let shared = labels::shared_prefix(choices);
-    let n_alternatives = exchange.options.alternatives;
-    let (route, mut body) = begin(exchange, prompt);
+    let n_alternatives = caller.exchange.options.alternatives;
+    let (route, mut body) = begin(&caller.exchange, prompt);
     let (extended, skip);
     body.temperature = Some(0.0);
     match prompt {
@@ -197,78 +242,71 @@ async fn alternatives(
             skip = shared.len();
             body.prompt = Some(Texts::One(&extended));
             body.max_tokens = Some(1);
-            body.logprobs = Some(Alternatives::Number(n_alternatives));
+            body.logprobs = Some(Switch::Number(n_alternatives));
         }
         Prompt::Messages(_) => {
             skip = 0;
-            // At most a token a character of what all choices begin with, and one to tell them
-            // apart, and one for a line end or a space before.
-            body.max_tokens = Some(shared.trim().chars().count() as u32 + 2);
-            body.logprobs = Some(Alternatives::Switch(true));
+            body.max_tokens = Some(tokens_to_tell(choices));
+            body.logprobs = Some(Switch::On(true));
             body.top_logprobs = Some(n_alternatives);
         }
     }
-    let heard = exchange.ask(route, body).await?;
-    let logprobs = heard.reply.choices[0].logprobs.as_ref();
-    let positions = logprobs.map(positions).unwrap_or_default();
     let rests: Vec<&str> = choices.iter().map(|choice| &choice[skip..]).collect();
-    let scored =
-        labels::listed(&rests, &positions).ok_or_else(|| missing(Estimator::TopLogprobs))?;
-    Ok(Answer { choice_logprobs: Some(scored), ..Heard::answer(std::slice::from_ref(&heard)) })
+    let read = |reply: &Reply| {
+        let positions = reply.choice().logprobs.get().map(positions).unwrap_or_default();
+        Ok(labels::listed(&rests, &positions))
+    };
+    let heard = caller.ask(route, body, read).await?;
+    let (answer, mut scored) = Heard::answer(vec![heard]);
+    let scored = scored.pop().flatten().ok_or_else(|| missing(Estimator::TopLogprobs))?;
+    Ok(Answer { choice_logprobs: Some(scored), ..answer })
 }
 
 fn positions(logprobs: &Logprobs) -> Vec<Position<'_>> {
-    if let Some(content) = &logprobs.content {
-        let position = content.iter().map(|token| Position {
-            written: (token.token.as_str(), token.logprob),
-            listed: token.top_logprobs.iter().map(|of| (of.token.as_str(), of.logprob)).collect(),
+    if let Some(content) = logprobs.content.get() {
+        let position = content.iter().map_while(|token| {
+            let token = token.get()?;
+            let listed = token.top_logprobs.get().into_iter().flatten();
+            let listed = listed.filter_map(|of| of.get()?.pair()).collect();
+            Some(Position { written: token.pair()?, listed })
         });
         return position.collect();
     }
     let (Some(tokens), Some(values), Some(listed)) =
-        (&logprobs.tokens, &logprobs.token_logprobs, &logprobs.top_logprobs)
+        (logprobs.tokens.get(), logprobs.token_logprobs.get(), logprobs.top_logprobs.get())
     else {
         return Vec::new();
     };
-    let all = tokens.iter().zip(values).zip(listed);
+    let all = tokens.iter().zip(values).zip(&listed.0);
     let position = all.map_while(|((token, value), listed)| {
-        let listed = listed.as_ref()?.iter();
-        let listed = listed.filter_map(|(token, value)| Some((token.as_str(), (*value)?)));
-        Some(Position { written: (token, (*value)?), listed: listed.collect() })
+        let listed = listed.get()?.0.iter();
+        let listed = listed.filter_map(|(token, value)| Some((token.as_str(), *value.get()?)));
+        Some(Position { written: (token.get()?, *value.get()?), listed: listed.collect() })
     });
     position.collect()
 }
 
 /// The server answers several times, and the answers are counted.
-async fn votes(
-    exchange: &Arc<Exchange>,
-    prompt: &Prompt,
-    choices: &[String],
-) -> Result<Answer, CallError> {
-    let n_votes = exchange.options.votes.max(1);
+async fn votes(caller: &Caller, prompt: &Prompt, choices: &[String]) -> Result<Answer, CallError> {
+    let n_votes = caller.exchange.options.votes.max(1);
     let asked = (0..n_votes).map(|vote| {
-        let (exchange, prompt) = (Arc::clone(exchange), prompt.clone());
+        let (caller, prompt, choices) = (caller.clone(), prompt.clone(), choices.to_vec());
         super::http::runtime().spawn(async move {
-            let (route, mut body) = begin(&exchange, &prompt);
+            let (route, mut body) = begin(&caller.exchange, &prompt);
             body.max_tokens = Some(VOTE_TOKENS);
             body.temperature = Some(1.0);
             body.top_p = Some(1.0);
             body.seed = Some(u64::from(vote));
-            exchange.ask(route, body).await
+            let read = |reply: &Reply| Ok(labels::voted(&choices, &reply.choice().text()?.text));
+            caller.ask(route, body, read).await
         })
     });
-    let heard = all(asked.collect()).await?;
+    let (answer, voted) = Heard::answer(all(caller, asked.collect()).await?);
     let mut counts = vec![0; choices.len()];
-    for reply in &heard {
-        if let Some(choice) = labels::voted(choices, text_of(&reply.reply.choices[0])) {
-            counts[choice] += 1;
-        }
+    for choice in voted.into_iter().flatten() {
+        counts[choice] += 1;
     }
     let all = f64::from(n_votes) + choices.len() as f64;
     let scored = counts.iter().map(|count| ((f64::from(*count) + 1.0) / all).ln()).collect();
-    Ok(Answer {
-        choice_logprobs: Some(scored),
-        votes: Some(n_votes as i32),
-        ..Heard::answer(&heard)
-    })
+    Ok(Answer { choice_logprobs: Some(scored), votes: Some(n_votes as i32), ..answer })
 }

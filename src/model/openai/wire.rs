@@ -1,15 +1,13 @@
-//! What goes over the wire: the body of a request, and what is read of a reply.
+//! What goes over the wire: the body of a request, and the parameters that a server may not take.
 
-use std::fmt;
+use serde::Serialize;
+use serde_json::{Map, Value};
 
-use indexmap::IndexMap;
-use serde::de::{IgnoredAny, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
-
+use crate::model::answer::Billed;
 use crate::record::Message;
 
 /// The body of a request to `/chat/completions` or `/completions`; what is none is not sent.
-#[derive(Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct Body<'a> {
     pub(super) model: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -36,7 +34,7 @@ pub(super) struct Body<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) seed: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) logprobs: Option<Alternatives>,
+    pub(super) logprobs: Option<Switch>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) top_logprobs: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -47,6 +45,82 @@ pub(super) struct Body<'a> {
     pub(super) add_generation_prompt: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) continue_final_message: Option<bool>,
+    /// vLLM's and SGLang's name for the arguments of a chat template.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) chat_template_kwargs: Option<&'a Map<String, Value>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) chat_template: Option<&'a str>,
+}
+
+/// A parameter of a body that some servers do not take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Parameter {
+    Seed,
+    TopP,
+    TopK,
+    MinP,
+    RepetitionPenalty,
+    Temperature,
+    Stop,
+    TopLogprobs,
+    PromptLogprobs,
+    Logprobs,
+    Echo,
+    ChatTemplateKwargs,
+    ChatTemplate,
+    /// `add_generation_prompt` and `continue_final_message`.
+    Prefill,
+    MaxTokens,
+}
+
+impl Parameter {
+    pub(super) const ALL: [Parameter; 15] = [
+        Parameter::Seed,
+        Parameter::TopP,
+        Parameter::TopK,
+        Parameter::MinP,
+        Parameter::RepetitionPenalty,
+        Parameter::Temperature,
+        Parameter::Stop,
+        Parameter::TopLogprobs,
+        Parameter::PromptLogprobs,
+        Parameter::Logprobs,
+        Parameter::Echo,
+        Parameter::ChatTemplateKwargs,
+        Parameter::ChatTemplate,
+        Parameter::Prefill,
+        Parameter::MaxTokens,
+    ];
+
+    /// What servers call it; the first name is its own.
+    pub(super) fn names(self) -> &'static [&'static str] {
+        match self {
+            Parameter::Seed => &["seed"],
+            Parameter::TopP => &["top_p"],
+            Parameter::TopK => &["top_k"],
+            Parameter::MinP => &["min_p"],
+            Parameter::RepetitionPenalty => &["repetition_penalty"],
+            Parameter::Temperature => &["temperature"],
+            Parameter::Stop => &["stop", "stop_sequences"],
+            Parameter::TopLogprobs => &["top_logprobs"],
+            Parameter::PromptLogprobs => &["prompt_logprobs"],
+            Parameter::Logprobs => &["logprobs", "logprob"],
+            Parameter::Echo => &["echo"],
+            Parameter::ChatTemplateKwargs => &["chat_template_kwargs"],
+            Parameter::ChatTemplate => &["chat_template", "chat template"],
+            Parameter::Prefill => &["continue_final_message", "add_generation_prompt"],
+            Parameter::MaxTokens => &["max_tokens"],
+        }
+    }
+
+    /// The setting of the pipeline that it carries.
+    pub(super) fn setting(self) -> &'static str {
+        match self {
+            Parameter::ChatTemplateKwargs => "template_args",
+            other => other.names()[0],
+        }
+    }
 }
 
 impl Body<'_> {
@@ -54,10 +128,110 @@ impl Body<'_> {
     pub(super) fn json(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("a body has no map with keys that are not text")
     }
+
+    /// Whether a parameter is sent.
+    pub(super) fn has(&self, parameter: Parameter) -> bool {
+        match parameter {
+            Parameter::Seed => self.seed.is_some(),
+            Parameter::TopP => self.top_p.is_some(),
+            Parameter::TopK => self.top_k.is_some(),
+            Parameter::MinP => self.min_p.is_some(),
+            Parameter::RepetitionPenalty => self.repetition_penalty.is_some(),
+            Parameter::Temperature => self.temperature.is_some(),
+            Parameter::Stop => !self.stop.is_empty(),
+            Parameter::TopLogprobs => self.top_logprobs.is_some(),
+            Parameter::PromptLogprobs => self.prompt_logprobs.is_some(),
+            Parameter::Logprobs => self.logprobs.is_some(),
+            Parameter::Echo => self.echo.is_some(),
+            Parameter::ChatTemplateKwargs => self.chat_template_kwargs.is_some(),
+            Parameter::ChatTemplate => self.chat_template.is_some(),
+            Parameter::Prefill => self.continue_final_message.is_some(),
+            Parameter::MaxTokens => self.max_tokens.is_some(),
+        }
+    }
+
+    /// Leaves a parameter out; `max_tokens` is sent under its other name.
+    pub(super) fn omit(&mut self, parameter: Parameter) {
+        match parameter {
+            Parameter::Seed => self.seed = None,
+            Parameter::TopP => self.top_p = None,
+            Parameter::TopK => self.top_k = None,
+            Parameter::MinP => self.min_p = None,
+            Parameter::RepetitionPenalty => self.repetition_penalty = None,
+            Parameter::Temperature => self.temperature = None,
+            Parameter::Stop => self.stop = &[],
+            Parameter::TopLogprobs => self.top_logprobs = None,
+            Parameter::PromptLogprobs => self.prompt_logprobs = None,
+            Parameter::Logprobs => self.logprobs = None,
+            Parameter::Echo => self.echo = None,
+            Parameter::ChatTemplateKwargs => self.chat_template_kwargs = None,
+            Parameter::ChatTemplate => self.chat_template = None,
+            Parameter::Prefill => {
+                self.add_generation_prompt = None;
+                self.continue_final_message = None;
+            }
+            Parameter::MaxTokens => self.max_completion_tokens = self.max_tokens.take(),
+        }
+    }
+
+    /// Whether a parameter only states what the protocol takes for granted.
+    pub(super) fn is_default(&self, parameter: Parameter) -> bool {
+        let is_one =
+            |number: Option<f64>| number.is_some_and(|number| (number - 1.0).abs() < 1e-12);
+        match parameter {
+            Parameter::TopP => is_one(self.top_p),
+            Parameter::Temperature => is_one(self.temperature),
+            Parameter::RepetitionPenalty => is_one(self.repetition_penalty),
+            Parameter::TopK => self.top_k.is_some_and(|top_k| top_k <= 0),
+            Parameter::MinP => self.min_p.is_some_and(|min_p| min_p <= 0.0),
+            _ => false,
+        }
+    }
+
+    /// The number that a parameter carries, where it is a count with a limit.
+    pub(super) fn number(&self, parameter: Parameter) -> Option<u32> {
+        match parameter {
+            Parameter::TopLogprobs => self.top_logprobs,
+            Parameter::Logprobs => match self.logprobs? {
+                Switch::Number(number) => Some(number),
+                // Chat says "logprobs" of the number beside the switch, too.
+                Switch::On(_) => self.top_logprobs,
+            },
+            Parameter::Stop => Some(self.stop.len() as u32),
+            _ => None,
+        }
+    }
+
+    /// Asks for at most so many alternatives.
+    pub(super) fn limit_logprobs(&mut self, most: u32) {
+        if let Some(Switch::Number(number)) = &mut self.logprobs {
+            *number = most.min(*number);
+        }
+        if let Some(number) = &mut self.top_logprobs {
+            *number = most.min(*number);
+        }
+    }
+
+    /// The most that the request can take: no text has more tokens than bytes.
+    pub(super) fn most(&self) -> Billed {
+        let messages = self.messages.iter().flatten().map(|message| message.content.len());
+        let (texts, bytes) = match &self.prompt {
+            Some(Texts::One(text)) => (1, text.len()),
+            Some(Texts::Many(texts)) => (texts.len(), texts.iter().map(String::len).sum()),
+            None => (1, messages.sum()),
+        };
+        let written = self.max_tokens.or(self.max_completion_tokens).unwrap_or(0);
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        Billed {
+            requests: 1,
+            prompt_tokens: count(bytes),
+            completion_tokens: written.saturating_mul(count(texts)),
+        }
+    }
 }
 
 /// One text to continue, or several in one request.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
 pub(super) enum Texts<'a> {
     One(&'a str),
@@ -67,131 +241,7 @@ pub(super) enum Texts<'a> {
 /// `logprobs`: chat takes a switch, completions a number of alternatives.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(untagged)]
-pub(super) enum Alternatives {
-    Switch(bool),
+pub(super) enum Switch {
+    On(bool),
     Number(u32),
-}
-
-/// A reply, as far as it is read.
-#[derive(Debug, Default, Deserialize)]
-pub(super) struct Reply {
-    pub(super) model: Option<String>,
-    pub(super) system_fingerprint: Option<String>,
-    #[serde(default)]
-    pub(super) choices: Vec<Choice>,
-    pub(super) usage: Option<Usage>,
-    /// vLLM's chat puts it here, its completions into the choice.
-    pub(super) prompt_logprobs: Option<PromptLogprobs>,
-    /// Some gateways answer 200 and put the error here.
-    pub(super) error: Option<serde_json::Value>,
-}
-
-/// One of the answers of a reply.
-#[derive(Debug, Default, Deserialize)]
-pub(super) struct Choice {
-    #[serde(default)]
-    pub(super) index: usize,
-    pub(super) text: Option<String>,
-    pub(super) message: Option<Written>,
-    pub(super) finish_reason: Option<String>,
-    pub(super) logprobs: Option<Logprobs>,
-    pub(super) prompt_logprobs: Option<PromptLogprobs>,
-}
-
-/// A message that the model wrote.
-#[derive(Debug, Default, Deserialize)]
-pub(super) struct Written {
-    pub(super) content: Option<String>,
-    pub(super) refusal: Option<String>,
-}
-
-/// The log-probabilities of a choice: `content` in chat (and in llama.cpp's completions), the
-/// three lists in completions.
-#[derive(Debug, Default, Deserialize)]
-#[expect(clippy::struct_field_names, reason = "the names are the protocol's")]
-pub(super) struct Logprobs {
-    pub(super) content: Option<Vec<Token>>,
-    pub(super) tokens: Option<Vec<String>>,
-    pub(super) token_logprobs: Option<Vec<Option<f64>>>,
-    #[serde(default, deserialize_with = "first_places")]
-    pub(super) top_logprobs: Option<Places>,
-}
-
-/// Places whose alternatives are kept: more than the tokens of any label. An echo lists them for
-/// each token of the prompt, and nobody reads those.
-const PLACES_MAX: usize = 16;
-
-type Places = Vec<Option<IndexMap<String, Option<f64>>>>;
-
-fn first_places<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Places>, D::Error> {
-    struct First;
-
-    impl<'de> Visitor<'de> for First {
-        type Value = Option<Places>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a list of alternatives")
-        }
-
-        fn visit_unit<E>(self) -> Result<Option<Places>, E> {
-            Ok(None)
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, mut all: A) -> Result<Option<Places>, A::Error> {
-            let mut places = Vec::new();
-            while places.len() < PLACES_MAX {
-                match all.next_element()? {
-                    Some(place) => places.push(place),
-                    None => return Ok(Some(places)),
-                }
-            }
-            while all.next_element::<IgnoredAny>()?.is_some() {}
-            Ok(Some(places))
-        }
-    }
-
-    from.deserialize_any(First)
-}
-
-/// A token of a chat answer.
-#[derive(Debug, Deserialize)]
-#[expect(clippy::struct_field_names, reason = "the names are the protocol's")]
-pub(super) struct Token {
-    pub(super) token: String,
-    pub(super) logprob: f64,
-    #[serde(default)]
-    pub(super) top_logprobs: Vec<Alternative>,
-}
-
-/// A token that could have stood there.
-#[derive(Debug, Deserialize)]
-pub(super) struct Alternative {
-    pub(super) token: String,
-    pub(super) logprob: f64,
-}
-
-/// vLLM's: for each token of the prompt, by token id; the prompt's own comes first.
-pub(super) type PromptLogprobs = Vec<Option<IndexMap<String, PromptToken>>>;
-
-/// A token of a prompt.
-#[derive(Debug, Deserialize)]
-pub(super) struct PromptToken {
-    pub(super) logprob: f64,
-    pub(super) decoded_token: Option<String>,
-}
-
-/// What was counted.
-#[derive(Debug, Default, Deserialize)]
-pub(super) struct Usage {
-    #[serde(default)]
-    pub(super) prompt_tokens: i32,
-    #[serde(default)]
-    pub(super) completion_tokens: i32,
-    pub(super) prompt_tokens_details: Option<PromptTokensDetails>,
-}
-
-/// What was counted of the prompt.
-#[derive(Debug, Default, Deserialize)]
-pub(super) struct PromptTokensDetails {
-    pub(super) cached_tokens: Option<i32>,
 }

@@ -178,7 +178,7 @@ impl PairwiseJudge {
         for (answers, prompt) in answers.chunks(thoughts.samples as usize).zip(prompts) {
             for answer in answers {
                 match self.words.style.written(answer) {
-                    Ok(text) => read.push(Words::after_thought(prompt.clone(), text)),
+                    Ok(written) => read.push(Words::after_thought(prompt.clone(), written.text)),
                     Err(reject) => return Step::Reject(reject),
                 }
             }
@@ -258,6 +258,7 @@ impl PairwiseJudge {
             ("category", input.row.cell("category")),
             ("source", Cell::text(&*self.source)),
             ("weight", Cell::Float(1.0)),
+            ("warnings", prompt::warnings(input.turns.iter().flatten())),
         ]);
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use arrow::array::{
     Array, ArrayRef, ArrowPrimitiveType, AsArray, BooleanArray, FixedSizeBinaryArray,
     FixedSizeBinaryBuilder, ListArray, ListBuilder, PrimitiveBuilder, RecordBatch, StringArray,
-    TimestampMicrosecondArray, new_null_array,
+    StringBuilder, TimestampMicrosecondArray, new_null_array,
 };
 use arrow::datatypes::{
     DataType, Field, Float32Type, Float64Type, Int32Type, Int64Type, Schema, SchemaRef, TimeUnit,
@@ -17,7 +17,7 @@ use arrow::datatypes::{
 use arrow::error::ArrowError;
 
 use super::entry::{CallKind, Entry, Failure, Outcome};
-use crate::model::{Answer, Finish};
+use crate::model::{Answer, Billed, Finish};
 use crate::record::CallKey;
 
 /// Bytes of a key.
@@ -48,6 +48,9 @@ enum Col {
     ServedModel,
     SystemFingerprint,
     Device,
+    Reasoning,
+    EstimatedUsage,
+    Omitted,
     Error,
     ErrorStatus,
     TooLong,
@@ -87,6 +90,9 @@ pub fn calls_schema() -> SchemaRef {
             nullable("served_model", DataType::Utf8),
             nullable("system_fingerprint", DataType::Utf8),
             nullable("device", DataType::Utf8),
+            nullable("reasoning", DataType::Utf8),
+            nullable("estimated_usage", DataType::Boolean),
+            nullable("omitted", list(DataType::Utf8)),
             nullable("error", DataType::Utf8),
             nullable("error_status", DataType::Int32),
             not_null("too_long", DataType::Boolean),
@@ -120,6 +126,9 @@ pub(super) fn encode(entries: &[Entry]) -> RecordBatch {
         text(entries, |entry| answer(entry)?.served_model.as_ref()),
         text(entries, |entry| answer(entry)?.system_fingerprint.as_ref()),
         text(entries, |entry| answer(entry)?.device.as_ref()),
+        text(entries, |entry| answer(entry)?.reasoning.as_ref()),
+        flags(entries, |answer| answer.estimated_usage),
+        names(entries, |answer| &answer.omitted),
         text(entries, |entry| Some(&failure(entry)?.message)),
         number::<Int32Type>(entries, |entry| failure(entry)?.status.map(i32::from)),
         too_long(entries),
@@ -170,6 +179,22 @@ fn list<T: ArrowPrimitiveType>(
             lists.values().append_slice(numbers);
         }
         lists.append(numbers.is_some());
+    }
+    Arc::new(lists.finish())
+}
+
+fn flags(entries: &[Entry], field: impl Fn(&Answer) -> bool) -> ArrayRef {
+    let flags = entries.iter().map(|entry| answer(entry).map(&field));
+    Arc::new(flags.collect::<BooleanArray>())
+}
+
+fn names(entries: &[Entry], field: impl Fn(&Answer) -> &[String]) -> ArrayRef {
+    let item = Field::new("item", DataType::Utf8, false);
+    let mut lists = ListBuilder::new(StringBuilder::new()).with_field(item);
+    for entry in entries {
+        let names = answer(entry).map(&field).filter(|names| !names.is_empty());
+        names.into_iter().flatten().for_each(|name| lists.values().append_value(name));
+        lists.append(names.is_some());
     }
     Arc::new(lists.finish())
 }
@@ -241,9 +266,18 @@ pub(super) fn outcome(rows: &RecordBatch, row: usize) -> Outcome {
             too_long: rows.column(Col::TooLong as usize).as_boolean().value(row),
         });
     }
+    let finish = cells.str(Col::FinishReason);
+    let Some(finish) = finish.map_or(Some(Finish::Stop), Finish::from_name) else {
+        let message = format!("the memo holds an answer whose end is not known: {finish:?}");
+        return Err(Failure { message, ..Failure::default() });
+    };
     Ok(Answer {
         text: cells.text(Col::Answer).unwrap_or_default(),
-        finish: cells.str(Col::FinishReason).map(Finish::from_name).unwrap_or_default(),
+        reasoning: cells.text(Col::Reasoning),
+        finish,
+        estimated_usage: cells.flag(Col::EstimatedUsage),
+        omitted: cells.texts(Col::Omitted),
+        wasted: Billed::default(),
         token_logprobs: cells.list::<Float32Type>(Col::TokenLogprobs),
         choice_logprobs: cells.list::<Float64Type>(Col::ChoiceLogprobs),
         votes: cells.int(Col::Votes),
@@ -300,6 +334,21 @@ impl<'a> Cells<'a> {
 
     fn int(&self, at: Col) -> Option<i32> {
         self.number::<Int32Type>(at)
+    }
+
+    fn flag(&self, at: Col) -> bool {
+        let array = self.rows.column(at as usize).as_boolean();
+        array.is_valid(self.row) && array.value(self.row)
+    }
+
+    fn texts(&self, at: Col) -> Vec<String> {
+        let array: &ListArray = self.rows.column(at as usize).as_list();
+        if array.is_null(self.row) {
+            return Vec::new();
+        }
+        let items = array.value(self.row);
+        let items: &StringArray = items.as_string();
+        items.iter().flatten().map(str::to_owned).collect()
     }
 
     fn list<T: ArrowPrimitiveType>(&self, at: Col) -> Option<Vec<T::Native>> {

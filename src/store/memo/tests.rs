@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::model::{Answer, Finish};
+use crate::model::{Answer, Billed, Finish};
 use crate::record::{Id, KeyHasher};
 use crate::store::disk::Output;
 
@@ -25,6 +25,10 @@ fn entry(n: u64) -> Entry {
         request_json: format!("{{\"prompt\":\"question {n}\"}}"),
         outcome: Ok(Answer {
             text: format!("answer {n}"),
+            reasoning: (n % 2 == 1).then(|| format!("thought {n}")),
+            estimated_usage: n % 3 == 0,
+            omitted: (0..n % 3).map(|at| format!("parameter {at}")).collect(),
+            wasted: Billed::default(),
             finish: Finish::Length,
             token_logprobs: (n.is_multiple_of(2)).then(|| vec![-0.5, -1.5]),
             choice_logprobs: (n.is_multiple_of(3)).then(|| vec![-0.25, f64::NEG_INFINITY]),
