@@ -27,6 +27,7 @@ mod mistake;
 mod names;
 mod overrides;
 mod place;
+mod secrets;
 mod selector;
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::mistake::Mistakes;
 use super::place::Place;
+use super::secrets;
 use super::tree::{Kind, Tree};
 
 /// Where values of variables come from.
@@ -53,10 +54,40 @@ impl Resolver<'_> {
             Kind::Map(entries) => {
                 for (key, value) in entries {
                     let secret = secret || key.is_text("api_key");
-                    self.tree(value, secret);
+                    if key.is_text("endpoint") {
+                        self.url(value);
+                    } else {
+                        self.tree(value, secret);
+                    }
                 }
             }
             _ => {}
+        }
+    }
+
+    /// The address of an endpoint: a key in it is as secret as one in `api_key`.
+    fn url(&mut self, tree: &mut Tree) {
+        let written = match &tree.kind {
+            Kind::Text { text, .. } => text.clone(),
+            _ => return self.tree(tree, false),
+        };
+        self.tree(tree, false);
+        let Kind::Text { text: url, .. } = &tree.kind else { return };
+        let secrets = secrets::of_url(url);
+        // What is written there, rather than taken from the environment, is masked in every copy.
+        if secrets.iter().any(|secret| written.contains(secret)) {
+            self.mistakes.mask(tree.place);
+        }
+        for secret in secrets {
+            self.mistakes.hide(secret);
+            let gives = |(name, value): &(&String, &String)| {
+                let is_named = written.contains(&format!("${{{name}}}"))
+                    || written.contains(&format!("${{{name}:-"));
+                is_named && (value.contains(secret) || (value.len() > 3 && secret.contains(*value)))
+            };
+            let given = self.variables.values.iter().filter(gives);
+            let names: Vec<String> = given.map(|(name, _)| name.clone()).collect();
+            self.variables.secret.extend(names);
         }
     }
 

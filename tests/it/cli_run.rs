@@ -59,11 +59,17 @@ impl Lab {
 
     /// Runs `amend`, and gives its exit code, stdout and stderr.
     pub(crate) fn amend(&self, args: &[&str]) -> (i32, String, String) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_amend"));
-        command.env_remove("AMEND_STORE").env("FAKE_URL", self.server.base_url());
-        let output = command.current_dir(self.dir.path()).args(args).output().unwrap();
+        let output = self.command(args).output().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
         (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    }
+
+    /// `amend` with arguments, in the folder.
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_amend"));
+        command.env_remove("AMEND_STORE").env("FAKE_URL", self.server.base_url());
+        command.current_dir(self.dir.path()).args(args);
+        command
     }
 
     /// The JSON that a command prints, which ends with 0.

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::cli_run::{Lab, ROWS};
 use crate::support::fake_dialects::{DIALECTS, Ending, FAULTS};
+use crate::support::fake_openai::Stats;
 
 /// A pipeline of drafts, and more of what a server is asked.
 #[derive(Clone, Debug)]
@@ -69,6 +70,42 @@ fn texts(rows: &Value, column: &str) -> Vec<String> {
     rows.as_array().unwrap().iter().map(text).collect()
 }
 
+/// What was counted is what the server counted; where it does not say, at least that, and marked.
+fn check_counts(
+    fault: &str,
+    shape: &Shape,
+    report: &Value,
+    stats: &Stats,
+    drafts: &Value,
+    told: &str,
+) {
+    let spent = &report["spent"];
+    let (requests, tokens) =
+        (spent["requests"].as_u64().unwrap(), spent["tokens"].as_u64().unwrap());
+    let probed = shape.judge == Some("auto");
+    let counts =
+        !matches!(fault, "null-usage" | "no-usage" | "hangs-up" | "cut-json" | "no-body" | "html");
+    let served = stats.prompt_tokens + stats.completion_tokens;
+    if counts && !probed {
+        assert_eq!((requests, tokens), (stats.billed, served), "{told}: {stats:?}");
+        let usd =
+            (stats.prompt_tokens as f64 * 2000.0 + stats.completion_tokens as f64 * 8000.0) / 1e6;
+        let own = spent["cost_usd"].as_f64().unwrap();
+        assert!((usd - own).abs() < 1e-9, "{told}: {usd} {own}");
+    } else if !probed {
+        assert_eq!(requests, stats.billed, "{told}");
+        assert!(tokens >= served, "{told}: {tokens} of {served}");
+    }
+    let marked = drafts
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|row| row["warnings"].to_string().contains("upper bounds"));
+    let is_marked = marked.count() > 0;
+    let uncounted = matches!(fault, "null-usage" | "no-usage");
+    assert!(uncounted || !is_marked, "{told}");
+}
+
 /// One server, one fault, one pipeline: what must be true of all of them.
 fn check(dialect: &str, fault: &str, ending: Ending, every: u64, shape: &Shape) {
     let lab = Lab::new(json!({ "dialect": dialect, "fault": fault, "fault_every": every }));
@@ -112,32 +149,7 @@ fn check(dialect: &str, fault: &str, ending: Ending, every: u64, shape: &Shape) 
         let finish = row["finish_reason"].as_str().unwrap();
         assert!(finish == "stop" || finish == "length", "{told}: {finish}");
     }
-    // What was counted is what the server counted; where it does not say, at least that, and marked.
-    let spent = &report["spent"];
-    let (requests, tokens) =
-        (spent["requests"].as_u64().unwrap(), spent["tokens"].as_u64().unwrap());
-    let probed = shape.judge == Some("auto");
-    let counts =
-        !matches!(fault, "null-usage" | "no-usage" | "hangs-up" | "cut-json" | "no-body" | "html");
-    let served = stats.prompt_tokens + stats.completion_tokens;
-    if counts && !probed {
-        assert_eq!((requests, tokens), (stats.billed, served), "{told}: {stats:?}");
-        let usd =
-            (stats.prompt_tokens as f64 * 2000.0 + stats.completion_tokens as f64 * 8000.0) / 1e6;
-        let own = spent["cost_usd"].as_f64().unwrap();
-        assert!((usd - own).abs() < 1e-9, "{told}: {usd} {own}");
-    } else if !probed {
-        assert_eq!(requests, stats.billed, "{told}");
-        assert!(tokens >= served, "{told}: {tokens} of {served}");
-    }
-    let marked = drafts
-        .as_array()
-        .unwrap()
-        .iter()
-        .filter(|row| row["warnings"].to_string().contains("upper bounds"));
-    let is_marked = marked.count() > 0;
-    let uncounted = matches!(fault, "null-usage" | "no-usage");
-    assert!(uncounted || !is_marked, "{told}");
+    check_counts(fault, shape, &report, &stats, &drafts, &told);
 
     // The next run asks again what may be answered then, and nothing else.
     let before = lab.server.stats().calls;

@@ -26,10 +26,12 @@ mod progress;
 mod property;
 mod published;
 mod schemas;
+mod secrets;
 #[cfg(feature = "torch")]
 mod serve;
 #[cfg(feature = "torch")]
 mod serve_node;
+mod settings;
 mod setup;
 mod sketch;
 mod tidy;

@@ -167,14 +167,14 @@ pub(crate) fn speak(dialect: &str, mut reply: Value) -> String {
             reply["prompt_filter_results"] = json!([{ "prompt_index": 0 }]);
         }
         "responses" if choice["finish_reason"] == "stop" => {
-            choice["finish_reason"] = json!("completed")
+            choice["finish_reason"] = json!("completed");
         }
         "gemini" => {
             reply.as_object_mut().expect("a reply").remove("system_fingerprint");
             choice_mut(&mut reply).as_object_mut().expect("a choice").remove("logprobs");
         }
         "mistral" if choice["finish_reason"] == "length" => {
-            choice["finish_reason"] = json!("model_length")
+            choice["finish_reason"] = json!("model_length");
         }
         "magistral" if is_chat => {
             choice["message"]["content"] = json!([
@@ -226,14 +226,24 @@ fn choice_mut(reply: &mut Value) -> &mut Value {
 }
 
 /// A reply as a fault makes it.
-pub(crate) fn fault(name: &str, mut reply: Value) -> Spoken {
-    let error = |message: &str| json!({ "error": { "message": message } }).to_string();
-    let finish = |mut reply: Value, reason: Value| {
-        reply["choices"][0]["finish_reason"] = reason;
-        billed(reply.to_string())
-    };
-    let text = reply["choices"][0]["message"]["content"].clone();
-    match name {
+pub(crate) fn fault(name: &str, reply: Value) -> Spoken {
+    refused(name).or_else(|| broken(name, &reply)).unwrap_or_else(|| odd(name, reply))
+}
+
+fn message(message: &str) -> String {
+    json!({ "error": { "message": message } }).to_string()
+}
+
+fn finish(reply: &Value, reason: &str) -> Spoken {
+    let mut reply = reply.clone();
+    reply["choices"][0]["finish_reason"] = json!(reason);
+    billed(reply.to_string())
+}
+
+/// Faults that are refusals.
+fn refused(name: &str) -> Option<Spoken> {
+    let error = message;
+    Some(match name {
         "500" => refusal(500, "", error("boom")),
         "502-html" => refusal(502, "", "<html><body>Bad Gateway</body></html>"),
         "503-loading" => refusal(503, "", error("Loading model")),
@@ -254,6 +264,22 @@ pub(crate) fn fault(name: &str, mut reply: Value) -> Spoken {
         "500-overloaded" => {
             refusal(500, "retry-after: 0\r\n", error("The server is overloaded or not ready."))
         }
+        "400" => refusal(400, "", error("this request cannot be served")),
+        "moderated" => refusal(403, "", error("Your input was flagged by moderation")),
+        "error-at-top" => Spoken { status: 200, ..refusal(0, "", error("upstream failed")) },
+        "error-object" => {
+            let whole = json!({ "object": "error", "message": "engine is gone", "code": 500 });
+            Spoken { status: 200, ..refusal(0, "", whole.to_string()) }
+        }
+        _ => return None,
+    })
+}
+
+/// Faults that leave no whole answer, or one with an odd end.
+fn broken(name: &str, reply: &Value) -> Option<Spoken> {
+    let text = reply["choices"][0]["message"]["content"].clone();
+    let mut reply = reply.clone();
+    Some(match name {
         "cut-json" => {
             let whole = reply.to_string();
             billed(&whole[..whole.len() / 2])
@@ -268,43 +294,45 @@ pub(crate) fn fault(name: &str, mut reply: Value) -> Spoken {
             reply["choices"] = Value::Null;
             billed(reply.to_string())
         }
-        "error-at-top" => Spoken { status: 200, ..refusal(0, "", error("upstream failed")) },
         "error-in-choice" => {
             reply["choices"][0]["error"] =
                 json!({ "code": 502, "message": "Provider returned error" });
-            finish(reply, json!("error"))
+            finish(&reply, "error")
         }
-        "error-object" => {
-            let whole = json!({ "object": "error", "message": "engine is gone", "code": 500 });
-            Spoken { status: 200, ..refusal(0, "", whole.to_string()) }
-        }
-        "abort" => finish(reply, json!("abort")),
-        "error-finish" => finish(reply, json!("error")),
-        "no-resource" => finish(reply, json!("insufficient_system_resource")),
-        "failed" => finish(reply, json!("failed")),
+        "abort" => finish(&reply, "abort"),
+        "error-finish" => finish(&reply, "error"),
+        "no-resource" => finish(&reply, "insufficient_system_resource"),
+        "failed" => finish(&reply, "failed"),
         "hangs-up" => Spoken { status: HANGS_UP, ..billed("") },
-        "unknown-finish" => finish(reply, json!("out_of_magic")),
+        "unknown-finish" => finish(&reply, "out_of_magic"),
         "malformed-content" => {
             reply["choices"][0]["message"]["content"] = json!({ "value": text });
             billed(reply.to_string())
         }
-        "400" => refusal(400, "", error("this request cannot be served")),
-        "moderated" => refusal(403, "", error("Your input was flagged by moderation")),
+        "eos" => finish(&reply, "eos"),
+        _ => return None,
+    })
+}
+
+/// Faults in the shape of an answer.
+fn odd(name: &str, mut reply: Value) -> Spoken {
+    let text = reply["choices"][0]["message"]["content"].clone();
+    match name {
         "content-filter" => {
             reply["choices"][0]["message"]["content"] = json!("");
-            finish(reply, json!("content_filter"))
+            finish(&reply, "content_filter")
         }
         "tool-calls" => {
             reply["choices"][0]["message"]["content"] = Value::Null;
             reply["choices"][0]["message"]["tool_calls"] =
                 json!([{ "id": "1", "type": "function" }]);
-            finish(reply, json!("tool_calls"))
+            finish(&reply, "tool_calls")
         }
         "cut-reasoning" => {
             reply["choices"][0]["message"]["content"] = Value::Null;
             reply["choices"][0]["message"]["reasoning_content"] =
                 json!("They want to know whether");
-            finish(reply, json!("length"))
+            finish(&reply, "length")
         }
         "null-usage" => {
             reply["usage"] =
@@ -339,7 +367,6 @@ pub(crate) fn fault(name: &str, mut reply: Value) -> Spoken {
             reply["choices"][0].as_object_mut().expect("a choice").remove("finish_reason");
             billed(reply.to_string())
         }
-        "eos" => finish(reply, json!("eos")),
         other => panic!("{other} is no fault"),
     }
 }

@@ -87,7 +87,7 @@ impl LocalModels {
         options.votes = entry.votes.value;
         options.template_args = entry.template_args.clone().into_iter().collect();
         options.chat_template = entry.chat_template.as_ref().map(|template| template.value.clone());
-        options.profiles = self.profiles.clone();
+        options.profiles.clone_from(&self.profiles);
         OpenAi::new(options).map_err(|error| error.to_string())
     }
 

@@ -110,7 +110,8 @@ struct Attempts<'a> {
     body: Body<'a>,
     bytes: Vec<u8>,
     missed: Vec<Parameter>,
-    attempts: i32,
+    /// How often it was sent.
+    sent_times: i32,
     refusals: u32,
     /// Attempts that failed, of those that are counted against `retries`.
     failures: u32,
@@ -180,10 +181,10 @@ impl Exchange {
         if let Some(billed) = failure.billed(state.body.most()) {
             state.wasted += billed;
             if !meter.failed(billed) {
-                return Err(self.give_up(Meaning::Again, failure, state.attempts));
+                return Err(self.give_up(Meaning::Again, failure, state.sent_times));
             }
         }
-        let next = state.attempts as u32 + 1;
+        let next = state.sent_times as u32 + 1;
         match failure.meaning() {
             Meaning::Refused if state.refusals < self.options.refusals() => {
                 let pause = failure.retry_after();
@@ -203,7 +204,7 @@ impl Exchange {
                     return Err(self.still_loading(failure));
                 }
                 self.waits_for(failure, next);
-                let wait = self.wait(&state.bytes, state.attempts as u32 - 1);
+                let wait = self.wait(&state.bytes, state.sent_times as u32 - 1);
                 let wait = failure.retry_after().unwrap_or(wait).min(LOADING_PAUSE_MAX);
                 tokio::time::sleep(wait).await;
                 Ok(())
@@ -220,13 +221,13 @@ impl Exchange {
                 drop(pass);
                 self.adapt(failure, state)
             }
-            meaning => Err(self.give_up(meaning, failure, state.attempts)),
+            meaning => Err(self.give_up(meaning, failure, state.sent_times)),
         }
     }
 
     /// Learns from a refusal what the server does not take, and makes the body one that it may take.
     fn adapt(&self, failure: &Failure, state: &mut Attempts<'_>) -> Result<(), CallError> {
-        let give_up = || self.give_up(failure.meaning(), failure, state.attempts);
+        let give_up = || self.give_up(failure.meaning(), failure, state.sent_times);
         let Some(objection) = objection(failure, &state.body) else {
             if let (Some(status), Meaning::Permanent) = (failure.status(), failure.meaning()) {
                 self.profile.said(status, &self.redact(failure.message()));
@@ -269,7 +270,7 @@ impl Exchange {
         if state.shape(&self.profile) {
             Ok(())
         } else {
-            Err(self.give_up(failure.meaning(), failure, state.attempts))
+            Err(self.give_up(failure.meaning(), failure, state.sent_times))
         }
     }
 
@@ -389,7 +390,7 @@ impl Caller {
             meant,
             bytes: Vec::new(),
             missed: Vec::new(),
-            attempts: 0,
+            sent_times: 0,
             refusals: 0,
             failures: 0,
             loading_since: None,
@@ -400,7 +401,7 @@ impl Caller {
         loop {
             let pass = exchange.gate.enter(state.refusals > 0).await;
             let sent = *sent.get_or_insert_with(Stamp::now);
-            state.attempts += 1;
+            state.sent_times += 1;
             let reply = exchange.http.post(route, state.bytes.clone()).await;
             let read = reply.and_then(|reply| match read(&reply) {
                 Ok(read) => Ok((read, reply)),
@@ -440,7 +441,7 @@ impl Attempts<'_> {
             is_estimated: counted.is_none(),
             wasted: self.wasted,
             missed: self.missed,
-            attempts: self.attempts,
+            attempts: self.sent_times,
             sent,
         }
     }

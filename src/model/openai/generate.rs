@@ -46,7 +46,7 @@ pub(super) async fn generate(
     answer.token_logprobs = written.token_logprobs;
     answer.finish = written.finish;
     // A server that does not say why it ended and wrote as much as it may was cut.
-    let is_full = answer.completion_tokens as i64 >= i64::from(sampling.max_tokens);
+    let is_full = i64::from(answer.completion_tokens) >= i64::from(sampling.max_tokens);
     if !written.has_finish && is_full && !answer.estimated_usage {
         answer.finish = Finish::Length;
     }

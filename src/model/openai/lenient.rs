@@ -8,20 +8,15 @@ use serde::de::{Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 /// A field that may hold anything.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) enum Field<T> {
     /// It is missing or null.
+    #[default]
     Absent,
     /// It is what it should be.
     Is(T),
     /// It is something else, such as "a number".
     Other(&'static str),
-}
-
-impl<T> Default for Field<T> {
-    fn default() -> Field<T> {
-        Field::Absent
-    }
 }
 
 impl<T> Field<T> {

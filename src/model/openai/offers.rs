@@ -45,9 +45,9 @@ pub(super) async fn score(
     if estimator == Estimator::Votes || is_known() {
         return score::score(caller, prompt, choices, estimator).await;
     }
-    let _alone = exchange.trying_out.lock().await;
+    let alone = exchange.trying_out.lock().await;
     if is_known() {
-        drop(_alone);
+        drop(alone);
         return score::score(caller, prompt, choices, estimator).await;
     }
     let first = score::score(caller, prompt, choices, estimator).await;
@@ -57,7 +57,7 @@ pub(super) async fn score(
         Err(CallError::Permanent { .. }) => try_out(caller, chat, estimator).await,
         Err(_) => return first,
     };
-    match refused {
+    let outcome = match refused {
         Ok(()) => {
             exchange.profile.offers(&name, estimator);
             first
@@ -72,5 +72,7 @@ pub(super) async fn score(
             ),
         }),
         Err(error) => Err(error),
-    }
+    };
+    drop(alone);
+    outcome
 }

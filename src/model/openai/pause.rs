@@ -178,7 +178,7 @@ mod tests {
     }
 
     fn s(seconds: f64) -> Option<Duration> {
-        Some(Duration::from_secs_f64(seconds))
+        Duration::try_from_secs_f64(seconds).ok()
     }
 
     #[test]

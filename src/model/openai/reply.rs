@@ -356,7 +356,6 @@ impl Shape for PromptToken {
 /// What was counted.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-#[expect(clippy::struct_field_names, reason = "the names are the protocol's")]
 pub(super) struct Usage {
     pub(super) prompt_tokens: Field<u32>,
     pub(super) completion_tokens: Field<u32>,

@@ -220,7 +220,9 @@ async fn all<T>(
     }
     let Some(error) = error else { return Ok(heard) };
     // Those that were answered are paid for, though nothing comes of them.
-    heard.iter().for_each(|heard| drop(caller.meter.failed(heard.billed())));
+    for heard in &heard {
+        caller.meter.failed(heard.billed());
+    }
     Err(error)
 }
 

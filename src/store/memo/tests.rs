@@ -26,7 +26,7 @@ fn entry(n: u64) -> Entry {
         outcome: Ok(Answer {
             text: format!("answer {n}"),
             reasoning: (n % 2 == 1).then(|| format!("thought {n}")),
-            estimated_usage: n % 3 == 0,
+            estimated_usage: n.is_multiple_of(3),
             omitted: (0..n % 3).map(|at| format!("parameter {at}")).collect(),
             wasted: Billed::default(),
             finish: Finish::Length,
