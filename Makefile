@@ -9,6 +9,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/amend
 VENV := $(CACHE)/venv
 TRL := $(CACHE)/trl
+SERVERS := $(CACHE)/servers
 LLAMA_CPP := $(CACHE)/llama.cpp
 CARGO := cargo --locked
 # A snapshot that differs fails its test; `cargo insta review` shows the new one.
@@ -16,7 +17,7 @@ export INSTA_UPDATE ?= no
 
 .PHONY: help
 help: ## this list
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
 
 .PHONY: demo
 demo: setup ## both stages of Constitutional AI on a small world, from nothing
@@ -56,6 +57,11 @@ interop: demo $(VENV)/ready $(TRL)/ready ## read what the demo wrote with DuckDB
 	$(VENV)/bin/python tests/interop/templates.py
 	$(VENV)/bin/python tests/interop/serve.py pipelines/demo.yaml rl
 	$(VENV)/bin/python tests/interop/trainer.py "$(CACHE)/target/debug/amend" $(TRL)/bin/python
+
+.PHONY: interop-servers
+interop-servers: setup $(SERVERS)/ready ## one checkpoint behind real servers: amend serve, litellm's proxy, llama.cpp (a few minutes; not part of CI)
+	$(CARGO) build
+	$(SERVERS)/bin/python tests/interop/servers.py "$(CACHE)/target/debug/amend" tests/fixtures/llama_tiny
 
 .PHONY: study
 study: setup $(VENV)/ready ## whether learning is seen, with controls: variants of the demo over several seeds (about an hour; goes on where it was)
@@ -112,4 +118,16 @@ $(LLAMA_CPP)/ready:
 	    $(LLAMA_CPP)/bin/pip install --no-deps --only-binary :all: -r benches/llama_cpp.txt && \
 	    cp benches/llama_cpp.txt $@ || \
 	    echo "make: llama.cpp cannot be had here, and is not measured" >&2; \
+	fi
+
+# Real servers. One that cannot be had here is not asked.
+.PHONY: $(SERVERS)/ready
+$(SERVERS)/ready:
+	@if ! cat tests/interop/servers.txt benches/llama_cpp.txt | cmp -s - $@; then \
+	    rm -f $@; \
+	    python3 -m venv $(SERVERS) && \
+	    { $(SERVERS)/bin/pip install -r tests/interop/servers.txt || echo "make: litellm cannot be had here" >&2; } && \
+	    { $(SERVERS)/bin/pip install --no-deps --only-binary :all: -r benches/llama_cpp.txt || \
+	        echo "make: llama.cpp cannot be had here" >&2; } && \
+	    cat tests/interop/servers.txt benches/llama_cpp.txt > $@; \
 	fi

@@ -134,9 +134,12 @@ impl Failure {
     }
 
     /// The reply, unless it is no JSON, holds an error or was cut by the server.
-    pub(super) fn check(reply: serde_json::Result<Reply>) -> Result<Reply, Failure> {
-        let reply = reply.map_err(|error| {
-            Failure::Garbled(format!("the server's reply cannot be read: {error}"), None)
+    pub(super) fn check(body: &[u8]) -> Result<Reply, Failure> {
+        let reply = serde_json::from_slice::<Reply>(body).map_err(|error| {
+            let begin = String::from_utf8_lossy(&body[..body.len().min(4 * BRIEF_CHARS)]);
+            let begin: String = one_line(&begin).chars().take(BRIEF_CHARS).collect();
+            let message = format!("the server's reply cannot be read ({error}): {begin:?}");
+            Failure::Garbled(message, None)
         })?;
         let billed = reply.billed();
         let is_error = reply.object.get().is_some_and(|object| object == "error");
@@ -419,7 +422,7 @@ mod tests {
     }
 
     fn checked(text: &str) -> Failure {
-        Failure::check(serde_json::from_str(text)).unwrap_err()
+        Failure::check(text.as_bytes()).unwrap_err()
     }
 
     #[test]

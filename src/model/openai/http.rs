@@ -118,7 +118,7 @@ impl Http {
                 format!("the server's reply has more than {most} MiB, the most that is read");
             return Err(Failure::Unusable(message, None));
         }
-        Failure::check(serde_json::from_slice(&body.bytes))
+        Failure::check(&body.bytes)
     }
 }
 

@@ -67,8 +67,7 @@ const VALUE: &[&str] = &[
 
 /// What of a body a refusal is about; none where it is about something else.
 pub(super) fn objection(failure: &Failure, body: &Body<'_>) -> Option<Objection> {
-    let Failure::Status(refusal @ Refusal { status: 400 | 404 | 422 | 500 | 501, .. }) = failure
-    else {
+    let Failure::Status(refusal @ Refusal { status: 400 | 422 | 500 | 501, .. }) = failure else {
         return None;
     };
     let message = &refusal.message;
