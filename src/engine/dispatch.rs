@@ -247,10 +247,10 @@ impl Dispatcher {
         }
         if let Some(outcome) = self.recall(&key) {
             let is_first = inner.tally.recalled(key, node);
-            if let (Mode::Plan, true, Outcome::Answer(answer)) = (self.mode, is_first, &outcome) {
-                if !answer.estimated_usage {
-                    inner.tally.estimate(node).made += Volume::made(&request, answer);
-                }
+            if let (Mode::Plan, true, Outcome::Answer(answer)) = (self.mode, is_first, &outcome)
+                && !answer.estimated_usage
+            {
+                inner.tally.estimate(node).made += Volume::made(&request, answer);
             }
             inner.recalled += 1;
             return (key, Some(outcome));
