@@ -20,15 +20,16 @@ use crate::record::{Id, Relation};
 use crate::spec::op::Read;
 use crate::spec::{Backend, Model};
 use crate::store::manifest::SourceFile;
-use crate::store::{Memo, Snapshot, Store};
+use crate::store::{Checkpoints, Memo, Snapshot, Store};
 
 /// The files, models, memo and checkpoints of a run.
 pub(super) struct LocalWorld<'a> {
     plan: &'a Plan,
     options: &'a Options,
-    store: &'a Store,
     memo: Arc<Memo>,
     rows: Arc<Rows>,
+    /// Shared by all that open checkpoints, so that each is hashed once.
+    checkpoints: Checkpoints,
     /// The snapshot before.
     pub(super) latest: Option<Snapshot>,
     /// The files read so far.
@@ -39,12 +40,13 @@ impl<'a> LocalWorld<'a> {
     pub(super) fn new(
         plan: &'a Plan,
         options: &'a Options,
-        store: &'a Store,
+        store: &Store,
         memo: Arc<Memo>,
     ) -> Result<LocalWorld<'a>, RunError> {
         let latest = store.snapshots(&plan.pipeline().name).latest()?;
         let (rows, sources) = (Arc::default(), Mutex::default());
-        Ok(LocalWorld { plan, options, store, memo, rows, latest, sources })
+        let checkpoints = store.checkpoints();
+        Ok(LocalWorld { plan, options, memo, rows, checkpoints, latest, sources })
     }
 
     pub(super) fn rows(&self) -> &Arc<Rows> {
@@ -65,7 +67,7 @@ impl<'a> LocalWorld<'a> {
             Arc::clone(&self.memo),
             Box::new(move |model, answer| price(&prices, model, answer)),
         );
-        let models = LocalModels::new(self.plan, &self.store.dir().join("checkpoints"));
+        let models = LocalModels::new(self.plan, self.checkpoints.clone());
         let (memory, models): (Arc<dyn Memory>, Arc<dyn Models>) =
             (Arc::new(memory), Arc::new(models));
         let cost = move |model: &str, answer: &Answer| price(&cost, model, answer).unwrap_or(0.0);
@@ -80,7 +82,7 @@ impl<'a> LocalWorld<'a> {
         let progress = Arc::clone(&self.options.progress);
         let told: Told = Arc::new(move |node, told| progress.training(node, told));
         Arc::new(LocalTrainings {
-            checkpoints: self.store.checkpoints(),
+            checkpoints: self.checkpoints.clone(),
             trainer: trainer(),
             folder: self.plan.loaded.pipeline_file().path.parent().map(Path::to_owned),
             entries: self.plan.pipeline().models.iter().filter_map(checkpoint).collect(),
@@ -135,7 +137,7 @@ impl World for LocalWorld<'_> {
                 self.saw(&file.path())?;
             }
         }
-        models::fingerprint(model)
+        models::fingerprint_by(model, &|dir| self.checkpoints.weights_id(dir))
     }
 
     fn predicate(&self, sql: &str, over: Relation) -> Result<Arc<dyn Predicate>, String> {
