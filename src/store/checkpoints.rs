@@ -88,7 +88,11 @@ impl Checkpoints {
             Ok(is) if is == weights => Ok(()),
             Ok(is) => {
                 let what = format!("its files make the weights id {is}, and made {weights} before");
-                Err(StoreError::corrupt(dir, what, "leave it as it is while a run uses it, and run again"))
+                Err(StoreError::corrupt(
+                    dir,
+                    what,
+                    "leave it as it is while a run uses it, and run again",
+                ))
             }
             Err(error) => Err(StoreError::corrupt(dir, error, "restore it from a copy")),
         }

@@ -34,9 +34,8 @@ mod tests {
             bytes[at / 8] ^= 1 << (at % 8);
             if let Ok(text) = std::str::from_utf8(&bytes) {
                 // A text of one line, as earlier versions wrote it, is no JSON then.
-                let is_read = open(text).is_ok_and(|read| {
-                    serde_json::from_str::<serde_json::Value>(read).is_ok()
-                });
+                let is_read = open(text)
+                    .is_ok_and(|read| serde_json::from_str::<serde_json::Value>(read).is_ok());
                 assert!(!is_read, "bit {at}: {text}");
             }
         }

@@ -40,18 +40,17 @@ impl Known {
             return Ok(*id);
         }
         let noted = note.and_then(|(note, _)| read_note(note, &stamps));
-        let id = match noted {
-            Some(id) => id,
-            None => {
-                let probe = note.and_then(|(note, disk)| probe(note, disk));
-                let id = hash(dir)?;
-                if let (Some((note, disk)), Some(probe)) = (note, probe)
-                    && stamps.values().all(|stamp| stamp.is_before(&probe))
-                {
-                    write_note(note, disk, &stamps, id);
-                }
-                id
+        let id = if let Some(id) = noted {
+            id
+        } else {
+            let probe = note.and_then(|(note, disk)| probe(note, disk));
+            let id = hash(dir)?;
+            if let (Some((note, disk)), Some(probe)) = (note, probe)
+                && stamps.values().all(|stamp| stamp.is_before(&probe))
+            {
+                write_note(note, disk, &stamps, id);
             }
+            id
         };
         self.seen().ids.insert(dir.to_owned(), (stamps, id));
         Ok(id)

@@ -406,6 +406,7 @@ fn selection(rows: &[usize]) -> RowSelection {
 }
 
 fn damage(path: &Path, what: &str) -> StoreError {
-    let help = "run its pipeline again, which makes it again from the memo, or restore it from a copy";
+    let help =
+        "run its pipeline again, which makes it again from the memo, or restore it from a copy";
     StoreError::corrupt(path, what, help)
 }

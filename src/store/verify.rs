@@ -161,8 +161,9 @@ impl Store {
                     path: checkpoints.dir(weights),
                     what: format!("the model of node \"{name}\" is not there"),
                     repaired: false,
-                    help: "run its pipeline again, which trains it again, or restore it from a copy"
-                        .to_owned(),
+                    help:
+                        "run its pipeline again, which trains it again, or restore it from a copy"
+                            .to_owned(),
                 });
             }
         }

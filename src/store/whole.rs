@@ -57,7 +57,8 @@ pub(super) fn damaged(snapshot: &Snapshot, disk: &dyn Disk) -> Vec<DamagedPart> 
             continue;
         }
         is_known = false;
-        if let Err(error) = table::verify(&place, part).and_then(|()| table::verify_ids(&place, part))
+        if let Err(error) =
+            table::verify(&place, part).and_then(|()| table::verify_ids(&place, part))
         {
             damaged.push(DamagedPart { node: node.clone(), part: part.clone(), error });
         }

@@ -143,7 +143,8 @@ fn at_work(dir: &tempfile::TempDir, folder: &std::path::Path) -> Child {
          long: {{ sample: {{ from: prompts, model: m, max_tokens: 190000 }} }}\n"
     );
     std::fs::write(folder.join("long.yaml"), pipeline).unwrap();
-    let rows: Vec<String> = (0..64).map(|n| json!({ "prompt": format!("q{n}") }).to_string()).collect();
+    let rows: Vec<String> =
+        (0..64).map(|n| json!({ "prompt": format!("q{n}") }).to_string()).collect();
     std::fs::write(folder.join("prompts.jsonl"), rows.join("\n")).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_amend"));
     command.current_dir(folder).args(["run", "long.yaml"]).env_remove("AMEND_STORE");

@@ -26,6 +26,11 @@ fn file(lab: &Lab, kind: &str, node: &str) -> PathBuf {
     files.next().unwrap().unwrap().path()
 }
 
+/// The last part of a path: messages have it as it was given.
+fn name(path: &Path) -> String {
+    path.file_name().unwrap().to_string_lossy().into_owned()
+}
+
 fn files(dir: &Path) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> =
         fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -59,11 +64,9 @@ fn a_damaged_table_is_no_reason_to_do_nothing_and_is_made_again_without_a_call()
     let first = lab.json(&["run", "small.yaml"]);
     let table = file(&lab, "tables", "drafts");
     let whole = fs::read(&table).unwrap();
-    let damages: [&dyn Fn(); 3] = [
-        &|| flip(&table),
-        &|| fs::remove_file(&table).unwrap(),
-        &|| fs::remove_dir_all(table.parent().unwrap()).unwrap(),
-    ];
+    let damages: [&dyn Fn(); 3] = [&|| flip(&table), &|| fs::remove_file(&table).unwrap(), &|| {
+        fs::remove_dir_all(table.parent().unwrap()).unwrap()
+    }];
     for damage in damages {
         damage();
         let (code, found) = verify(&lab);
@@ -88,7 +91,7 @@ fn a_damaged_table_is_not_taken_over_into_the_next_snapshot() {
     flip(&older);
     lab.constitution("Say once more what is wrong.");
     let (code, _, said) = lab.amend(&["run", "small.yaml"]);
-    assert!(code == 0 && said.contains(older.to_str().unwrap()), "it is named: {said}");
+    assert!(code == 0 && said.contains(&name(&older)), "it is named: {said}");
     let newer = file(&lab, "tables", "drafts");
     assert!(newer != older && newer.file_name() == older.file_name());
     let (code, found) = verify(&lab);
@@ -124,7 +127,7 @@ fn damaged_ids_are_read_from_the_rows_by_plans_and_put_in_order() {
     flip(&ids);
     let (code, stdout, said) = lab.amend(&["plan", "small.yaml", "-o", "json"]);
     let plan: Value = serde_json::from_str(&stdout).unwrap();
-    assert!(code == 0 && said.contains(ids.to_str().unwrap()), "{said}");
+    assert!(code == 0 && said.contains(&name(&ids)), "{said}");
     let rows = &node(&plan, "drafts")["rows"];
     assert_eq!((&rows["total"], &rows["changed"]), (&json!(ROWS), &json!(0)), "{plan}");
 
@@ -154,10 +157,11 @@ fn a_damaged_memo_costs_the_lost_calls_alone_and_no_query_of_other_tables() {
     let log = files(&calls).remove(0);
     flip(&log);
 
-    let (code, stdout, said) = lab.amend(&["query", "select count(*) as n from drafts", "-o", "json"]);
+    let (code, stdout, said) =
+        lab.amend(&["query", "select count(*) as n from drafts", "-o", "json"]);
     assert_eq!((code, said.as_str()), (0, ""), "the memo is not opened: {stdout}");
     let (code, _, said) = lab.amend(&["query", "select count(*) from calls"]);
-    assert!(code == 0 && said.contains("lost") && said.contains(log.to_str().unwrap()), "{said}");
+    assert!(code == 0 && said.contains("lost") && said.contains(&name(&log)), "{said}");
     let (code, found) = verify(&lab);
     assert_eq!((code, &found["faults"][0]["kind"]), (1, &json!("calls")));
 
@@ -166,7 +170,7 @@ fn a_damaged_memo_costs_the_lost_calls_alone_and_no_query_of_other_tables() {
     let (_, stdout, _) = lab.amend(&["plan", "small.yaml", "-o", "json"]);
     let plan: Value = serde_json::from_str(&stdout).unwrap();
     let (code, stdout, said) = lab.amend(&["run", "small.yaml", "-o", "json"]);
-    assert!(code == 0 && said.contains("calls are lost"), "{said}");
+    assert!(code == 0 && said.contains("lost"), "{said}");
     let report: Value = serde_json::from_str(&stdout).unwrap();
     let made = report["calls"]["made"].as_u64().unwrap();
     assert!(made > 0 && made <= 3 * ROWS as u64, "{made}");
@@ -204,7 +208,7 @@ fn a_damaged_or_newer_manifest_is_named() {
 
 #[cfg(feature = "torch")]
 mod models {
-    use super::flip;
+    use super::{flip, name};
     use std::fs;
     use std::path::{Path, PathBuf};
     use std::process::Command;
@@ -241,7 +245,9 @@ nodes:
             let row = |n: usize| json!({ "prompt": format!("q{n}?"), "completion": "No." });
             let rows: Vec<String> = (0..16).map(|n| row(n).to_string()).collect();
             bench.write("taught.jsonl", &rows.join("\n"));
-            bench.write("prompts.jsonl", &rows.join("\n").replace("completion", "more"));
+            let prompts: Vec<String> =
+                (0..16).map(|n| json!({ "prompt": format!("q{n}?") }).to_string()).collect();
+            bench.write("prompts.jsonl", &prompts.join("\n"));
             bench.json(&["run", "small.yaml"]);
             bench
         }
@@ -308,7 +314,10 @@ nodes:
             assert!(said.contains(named) && said.contains("damaged"), "{said}");
             let (again, said) = bench.json(&["run", "small.yaml"]);
             assert!(said.contains(named), "{said}");
-            assert_eq!((&again["digest"], &again["snapshot"]), (&first["digest"], &first["snapshot"]));
+            assert_eq!(
+                (&again["digest"], &again["snapshot"]),
+                (&first["digest"], &first["snapshot"])
+            );
             assert_eq!(bytes(&weights), whole, "the recipe gives the same weights");
             assert_eq!(bench.amend(&["verify"]).0, 0);
             let (quiet, said) = bench.json(&["run", "small.yaml"]);
@@ -325,7 +334,8 @@ nodes:
         assert!(code == 1 && said.contains("model \"sl\" is not asked"), "{said}");
         let (log, _) = bench.json(&["log"]);
         assert_eq!(log["snapshots"].as_array().unwrap().len(), 1);
-        let (calls, _) = bench.json(&["query", "select count(*) as n from calls where error is not null"]);
+        let (calls, _) =
+            bench.json(&["query", "select count(*) as n from calls where error is not null"]);
         assert_eq!(calls[0]["n"], json!(0), "no failure is remembered");
         bench.json(&["run", "small.yaml"]);
     }
@@ -350,7 +360,7 @@ nodes:
             let (plan, said) = bench.json(&["plan", "small.yaml"]);
             if ending == ".json" {
                 assert_eq!(Bench::training(&plan), "retrain", "{plan}");
-                assert!(said.contains(record.to_str().unwrap()), "{said}");
+                assert!(said.contains(&name(&record)), "{said}");
                 let (after, _) = bench.json(&["run", "small.yaml"]);
                 assert!(after["digest"] != before["digest"]);
                 assert_eq!(bench.amend(&["verify"]).0, 0);

@@ -73,14 +73,13 @@ impl Archive {
         let file = File::open(path).at("open", path)?;
         let footer = read_footer(&file).at("read", path)?;
         let footer = footer.filter(|footer| FooterSum::holds(footer));
-        let (metadata, mut lost) = match &footer {
-            Some(footer) => (parse_footer(footer), None),
-            None => {
-                let what = "its footer has another checksum";
-                let copy = copied_footer(&file).at("read", path)?;
-                let copy = copy.ok_or_else(|| damage(path, what))?;
-                (parse_footer(&copy), Some(Lost::nothing(what)))
-            }
+        let (metadata, mut lost) = if let Some(footer) = &footer {
+            (parse_footer(footer), None)
+        } else {
+            let what = "its footer has another checksum";
+            let copy = copied_footer(&file).at("read", path)?;
+            let copy = copy.ok_or_else(|| damage(path, what))?;
+            (parse_footer(&copy), Some(Lost::nothing(what)))
         };
         let metadata = metadata.map_err(|error| damage(path, &error.to_string()))?;
         let entries = metadata.metadata().file_metadata().key_value_metadata();
@@ -383,4 +382,3 @@ fn write_error(path: &Path, error: ParquetError) -> StoreError {
     };
     StoreError::io("write", path, error)
 }
-

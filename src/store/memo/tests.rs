@@ -373,7 +373,8 @@ fn held(dir: &Path, written: u64) -> usize {
 fn one_damaged_byte_costs_a_frame_at_most_and_keeps_no_memo_from_opening() {
     for archive in [false, true] {
         let file = whole(archive);
-        for at in (0..file.bytes.len()).step_by(7) {
+        // But for the digit of a log's format: with another it is one of a newer amend.
+        for at in (0..file.bytes.len()).step_by(7).filter(|at| archive || *at != 7) {
             let mut bytes = file.bytes.clone();
             bytes[at] ^= 4;
             fs::write(&file.path, &bytes).unwrap();
@@ -401,7 +402,9 @@ fn a_damaged_row_group_or_footer_is_set_aside_and_the_other_calls_stay() {
     let path = dir.path().join("000001-000001.parquet");
     let bytes = fs::read(&path).unwrap();
     let len = bytes.len();
-    for (at, lost) in [(len / 2, Some(2048)), (len - 60, Some(0)), (len - 3, Some(0)), (100, Some(2048))] {
+    for (at, lost) in
+        [(len / 2, Some(2048)), (len - 60, Some(0)), (len - 3, Some(0)), (100, Some(2048))]
+    {
         drop(fs::remove_dir_all(dir.path().join("damaged")));
         let mut damaged = bytes.clone();
         damaged[at] ^= 1;
@@ -422,7 +425,7 @@ fn a_damaged_row_group_or_footer_is_set_aside_and_the_other_calls_stay() {
         assert_eq!(fs::read(dir.path().join("damaged/000001-000001.parquet")).unwrap(), damaged);
         let all = Memo::look(dir.path()).unwrap();
         assert!(all.iter().all(|(_, lost)| lost.is_none()), "{all:?}");
-        for name in files(dir.path()).iter().filter(|name| name.ends_with(".log")) {
+        for name in files(dir.path()).iter().filter(|name| name.contains(".log")) {
             fs::remove_file(dir.path().join(name)).unwrap();
         }
     }

@@ -135,6 +135,9 @@ impl Draft {
             if parent.manifest().inputs != manifest.inputs {
                 given::write(&*self.to.disk, &self.to.dir, parent.manifest(), manifest.inputs)?;
             }
+            // Its files lose their second names, and so have other stamps.
+            self.discard();
+            whole::note(&parent, &*self.to.disk);
             return Ok(Committed { snapshot: parent, is_new: false });
         }
         self.link_checkpoints(&manifest)?;
@@ -158,6 +161,14 @@ impl Draft {
         Ok(Committed { snapshot, is_new: true })
     }
 
+    /// Removes what was written aside; what cannot be removed, the next draft removes.
+    fn discard(&mut self) {
+        if !self.is_done {
+            drop(self.to.disk.remove(&self.dir));
+            self.is_done = true;
+        }
+    }
+
     /// Puts files that were just written in the place of damaged ones of a snapshot that says the same.
     fn mend(&self, parent: &Snapshot) -> Result<()> {
         let disk = &*self.to.disk;
@@ -171,9 +182,6 @@ impl Draft {
             for dir in to.dirs() {
                 disk.sync_dir(dir).at("sync", dir)?;
             }
-        }
-        if !self.damaged.is_empty() {
-            whole::note(parent, disk);
         }
         Ok(())
     }
@@ -197,9 +205,8 @@ impl Draft {
         for (name, entry) in &manifest.nodes {
             let before = self.parent.as_ref().and_then(|parent| parent.manifest().nodes.get(name));
             let before = before.map_or(&[][..], |entry| &entry.table.parts);
-            let is_kept = |before: &Part, part: &Part| {
-                before.is_same(part) && !self.is_damaged(name, before)
-            };
+            let is_kept =
+                |before: &Part, part: &Part| before.is_same(part) && !self.is_damaged(name, before);
             let is_new = |part: &&Part| !before.iter().any(|before| is_kept(before, part));
             let place = Place::of(&self.dir, name);
             files
@@ -235,10 +242,7 @@ impl Draft {
 }
 
 impl Drop for Draft {
-    /// Removes what was written aside; what cannot be removed, the next draft removes.
     fn drop(&mut self) {
-        if !self.is_done {
-            drop(self.to.disk.remove(&self.dir));
-        }
+        self.discard();
     }
 }
