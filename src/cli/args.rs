@@ -122,6 +122,8 @@ pub(super) enum Command {
     Diff(DiffArgs),
     /// Says where a row comes from: its principle, its calls, its parents
     Explain(ExplainArgs),
+    /// Looks at every byte of a store, says what is damaged and puts in order what it can
+    Verify(VerifyArgs),
     /// Draws the nodes of a pipeline as Mermaid
     Graph(File),
     /// Prints the JSON Schema of a file, or the columns of the relations
@@ -264,6 +266,14 @@ pub(super) struct ExplainArgs {
     #[arg(long, value_name = "N", default_value = "latest")]
     pub(super) at: String,
     /// Which pipeline.
+    #[command(flatten)]
+    pub(super) which: Which,
+}
+
+/// Arguments of `verify`.
+#[derive(Debug, Args)]
+pub(super) struct VerifyArgs {
+    /// The store of this pipeline; the pipelines beside it in the store are looked at as well.
     #[command(flatten)]
     pub(super) which: Which,
 }

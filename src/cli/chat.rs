@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::args::{ChatArgs, Common};
+use super::end;
 use super::failure::Status;
 use super::local::LocalModel;
-use super::options::end_at_once;
 use super::screen::Screen;
 use crate::model::torch::{Event, Input};
 use crate::record::Message;
@@ -69,7 +69,7 @@ fn heed_ctrl_c(writing: &Writing) -> anyhow::Result<()> {
     let heed = move || {
         let writing = writing.lock().unwrap_or_else(PoisonError::into_inner);
         if writing.as_ref().is_none_or(|cut| cut.swap(true, Ordering::AcqRel)) {
-            end_at_once();
+            end::at_once();
         }
     };
     Ok(ctrlc::set_handler(heed)?)

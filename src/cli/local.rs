@@ -10,7 +10,7 @@ use crate::model::torch::{
     is_preference_model, weights_id,
 };
 use crate::model::{Prompt, Sampling};
-use crate::record::{Message, transcript};
+use crate::record::{Id, Message, transcript};
 use crate::spec::model::{Device, Dtype};
 use crate::store::Store;
 
@@ -31,7 +31,7 @@ pub(super) struct LocalModel {
 impl LocalModel {
     /// Opens what is named on the command line.
     pub(super) fn open(args: &ModelArgs, common: &Common) -> anyhow::Result<LocalModel> {
-        let (name, dir) = find(args, common)?;
+        let (name, dir, weights) = find(args, common)?;
         if is_preference_model(&dir)? {
             let message =
                 format!("\"{name}\" is a preference model: it scores, and writes nothing");
@@ -58,7 +58,7 @@ impl LocalModel {
         let generation = GenerationConfig::read(&dir)?;
         let backend = TorchBackend::open(&dir, options)?;
         let has_template = backend.has_chat_template();
-        let fingerprint = format!("amend-{}", &weights_id(&dir)?.to_string()[..12]);
+        let fingerprint = format!("amend-{}", &weights.to_string()[..12]);
         Ok(LocalModel { name, fingerprint, backend, generation, has_template })
     }
 
@@ -87,14 +87,22 @@ impl LocalModel {
     }
 }
 
-/// The model's name and directory.
-fn find(args: &ModelArgs, common: &Common) -> anyhow::Result<(String, PathBuf)> {
+/// The model's name, its directory and its weights id, which the files of the directory make.
+fn find(args: &ModelArgs, common: &Common) -> anyhow::Result<(String, PathBuf, Id)> {
     let named = args.model.as_str();
     let dir = Path::new(named);
     if dir.join("config.json").is_file() {
         let absolute = dir.canonicalize()?;
         let name = absolute.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        return Ok((name, dir.to_owned()));
+        let weights = weights_id(dir)?;
+        return match kept_as(&absolute) {
+            Some(kept) if kept != weights => Err(anyhow::anyhow!(
+                "the checkpoint \"{}\" is damaged: its files make the weights id {weights}, which is \
+                 not its name; run its pipeline again, which trains it again",
+                absolute.display()
+            )),
+            _ => Ok((name, dir.to_owned(), weights)),
+        };
     }
     if dir.is_dir() || named.contains(['/', '\\']) {
         let message = format!("\"{named}\" is no checkpoint: there is no config.json in it");
@@ -115,9 +123,21 @@ fn find(args: &ModelArgs, common: &Common) -> anyhow::Result<(String, PathBuf)> 
         }
         .into());
     };
-    let dir = Store::new(&files::store(&args.which, common)?).checkpoints().dir(checkpoint.weights);
+    let checkpoints = Store::new(&files::store(&args.which, common)?).checkpoints();
+    let dir = checkpoints.dir(checkpoint.weights);
     if !dir.is_dir() {
-        anyhow::bail!("the checkpoint of \"{named}\" is lost: {} is not there", dir.display());
+        anyhow::bail!(
+            "the checkpoint of \"{named}\" is lost: {} is not there; run its pipeline again, which \
+             trains it again",
+            dir.display()
+        );
     }
-    Ok((named.to_owned(), dir))
+    checkpoints.verify(checkpoint.weights)?;
+    Ok((named.to_owned(), dir, checkpoint.weights))
+}
+
+/// The weights id of which a directory has the name, where it is one of a store's checkpoints.
+fn kept_as(dir: &Path) -> Option<Id> {
+    let is_kept = dir.parent()?.file_name()? == "checkpoints";
+    is_kept.then(|| dir.file_name()?.to_str()?.parse().ok())?
 }

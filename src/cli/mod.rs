@@ -4,6 +4,7 @@
 //! subcommand fails with decides the exit code: see `failure`.
 
 mod args;
+mod end;
 mod failure;
 mod files;
 mod logging;
@@ -19,6 +20,7 @@ mod plan;
 mod query;
 mod run;
 mod schema;
+mod verify;
 
 #[cfg(feature = "torch")]
 mod chat;
@@ -61,14 +63,20 @@ pub fn main() -> ExitCode {
         Ok(status) => status,
         Err(error) => failure::show(&error, screen),
     };
+    if may_use_models(&cli.command) {
+        end::with(status);
+    }
     status.into()
+}
+
+fn may_use_models(command: &Command) -> bool {
+    matches!(command, Command::Run(_) | Command::Plan(_) | Command::Chat(_) | Command::Serve(_))
 }
 
 /// Starts the process again as libtorch needs it, for a command that may use models.
 #[cfg(feature = "torch")]
 fn prepare(command: &Command, arguments: &[OsString]) {
-    if matches!(command, Command::Run(_) | Command::Plan(_) | Command::Chat(_) | Command::Serve(_))
-    {
+    if may_use_models(command) {
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         // What it fails to cure costs time only.
         drop(crate::model::torch::prepare_process(threads, arguments));
@@ -138,6 +146,7 @@ fn dispatch(command: &Command, common: &Common, screen: Screen) -> anyhow::Resul
         Command::Log(args) => log::run(args, common, screen),
         Command::Diff(args) => diff::run(args, common, screen),
         Command::Explain(args) => explain::run(args, common, screen),
+        Command::Verify(args) => verify::run(args, common, screen),
         #[cfg(feature = "torch")]
         Command::Chat(args) => chat::run(args, common, screen),
         #[cfg(feature = "torch")]

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::args::{Common, Limits};
-use super::failure::{Status, Usage};
+use super::failure::Usage;
 use super::predicates::SqlPredicates;
 use super::screen::Screen;
-use super::{files, progress};
+use super::{end, files, progress};
 use crate::engine::run::{Options, RunError};
 use crate::plan::Plan;
 use crate::spec::{Mistakes, Place, did_you_mean};
@@ -97,19 +97,13 @@ pub(super) fn heed_ctrl_c(interrupt: &Arc<AtomicBool>, screen: Screen) -> anyhow
     let interrupt = Arc::clone(interrupt);
     let heed = move || {
         if interrupt.swap(true, Ordering::SeqCst) {
-            end_at_once();
+            end::at_once();
         }
         progress::bars().suspend(|| {
             screen.note("stopping; what was paid for is kept, and the next run goes on (again to end at once)");
         });
     };
     ctrlc::set_handler(heed).map_err(|error| io::Error::other(error).into())
-}
-
-/// Ends the process as interrupted, whatever its other threads are doing.
-#[expect(clippy::exit, reason = "the user asked twice; the memo is safe at any instant")]
-pub(super) fn end_at_once() -> ! {
-    std::process::exit(i32::from(Status::Interrupted.code()))
 }
 
 /// The time. It is read here alone and passed down.

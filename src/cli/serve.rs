@@ -12,9 +12,9 @@ use std::thread;
 use std::time::Duration;
 
 use super::args::{Common, ServeArgs};
+use super::end;
 use super::failure::{Status, Usage};
 use super::local::LocalModel;
-use super::options::end_at_once;
 use super::screen::Screen;
 
 /// How long requests under way may take after the first Ctrl-C.
@@ -55,7 +55,7 @@ pub(super) fn run(args: &ServeArgs, common: &Common, screen: Screen) -> anyhow::
 fn heed_ctrl_c(stop: tokio::sync::oneshot::Sender<()>, screen: Screen) -> anyhow::Result<()> {
     let mut stop = Some(stop);
     let heed = move || {
-        let Some(stop) = stop.take() else { end_at_once() };
+        let Some(stop) = stop.take() else { end::at_once() };
         drop(stop);
         if !screen.quiet {
             let seconds = GRACE.as_secs();
@@ -66,7 +66,7 @@ fn heed_ctrl_c(stop: tokio::sync::oneshot::Sender<()>, screen: Screen) -> anyhow
         // The process ends before, if nothing is under way any more.
         drop(thread::spawn(|| {
             thread::sleep(GRACE);
-            end_at_once();
+            end::at_once();
         }));
     };
     Ok(ctrlc::set_handler(heed)?)

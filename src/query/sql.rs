@@ -45,9 +45,8 @@ impl Answer {
 
 /// Asks a snapshot in SQL; before there is one, the memo alone.
 pub fn query(store: &Store, snapshot: Option<Snapshot>, sql: &str) -> Result<Answer> {
-    let memo = store.memo_read_only()?;
     let context = context();
-    register(&context, snapshot, memo).map_err(said)?;
+    register(&context, snapshot, store).map_err(said)?;
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     let runtime = runtime.map_err(|error| QueryError::Sql(error.to_string()))?;
     let read_only =
@@ -105,14 +104,14 @@ fn said(error: DataFusionError) -> QueryError {
 fn register(
     context: &SessionContext,
     snapshot: Option<Snapshot>,
-    memo: Memo,
+    store: &Store,
 ) -> datafusion::common::Result<()> {
     if let Some(snapshot) = snapshot.map(Arc::new) {
         register_nodes(context, &snapshot)?;
     }
     if !context.table_exist(CALLS)? {
         let schema = Memo::scan_schema(None).map_err(external)?;
-        register_as(context, CALLS, Arc::new(CallRows { memo, schema }))?;
+        register_as(context, CALLS, Arc::new(CallRows { store: store.clone(), schema }))?;
     }
     Ok(())
 }
@@ -215,9 +214,9 @@ impl TableProvider for Rows {
     }
 }
 
-/// The memo as a table.
+/// The memo as a table. It is opened when it is asked: few queries do.
 struct CallRows {
-    memo: Memo,
+    store: Store,
     schema: SchemaRef,
 }
 
@@ -246,7 +245,8 @@ impl TableProvider for CallRows {
     ) -> datafusion::common::Result<Arc<dyn ExecutionPlan>> {
         let columns = columns(&self.schema, projection);
         let names = if columns.is_empty() { &["call_key"][..] } else { &columns[..] };
-        let batches = self.memo.scan(Some(names)).collect::<std::result::Result<Vec<_>, _>>();
+        let memo = self.store.memo_read_only().map_err(external)?;
+        let batches = memo.scan(Some(names)).collect::<std::result::Result<Vec<_>, _>>();
         plan(&self.schema, projection, &columns, &batches.map_err(external)?)
     }
 }

@@ -97,7 +97,7 @@ impl fmt::Debug for Id {
     }
 }
 
-/// The text is not 32 hex digits.
+/// The text is not the hex digits of an id or a key.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("an id is 32 hex digits, not {0:?}")]
 pub struct ParseIdError(String);
@@ -134,6 +134,24 @@ impl CallKey {
 impl fmt::Display for CallKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl FromStr for CallKey {
+    type Err = ParseIdError;
+
+    fn from_str(text: &str) -> Result<CallKey, ParseIdError> {
+        let mut key = CallKey([0; 32]);
+        let (halves, rest) = text.as_bytes().as_chunks::<2>();
+        if halves.len() != key.0.len() || !rest.is_empty() {
+            return Err(ParseIdError(text.to_owned()));
+        }
+        for (byte, digits) in key.0.iter_mut().zip(halves) {
+            let digits = std::str::from_utf8(digits).ok();
+            let parsed = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+            *byte = parsed.ok_or_else(|| ParseIdError(text.to_owned()))?;
+        }
+        Ok(key)
     }
 }
 

@@ -8,6 +8,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::{env, fmt, process, thread};
 
@@ -60,7 +61,9 @@ impl Disk for LocalDisk {
     }
 
     fn reopen(&self, path: &Path, len: u64) -> io::Result<Box<dyn Output>> {
-        let file = OpenOptions::new().append(true).open(path)?;
+        // What a symbolic link names is no file of the store, and is not to be cut.
+        let flags = libc::O_NOFOLLOW;
+        let file = OpenOptions::new().append(true).custom_flags(flags).open(path)?;
         file.set_len(len)?;
         Ok(Box::new(file))
     }
@@ -161,6 +164,15 @@ impl dyn Disk + '_ {
         self.write_new(&aside, bytes)?;
         self.rename(&aside, path)?;
         self.sync_dir(parent(path))
+    }
+
+    /// Writes a file in place of what had its name. It is not safe when it returns, and may be torn
+    /// after a crash: it is for what is only ever a short cut.
+    pub fn note(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let aside = aside(path);
+        self.remove_if_there(&aside)?;
+        self.create(&aside)?.append(bytes)?;
+        self.rename(&aside, path)
     }
 
     /// Points a symbolic link elsewhere in one step; safe when the directory is synced.

@@ -30,7 +30,7 @@ pub enum StoreError {
         help: String,
     },
     /// The file was written by another version of amend.
-    #[error("\"{}\" has format {found}, and this amend reads {expected}; use the amend that wrote it, or another --store", path.display())]
+    #[error("\"{}\" was written by {} amend: it has format {found}, and this one reads {expected}; use the amend that wrote it, or another --store", path.display(), if found > expected { "a newer" } else { "another" })]
     Format {
         /// The file.
         path: PathBuf,

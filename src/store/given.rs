@@ -21,11 +21,15 @@ const FILE: &str = "inputs.json";
 #[derive(Serialize, Deserialize)]
 struct Given {
     /// The snapshot whose tables were made again: numbers alone may come again in a store.
-    snapshot: (u64, String, i64),
+    snapshot: SnapshotId,
     inputs: Inputs,
 }
 
-fn of(manifest: &Manifest) -> (u64, String, i64) {
+/// What names a snapshot.
+pub(super) type SnapshotId = (u64, String, i64);
+
+/// What names the snapshot of a manifest.
+pub(super) fn snapshot_id(manifest: &Manifest) -> SnapshotId {
     (manifest.number, manifest.digest.to_string(), manifest.created_at_us)
 }
 
@@ -33,7 +37,7 @@ fn of(manifest: &Manifest) -> (u64, String, i64) {
 pub(super) fn read(dir: &Path, manifest: &Manifest) -> Option<Inputs> {
     let text = fs::read_to_string(dir.join(FILE)).ok()?;
     let given: Given = serde_json::from_str(&text).ok()?;
-    (given.snapshot == of(manifest)).then_some(given.inputs)
+    (given.snapshot == snapshot_id(manifest)).then_some(given.inputs)
 }
 
 /// Remembers what gave a snapshot's tables again. The caller holds the store's lock.
@@ -44,7 +48,7 @@ pub(super) fn write(
     inputs: Inputs,
 ) -> Result<()> {
     let path = dir.join(FILE);
-    let given = Given { snapshot: of(manifest), inputs };
+    let given = Given { snapshot: snapshot_id(manifest), inputs };
     let text = serde_json::to_string_pretty(&given).expect("inputs have keys of text");
     disk.write_atomically(&path, text.as_bytes()).at("write", &path)
 }

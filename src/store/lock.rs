@@ -2,8 +2,9 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::process;
+use std::{io, process};
 
 use arrow::temporal_conversions::timestamp_us_to_datetime;
 use serde::{Deserialize, Serialize};
@@ -26,12 +27,13 @@ struct Holder {
 
 impl Lock {
     /// Takes the lock for a run of a pipeline that started at a time, microseconds since 1970.
-    /// Does not wait: [`StoreError::Locked`] names who holds it.
+    /// Does not wait: [`StoreError::Locked`] names who holds it. A symbolic link in its place is
+    /// refused: the file that it names would be emptied.
     pub(super) fn take(store: &Path, pipeline: &str, started_at_us: i64) -> Result<Lock> {
         let path = store.join("lock");
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-        let mut file = file.at("open", &path)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).custom_flags(libc::O_NOFOLLOW);
+        let mut file = options.open(&path).map_err(|error| refused(&path, error))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -53,6 +55,14 @@ impl Drop for Lock {
     fn drop(&mut self) {
         drop(self.file.set_len(0).and_then(|()| self.file.unlock()));
     }
+}
+
+fn refused(path: &Path, error: io::Error) -> StoreError {
+    if error.raw_os_error() == Some(libc::ELOOP) {
+        let help = "remove the link: amend makes the file anew";
+        return StoreError::corrupt(path, "it is a symbolic link", help);
+    }
+    StoreError::io("open", path, error)
 }
 
 fn holder(file: &mut File) -> String {
@@ -87,5 +97,16 @@ mod tests {
         );
         drop(lock);
         Lock::take(dir.path(), "other", 0).unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_is_a_link_is_refused_and_what_it_names_keeps_its_bytes() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let precious = dir.path().join("thesis.txt");
+        std::fs::write(&precious, "years of work").unwrap();
+        std::os::unix::fs::symlink(&precious, dir.path().join("lock")).unwrap();
+        let error = Lock::take(dir.path(), "cai", 0).unwrap_err().to_string();
+        assert!(error.contains("it is a symbolic link; remove the link"), "{error}");
+        assert_eq!(std::fs::read_to_string(&precious).unwrap(), "years of work");
     }
 }

@@ -200,6 +200,26 @@ impl Manifest {
     }
 }
 
+/// How the text of a manifest ends: with the blake3 of what stands before this.
+const CHECKSUM: &str = ",\n  \"checksum\": \"";
+/// What follows the checksum.
+const END: &str = "\"\n}";
+
+impl Manifest {
+    /// The text of `manifest.json`, which ends with its checksum.
+    pub(super) fn text(&self) -> String {
+        let text = serde_json::to_string_pretty(self).expect("a manifest has keys of text");
+        let head = text.strip_suffix("\n}").expect("an object ends with a brace");
+        format!("{head}{CHECKSUM}{}{END}", blake3::hash(head.as_bytes()).to_hex())
+    }
+
+    /// Whether the checksum of a text holds; nothing where there is none, as in earlier versions.
+    pub(super) fn is_whole(text: &str) -> Option<bool> {
+        let (head, checksum) = text.strip_suffix(END)?.rsplit_once(CHECKSUM)?;
+        Some(checksum == blake3::hash(head.as_bytes()).to_hex().as_str())
+    }
+}
+
 impl Part {
     /// Whether another part has the same rows, and so the same bytes.
     pub fn is_same(&self, other: &Part) -> bool {

@@ -6,7 +6,7 @@
 //! ├── checkpoints/<weights id>/  models
 //! ├── trainings/<recipe>.json    what each training gave
 //! ├── lock
-//! └── <pipeline>/                snapshots, links to the last, and what gave that again
+//! └── <pipeline>/                snapshots, links to the last, what gave that again, its files' stamps
 //! ```
 
 pub mod checkpoints;
@@ -19,9 +19,14 @@ pub mod lock;
 pub mod manifest;
 pub mod memo;
 mod profiles;
+mod seal;
 pub mod snapshot;
 pub mod snapshots;
+mod sound;
+pub mod stamp;
 pub mod table;
+pub mod verify;
+mod whole;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,6 +44,8 @@ pub use profiles::StoredProfiles;
 pub use snapshot::{IdsDiff, Snapshot};
 pub use snapshots::{Committed, Draft, Snapshots};
 pub use table::{RowIds, Table, TableRow};
+pub use verify::{Fault, Verified};
+pub use whole::DamagedPart;
 
 use error::At;
 

@@ -39,11 +39,11 @@ impl Snapshot {
     /// Opens the snapshot of a directory; nothing when it was not committed.
     pub(super) fn open(dir: &Path) -> Result<Option<Snapshot>> {
         let path = dir.join(MANIFEST);
-        let text = match fs::read_to_string(&path) {
+        let bytes = match fs::read(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            text => text.at("read", &path)?,
+            bytes => bytes.at("read", &path)?,
         };
-        let manifest = parse(&path, &text)?;
+        let manifest = parse(&path, &bytes)?;
         Ok(Some(Snapshot { dir: dir.to_owned(), manifest, verified: Mutex::default() }))
     }
 
@@ -82,7 +82,7 @@ impl Snapshot {
     pub fn find(&self, node: &str, row_ids: &BTreeSet<Id>) -> Result<Vec<Batch>> {
         let mut found = Vec::new();
         for part in &self.table_entry(node)?.parts {
-            let ids = table::read_ids(&self.place(node), part)?;
+            let ids = self.part_ids(node, part)?;
             let rows = ids.iter().enumerate().filter(|(_, ids)| row_ids.contains(&ids.row_id));
             let rows: Vec<usize> = rows.map(|(row, _)| row).collect();
             if !rows.is_empty() {
@@ -97,10 +97,9 @@ impl Snapshot {
 
     /// The ids of a node's rows, sorted by row id; reads no Parquet.
     pub fn read_ids(&self, node: &str) -> Result<Vec<RowIds>> {
-        let place = self.place(node);
         let mut ids = Vec::new();
         for part in &self.table_entry(node)?.parts {
-            ids.extend(table::read_ids(&place, part)?);
+            ids.extend(self.part_ids(node, part)?);
         }
         Ok(ids)
     }
@@ -116,11 +115,29 @@ impl Snapshot {
             let parts = of.manifest.nodes.get(node).map_or(&[][..], |entry| &entry.table.parts);
             let mut ids = Vec::new();
             for part in parts.iter().filter(|part| !same(part, other)) {
-                ids.extend(table::read_ids(&of.place(node), part)?);
+                ids.extend(of.part_ids(node, part)?);
             }
             Ok(ids)
         };
         Ok(diff(&changed(self, after)?, &changed(after, self)?))
+    }
+
+    /// The ids of a part; where their file is damaged, those of its rows, which are the same.
+    fn part_ids(&self, node: &str, part: &Part) -> Result<Vec<RowIds>> {
+        let error = match table::read_ids(&self.place(node), part) {
+            Ok(ids) => return Ok(ids),
+            Err(error) => error,
+        };
+        let Some(ids) = self.ids_of_rows(node, part) else { return Err(error) };
+        tracing::warn!("{error}; the rows were read in its place");
+        Ok(ids)
+    }
+
+    /// The ids of a part by its rows; nothing where those are damaged.
+    pub(super) fn ids_of_rows(&self, node: &str, part: &Part) -> Option<Vec<RowIds>> {
+        let rows = self.read_part(node, part, None, None).ok()?.into_iter();
+        let rows = rows.map(|rows| self.batch(node, rows)).collect::<Result<Vec<Batch>>>();
+        table::ids_of(part, &rows.ok()?)
     }
 
     fn read_part(
@@ -191,7 +208,7 @@ fn diff(before: &[RowIds], after: &[RowIds]) -> IdsDiff {
     }
 }
 
-fn parse(path: &Path, text: &str) -> Result<Manifest> {
+fn parse(path: &Path, bytes: &[u8]) -> Result<Manifest> {
     /// What every format has.
     #[derive(serde::Deserialize)]
     struct Format {
@@ -199,6 +216,11 @@ fn parse(path: &Path, text: &str) -> Result<Manifest> {
     }
     let help = "remove its directory to go back to the snapshot before it";
     let broken = |what: String| StoreError::corrupt(path, what, help);
+    let text = std::str::from_utf8(bytes).map_err(|error| broken(error.to_string()))?;
+    let damaged = Manifest::is_whole(text) == Some(false);
+    if damaged {
+        return Err(broken("its bytes have another checksum".to_owned()));
+    }
     let Format { format } =
         serde_json::from_str(text).map_err(|error| broken(error.to_string()))?;
     if format != FORMAT {

@@ -23,6 +23,7 @@ use super::error::{At, Result, StoreError};
 use super::given;
 use super::manifest::Inputs;
 use super::snapshot::{MANIFEST, Snapshot};
+use super::whole::{self, DamagedPart};
 
 /// The links at stable paths.
 const LINKS: [&str; 2] = ["tables", "checkpoints"];
@@ -78,6 +79,12 @@ impl Snapshots {
         given::read(&self.dir, last.manifest())
     }
 
+    /// The parts of a snapshot whose files are not those that were written, by their stamps and, where
+    /// those differ, by their bytes.
+    pub fn damaged(&self, snapshot: &Snapshot) -> Vec<DamagedPart> {
+        whole::damaged(snapshot, &*self.disk)
+    }
+
     /// Begins the next one. The caller holds the store's lock. What a crash left is removed and the
     /// links are repaired.
     pub fn begin(&self) -> Result<Draft> {
@@ -89,7 +96,11 @@ impl Snapshots {
         for dir in [dir.clone()].into_iter().chain(KINDS.map(|kind| dir.join(kind))) {
             self.disk.create_dir(&dir).at("make", &dir)?;
         }
-        Ok(Draft::new(self.clone(), parent, number, dir))
+        let damaged = parent.as_ref().map(|parent| self.damaged(parent)).unwrap_or_default();
+        for part in &damaged {
+            tracing::warn!("{}", part.error);
+        }
+        Ok(Draft::new(self.clone(), parent, number, dir, damaged))
     }
 
     /// Removes what a crash left and points the links at the last snapshot. The caller holds the

@@ -24,7 +24,7 @@ use parquet::file::properties::WriterProperties;
 use super::disk::Disk;
 use super::error::{At, Result, StoreError};
 use super::manifest::Part;
-use crate::record::{Batch, Id, KeyHasher, Relation};
+use crate::record::{Batch, Id, KeyHasher, Relation, Row};
 
 /// Rows of a part at most, on average.
 const PART_ROWS: u64 = 65_536;
@@ -36,6 +36,8 @@ const CHUNK_ROWS: usize = 4096;
 const IDS_LEN: usize = 48;
 /// Part of each digest: raised when the same rows are written as other bytes.
 const WRITER: &str = "amend/table/1";
+/// What is wrong with most damaged files.
+const OTHER_HASH: &str = "its bytes have another hash";
 
 /// One row of a table to be.
 #[derive(Clone, Debug)]
@@ -237,7 +239,7 @@ fn write_part(
 ) -> Result<Part> {
     let bytes = encode(relation, rows);
     let blake3 = blake3::hash(&bytes).to_hex().to_string();
-    let ids = encode_ids(rows);
+    let ids = encode_ids(rows.iter().map(|row| &row.ids));
     let part = Part {
         file: file_name(number, &blake3),
         ids_blake3: blake3::hash(&ids).to_hex().to_string(),
@@ -285,8 +287,8 @@ fn gather(rows: &[TableRow]) -> RecordBatch {
     interleave_record_batch(&batches, &places).expect("the batches are of one relation")
 }
 
-fn encode_ids(rows: &[TableRow]) -> Vec<u8> {
-    let ids = rows.iter().flat_map(|row| [row.ids.row_id, row.ids.content, row.ids.version]);
+fn encode_ids<'a>(rows: impl Iterator<Item = &'a RowIds>) -> Vec<u8> {
+    let ids = rows.flat_map(|ids| [ids.row_id, ids.content, ids.version]);
     ids.flat_map(|id| id.bits().to_be_bytes()).collect()
 }
 
@@ -297,7 +299,7 @@ pub(super) fn read_ids(place: &Place, part: &Part) -> Result<Vec<RowIds>> {
     let whole = blake3::hash(&bytes).to_hex().as_str() == part.ids_blake3
         && bytes.len() as u64 == part.rows * IDS_LEN as u64;
     if !whole {
-        return Err(damage(&path, "its bytes have another hash"));
+        return Err(damage(&path, OTHER_HASH));
     }
     let id = |bytes: &[u8]| {
         Id::from_bits(u128::from_be_bytes(bytes.try_into().expect("an id has 16 bytes")))
@@ -312,12 +314,48 @@ pub(super) fn read_ids(place: &Place, part: &Part) -> Result<Vec<RowIds>> {
 
 /// Checks that the bytes of a part are those that were written.
 pub(super) fn verify(place: &Place, part: &Part) -> Result<()> {
-    let path = place.part(part);
+    verify_file(&place.part(part), &part.blake3)
+}
+
+/// Checks that the bytes of a part's ids are those that were written.
+pub(super) fn verify_ids(place: &Place, part: &Part) -> Result<()> {
+    verify_file(&place.part_ids(part), &part.ids_blake3)
+}
+
+fn verify_file(path: &Path, blake3: &str) -> Result<()> {
+    match hash(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(damage(path, "it is not there"))
+        }
+        hash => match hash.at("read", path)? == blake3 {
+            true => Ok(()),
+            false => Err(damage(path, OTHER_HASH)),
+        },
+    }
+}
+
+/// The blake3 of a file, 64 hex digits.
+pub(super) fn hash(path: &Path) -> std::io::Result<String> {
     let mut hasher = blake3::Hasher::new();
-    let file = File::open(&path).at("open", &path)?;
-    hasher.update_reader(file).at("read", &path)?;
-    let whole = hasher.finalize().to_hex().as_str() == part.blake3;
-    if whole { Ok(()) } else { Err(damage(&path, "its bytes have another hash")) }
+    hasher.update_reader(File::open(path)?)?;
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// The bytes of a file of ids.
+pub(super) fn ids_bytes(ids: &[RowIds]) -> Vec<u8> {
+    encode_ids(ids.iter())
+}
+
+/// The ids of a part, of its rows and not of their file; nothing where they are not those that were
+/// written.
+pub(super) fn ids_of(part: &Part, rows: &[Batch]) -> Option<Vec<RowIds>> {
+    let of = |row: Row<'_>| {
+        let content = row.id("content")?;
+        Some(RowIds { row_id: row.row_id(), content, version: row.version_hash() })
+    };
+    let ids = rows.iter().flat_map(Batch::iter).map(of).collect::<Option<Vec<RowIds>>>()?;
+    let bytes = encode_ids(ids.iter());
+    (blake3::hash(&bytes).to_hex().as_str() == part.ids_blake3).then_some(ids)
 }
 
 /// Reads the columns of a part, or all; of the rows at the sorted places, or all.
@@ -368,6 +406,7 @@ fn selection(rows: &[usize]) -> RowSelection {
 }
 
 fn damage(path: &Path, what: &str) -> StoreError {
-    let help = "remove its snapshot: the next run makes it again from the memo";
+    let help =
+        "run its pipeline again, which makes it again from the memo, or restore it from a copy";
     StoreError::corrupt(path, what, help)
 }

@@ -171,8 +171,8 @@ fn help_names_every_subcommand_and_the_exit_codes() {
     let ended = amend(&["--help"]);
     assert_eq!(ended.code, 0);
     for word in [
-        "check", "plan", "run", "query", "log", "diff", "explain", "graph", "schema", "import",
-        "75", "130",
+        "check", "plan", "run", "query", "log", "diff", "explain", "verify", "graph", "schema",
+        "import", "75", "130",
     ] {
         assert!(ended.stdout.contains(word), "{word} is not in {}", ended.stdout);
     }

@@ -51,3 +51,4 @@ mod torch_tiny;
 mod trainers;
 #[cfg(feature = "torch")]
 mod training;
+mod verify;

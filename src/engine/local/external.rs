@@ -3,7 +3,7 @@
 //! `docs/trainer.md` is the contract, for those who write one.
 
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -56,11 +56,20 @@ fn given(recipe: &Recipe, state: &Path) -> Result<Vec<(&'static str, PathBuf)>, 
     let write = || -> std::io::Result<()> {
         fs::create_dir_all(&dataset)?;
         fs::create_dir_all(&own)?;
-        fs::write(dataset.join("train.parquet"), table(recipe).parquet())?;
-        fs::write(&settings, &*recipe.training.settings_json)
+        write_anew(&dataset.join("train.parquet"), &table(recipe).parquet())?;
+        write_anew(&settings, recipe.training.settings_json.as_bytes())
     };
     write().map_err(|error| format!("{}: {error}", state.display()))?;
     Ok(vec![("dataset", dataset), ("settings", settings), ("state", own)])
+}
+
+/// Writes a file in place of what has its name, and not through a link to a file elsewhere.
+fn write_anew(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    fs::File::create_new(path)?.write_all(bytes)
 }
 
 /// The rows of the dataset, under their own ids.

@@ -20,21 +20,22 @@ use crate::record::{Id, KeyHasher};
 use crate::spec::model::{Device, Dtype};
 use crate::spec::model::{Format, Scoring};
 use crate::spec::{Backend as Behind, Limits, Model, Name};
+use crate::store::Checkpoints;
 
 /// The models of a plan, opened when they are first asked.
 pub struct LocalModels {
     limits: Limits,
     /// By the name of the entry, or of the node that trains it.
     entries: BTreeMap<String, Model>,
-    checkpoints: PathBuf,
+    checkpoints: Checkpoints,
     open: Mutex<IndexMap<(Arc<str>, Id), Arc<dyn Backend>>>,
     given: BTreeMap<String, Arc<dyn Backend>>,
     profiles: Option<Arc<dyn Profiles>>,
 }
 
 impl LocalModels {
-    /// The models of a plan; `checkpoints` is where trained ones are.
-    pub fn new(plan: &Plan, checkpoints: &Path) -> LocalModels {
+    /// The models of a plan; `checkpoints` has the trained ones.
+    pub fn new(plan: &Plan, checkpoints: Checkpoints) -> LocalModels {
         let written = plan.pipeline().models.iter();
         let mut entries: BTreeMap<String, Model> =
             written.map(|(name, model)| (name.value.clone(), model.clone())).collect();
@@ -47,7 +48,7 @@ impl LocalModels {
         LocalModels {
             limits: plan.pipeline().limits.clone(),
             entries,
-            checkpoints: checkpoints.to_owned(),
+            checkpoints,
             open: Mutex::default(),
             given: BTreeMap::new(),
             profiles: None,
@@ -107,16 +108,20 @@ impl LocalModels {
             self.entries.get(name).ok_or_else(|| format!("there is no model \"{name}\""))?;
         match entry.backend() {
             Behind::Endpoint { url, name } => Ok(Arc::new(self.endpoint(entry, url, name)?)),
-            Behind::Checkpoint(_) => checkpoint(name, entry, &self.dir(entry, model.fingerprint)),
+            Behind::Checkpoint(_) => {
+                let dir = self.dir(entry, model.fingerprint);
+                let sound = self.checkpoints.verify_dir(&dir, model.fingerprint);
+                sound.map_err(|error| format!("model \"{name}\" is not asked: {error}"))?;
+                checkpoint(name, entry, &dir)
+            }
         }
     }
 
     /// Where a checkpoint is: what a node trained, or what the entry names.
     fn dir(&self, entry: &Model, weights: Id) -> PathBuf {
-        let trained = self.checkpoints.join(weights.to_string());
         match &entry.checkpoint {
-            Some(written) if !trained.is_dir() => written.path.clone(),
-            _ => trained,
+            Some(written) if !self.checkpoints.is_sound(weights) => written.path.clone(),
+            _ => self.checkpoints.dir(weights),
         }
     }
 }
@@ -259,6 +264,14 @@ pub(super) fn chat(_entry: &Model, _dir: &Path) -> Result<Option<Box<Chat>>, Str
 /// The fingerprint of an entry of `models`: of an endpoint its declared name and revision, of a
 /// checkpoint its weights.
 pub fn fingerprint(entry: &Model) -> Result<Id, String> {
+    fingerprint_by(entry, &weights_id)
+}
+
+/// The same, by what gives the weights id of a directory.
+pub fn fingerprint_by(
+    entry: &Model,
+    weights_id: &dyn Fn(&Path) -> Result<Id, String>,
+) -> Result<Id, String> {
     match entry.backend() {
         Behind::Endpoint { name, .. } => {
             let mut hasher = KeyHasher::new("amend/endpoint/1");

@@ -41,8 +41,8 @@ impl Trainings for LocalTrainings {
     fn recall(&self, recipe: Id) -> Option<Arc<Trained>> {
         let trained = self.checkpoints.get_training::<Trained>(&training_key(recipe));
         let trained = trained.map_err(|error| tracing::warn!("{error}")).ok()??;
-        // A lost checkpoint is trained again.
-        self.checkpoints.exists(trained.weights).then(|| Arc::new(trained))
+        // A checkpoint that is lost or damaged is trained again.
+        self.checkpoints.is_sound(trained.weights).then(|| Arc::new(trained))
     }
 
     fn resumes(&self, recipe: Id) -> bool {
@@ -100,7 +100,7 @@ impl LocalTrainings {
         }
         if let Some(weights) = recipe.warm {
             // What a training begins at is its first model.
-            models[0].1 = self.checkpoints.dir(weights);
+            models[0].1 = self.warm(weights)?;
         }
         let folder = self.folder.as_deref().filter(|folder| !folder.as_os_str().is_empty());
         let folder = folder.unwrap_or(Path::new("."));
@@ -117,7 +117,7 @@ impl LocalTrainings {
         let setup = &recipe.training.setup;
         let models = &recipe.training.models;
         let init = models.first().and_then(Option::as_ref).map(|model| self.dir(model));
-        let warm = recipe.warm.map(|weights| self.checkpoints.dir(weights));
+        let warm = recipe.warm.map(|weights| self.warm(weights)).transpose()?;
         let init = init.transpose()?;
         let chat = match (&setup.model, &init) {
             (Some(entry), Some(dir)) => chat(entry, dir)?,
@@ -212,13 +212,26 @@ impl LocalTrainings {
         Ok(settings)
     }
 
+    /// Where a model is whose files make its weights id.
     fn dir(&self, model: &ModelRef) -> Result<PathBuf, String> {
-        if self.checkpoints.exists(model.fingerprint) {
-            return Ok(self.checkpoints.dir(model.fingerprint));
-        }
         let name: &str = &model.name;
-        let entry = self.entries.get(name).map(PathBuf::as_path).map(Path::to_owned);
-        entry.ok_or_else(|| format!("the checkpoint {} of \"{name}\" is lost", model.fingerprint))
+        let kept = self.checkpoints.dir(model.fingerprint);
+        let dir = match self.entries.get(name) {
+            Some(entry) if !self.checkpoints.is_sound(model.fingerprint) => entry.clone(),
+            _ => kept,
+        };
+        if !dir.is_dir() {
+            return Err(format!("the checkpoint {} of \"{name}\" is lost", model.fingerprint));
+        }
+        let sound = self.checkpoints.verify_dir(&dir, model.fingerprint);
+        sound.map_err(|error| format!("model \"{name}\" is not used: {error}"))?;
+        Ok(dir)
+    }
+
+    /// Where the model is that a training goes on from.
+    fn warm(&self, weights: Id) -> Result<PathBuf, String> {
+        self.checkpoints.verify(weights).map_err(|error| error.to_string())?;
+        Ok(self.checkpoints.dir(weights))
     }
 }
 

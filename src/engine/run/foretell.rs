@@ -45,7 +45,7 @@ pub fn foretell(plan: &Plan, options: &Options) -> Result<Forecast, RunError> {
         NodeForecast {
             name: name.to_owned(),
             op: plan.op(&plan.nodes[nodes[0]]).verb().to_owned(),
-            rows: rows.unwrap_or_default(),
+            rows,
             calls: CallsForecast {
                 total: calls.made + calls.memo + calls.up_to,
                 memo: calls.memo,
@@ -78,7 +78,7 @@ fn rows_forecast(
     nodes: &[usize],
     tables: &[Table],
     before: Option<&Snapshot>,
-) -> Result<RowsForecast, RunError> {
+) -> RowsForecast {
     let mut now: BTreeMap<Id, Id> = BTreeMap::new();
     for node in nodes {
         now.extend(tables[*node].rows.values().map(|rec| (rec.row, rec.version)));
@@ -86,7 +86,10 @@ fn rows_forecast(
     let total = now.len() as u64;
     let exact = !now.values().any(|version| version.is_unknown());
     let was = match before.filter(|before| before.manifest().nodes.contains_key(name)) {
-        Some(before) => before.read_ids(name)?,
+        Some(before) => before.read_ids(name).unwrap_or_else(|error| {
+            tracing::warn!("{error}; until then all rows of \"{name}\" count as changed");
+            Vec::new()
+        }),
         None => Vec::new(),
     };
     let mut gone = 0;
@@ -97,7 +100,7 @@ fn rows_forecast(
             None => gone += 1,
         }
     }
-    Ok(RowsForecast { total, changed: now.len() as u64 + gone, exact })
+    RowsForecast { total, changed: now.len() as u64 + gone, exact }
 }
 
 fn training(name: &str, state: TrainingState, before: Option<&Snapshot>) -> TrainingForecast {

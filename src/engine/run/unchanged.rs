@@ -11,7 +11,7 @@ use super::{Options, RunError, basis};
 use crate::plan::Plan;
 use crate::record::read::fingerprint;
 use crate::store::manifest::{Inputs, SourceFile};
-use crate::store::{Snapshot, Snapshots};
+use crate::store::{Checkpoints, Snapshot, Snapshots, Store};
 
 /// The report of a run that has nothing to do, if this is one; the paths of its snapshot are mended
 /// where a killed run left them behind.
@@ -37,6 +37,10 @@ pub(super) fn unchanged(
     if options.retry_rejects || is_to_be_asked_again(&latest)? {
         return Ok(None);
     }
+    let checkpoints = Store::new(&options.store).checkpoints();
+    if !snapshots.damaged(&latest).is_empty() || !has_models(&latest, &checkpoints) {
+        return Ok(None);
+    }
     basis::check(plan, options, given.sources.clone(), Some(&latest), snapshots)?;
     snapshots.repair()?;
     let tables = plan.tables();
@@ -59,6 +63,13 @@ pub(super) fn unchanged(
         spent: RunSpent::default(),
         seconds: began.elapsed().as_secs_f64(),
     }))
+}
+
+/// Whether the models of a snapshot are there and whole: what is not is trained again.
+fn has_models(latest: &Snapshot, checkpoints: &Checkpoints) -> bool {
+    let nodes = latest.manifest().nodes.values();
+    let mut models = nodes.filter_map(|entry| entry.node.checkpoint.as_ref());
+    models.all(|model| checkpoints.verify(model.weights).is_ok())
 }
 
 /// Whether a file is as it was: by size and time, and only then by its bytes.

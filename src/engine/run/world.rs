@@ -21,17 +21,19 @@ use crate::record::{Id, Relation};
 use crate::spec::op::Read;
 use crate::spec::{Backend, Model};
 use crate::store::manifest::SourceFile;
-use crate::store::{Memo, Snapshot, Store};
+use crate::store::{Checkpoints, Memo, Snapshot, Store};
 
 /// The files, models, memo and checkpoints of a run.
 pub(super) struct LocalWorld<'a> {
     plan: &'a Plan,
     options: &'a Options,
-    store: &'a Store,
     memo: Arc<Memo>,
     rows: Arc<Rows>,
     /// Whether endpoints may be asked: a run asks, a plan does not.
     asks: bool,
+    profiles: Arc<dyn Profiles>,
+    /// Shared by all that open checkpoints, so that each is hashed once.
+    checkpoints: Checkpoints,
     /// The snapshot before.
     pub(super) latest: Option<Snapshot>,
     /// The files read so far.
@@ -42,13 +44,15 @@ impl<'a> LocalWorld<'a> {
     pub(super) fn new(
         plan: &'a Plan,
         options: &'a Options,
-        store: &'a Store,
+        store: &Store,
         memo: Arc<Memo>,
         asks: bool,
     ) -> Result<LocalWorld<'a>, RunError> {
         let latest = store.snapshots(&plan.pipeline().name).latest()?;
         let (rows, sources) = (Arc::default(), Mutex::default());
-        Ok(LocalWorld { plan, options, store, memo, rows, asks, latest, sources })
+        let (checkpoints, profiles) = (store.checkpoints(), store.profiles());
+        let profiles = Arc::new(profiles);
+        Ok(LocalWorld { plan, options, memo, rows, asks, profiles, checkpoints, latest, sources })
     }
 
     pub(super) fn rows(&self) -> &Arc<Rows> {
@@ -77,8 +81,8 @@ impl<'a> LocalWorld<'a> {
     }
 
     fn models(&self) -> LocalModels {
-        let profiles: Arc<dyn Profiles> = Arc::new(self.store.profiles());
-        LocalModels::new(self.plan, &self.store.dir().join("checkpoints")).with_profiles(profiles)
+        let models = LocalModels::new(self.plan, self.checkpoints.clone());
+        models.with_profiles(Arc::clone(&self.profiles))
     }
 
     pub(super) fn trainings(&self) -> Arc<dyn Trainings> {
@@ -89,7 +93,7 @@ impl<'a> LocalWorld<'a> {
         let progress = Arc::clone(&self.options.progress);
         let told: Told = Arc::new(move |node, told| progress.training(node, told));
         Arc::new(LocalTrainings {
-            checkpoints: self.store.checkpoints(),
+            checkpoints: self.checkpoints.clone(),
             trainer: trainer(),
             folder: self.plan.loaded.pipeline_file().path.parent().map(Path::to_owned),
             entries: self.plan.pipeline().models.iter().filter_map(checkpoint).collect(),
@@ -146,7 +150,7 @@ impl World for LocalWorld<'_> {
                 self.saw(&file.path())?;
             }
         }
-        models::fingerprint(model)
+        models::fingerprint_by(model, &|dir| self.checkpoints.weights_id(dir))
     }
 
     fn estimator(&self, name: &str, model: &Model) -> Result<Option<Estimator>, String> {

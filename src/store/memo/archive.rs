@@ -5,11 +5,12 @@
 //! Row groups are small and carry a checksum each in the file's metadata, which Parquet lacks; the
 //! metadata carries one of itself, because a column with another name would be one that is missing.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::{RecordBatch, RecordBatchReader};
 use arrow::compute::concat_batches;
@@ -21,10 +22,11 @@ use parquet::arrow::arrow_writer::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::FOOTER_SIZE;
-use parquet::file::metadata::KeyValue;
-use parquet::file::properties::WriterProperties;
+use parquet::file::metadata::{KeyValue, ParquetMetaDataReader};
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
 
 use super::columns::{self, calls_schema};
+use super::salvage::{Lost, damage};
 use crate::record::CallKey;
 use crate::store::disk::Output;
 use crate::store::error::{At, Result, StoreError};
@@ -35,6 +37,13 @@ pub(super) const GROUP_ROWS: usize = 2048;
 /// The key of the metadata under which the checksums stand: first that of the footer, then those of
 /// the row groups.
 const CHECKSUMS: &str = "amend.crc32c";
+
+/// What stands before the copy of the footer: one damaged footer would cost all calls of a file.
+const COPY: &[u8] = b"amend/footer-copy/1\0";
+
+/// The key of the metadata under which a newer format is to say so; this one is what says nothing.
+const FORMAT_KEY: &str = "amend.format";
+const FORMAT: u64 = 1;
 
 /// What stands before the footer's checksum, and in the place of its digits while it is summed.
 const FOOTER: &[u8] = b"footer=";
@@ -47,6 +56,8 @@ pub(super) struct Archive {
     file: Mutex<File>,
     metadata: ArrowReaderMetadata,
     groups: Vec<Extent>,
+    /// The row groups that are damaged.
+    left_out: BTreeSet<usize>,
 }
 
 /// Where a row group stands, and the checksum of its bytes.
@@ -57,29 +68,42 @@ struct Extent {
 }
 
 impl Archive {
-    /// Opens a file; reads its metadata only.
-    pub(super) fn open(path: &Path) -> Result<Archive> {
+    /// Opens a file; reads its metadata only. Where its footer is damaged, the copy of that is read.
+    pub(super) fn open(path: &Path) -> Result<(Archive, Option<Lost>)> {
         let file = File::open(path).at("open", path)?;
         let footer = read_footer(&file).at("read", path)?;
-        let footer = footer.as_deref().and_then(FooterSum::find);
-        let footer = footer.ok_or_else(|| damage(path, "it has no footer with a checksum"))?;
-        if footer.told != Some(footer.is) {
-            return Err(damage(path, "its footer has another checksum"));
-        }
-        // The Arrow schema that the footer carries says nothing that Parquet's does not, and what
-        // reads it panics at a type that it does not know.
-        let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-        let metadata = ArrowReaderMetadata::load(&file, options)
-            .map_err(|error| damage(path, &error.to_string()))?;
+        let footer = footer.filter(|footer| FooterSum::holds(footer));
+        let (metadata, mut lost) = if let Some(footer) = &footer {
+            (parse_footer(footer), None)
+        } else {
+            let what = "its footer has another checksum";
+            let copy = copied_footer(&file).at("read", path)?;
+            let copy = copy.ok_or_else(|| damage(path, what))?;
+            (parse_footer(&copy), Some(Lost::nothing(what)))
+        };
+        let metadata = metadata.map_err(|error| damage(path, &error.to_string()))?;
         let entries = metadata.metadata().file_metadata().key_value_metadata();
-        let checksums = entries
-            .and_then(|entries| entries.iter().find(|entry| entry.key == CHECKSUMS))
-            .and_then(|entry| entry.value.as_deref())
+        let value = |key: &str| {
+            let entry = entries?.iter().find(|entry| entry.key == key)?;
+            entry.value.as_deref()
+        };
+        if let Some(found) = value(FORMAT_KEY).and_then(|format| format.parse().ok())
+            && found > FORMAT
+        {
+            return Err(StoreError::Format { path: path.to_owned(), found, expected: FORMAT });
+        }
+        let groups = value(CHECKSUMS)
             .and_then(parse_checksums)
             .filter(|groups| groups.len() == metadata.metadata().num_row_groups())
             .ok_or_else(|| damage(path, "it has no checksums"))?;
-        let file = Mutex::new(file);
-        Ok(Archive { path: path.to_owned(), file, metadata, groups: checksums })
+        if let Some(footer) = &footer {
+            let end = groups.last().map_or(0, |group| group.end);
+            if !has_copy(&file, end, footer).at("read", path)? {
+                lost = Some(Lost::nothing("the copy of its footer is damaged"));
+            }
+        }
+        let (path, file, left_out) = (path.to_owned(), Mutex::new(file), BTreeSet::new());
+        Ok((Archive { path, file, metadata, groups, left_out }, lost))
     }
 
     /// The file.
@@ -90,6 +114,22 @@ impl Archive {
     /// How many row groups it has.
     pub(super) fn groups(&self) -> usize {
         self.groups.len()
+    }
+
+    /// Leaves a group out, which is damaged.
+    pub(super) fn leave_out(&mut self, group: usize) {
+        self.left_out.insert(group);
+    }
+
+    /// The groups that are not left out.
+    pub(super) fn whole_groups(&self) -> Vec<u64> {
+        let all = (0..self.groups.len()).filter(|group| !self.left_out.contains(group));
+        all.map(|group| group as u64).collect()
+    }
+
+    /// How many calls a group has.
+    pub(super) fn rows(&self, group: usize) -> u64 {
+        self.metadata.metadata().row_group(group).num_rows().max(0) as u64
     }
 
     /// The keys of a group, and whether the calls failed.
@@ -114,6 +154,10 @@ impl Archive {
     fn decode(&self, group: usize, wanted: impl Fn(&str) -> bool) -> Result<RecordBatch> {
         let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let extent = &self.groups[group];
+        let len = file.metadata().at("read", &self.path)?.len();
+        if extent.end > len {
+            return Err(damage(&self.path, &format!("row group {group} is gone")));
+        }
         let mut bytes = vec![0; (extent.end - extent.start) as usize];
         file.read_exact_at(&mut bytes, extent.start).at("read", &self.path)?;
         if crc32c(&bytes) != extent.crc {
@@ -150,6 +194,9 @@ impl ArchiveWriter {
             .set_created_by("amend".to_owned())
             .set_compression(Compression::ZSTD(ZstdLevel::default()))
             .set_max_row_group_row_count(Some(GROUP_ROWS))
+            // Indexes of pages would stand outside of what has a checksum, and a group is small.
+            .set_statistics_enabled(EnabledStatistics::Chunk)
+            .set_offset_index_disabled(true)
             .set_column_dictionary_enabled("key".into(), false)
             .set_column_compression("key".into(), Compression::UNCOMPRESSED)
             .build();
@@ -206,6 +253,50 @@ fn read_footer(file: &File) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(footer))
 }
 
+/// What a footer says. The Arrow schema in it says nothing that Parquet's does not, and what reads it
+/// panics at a type that it does not know.
+fn parse_footer(footer: &[u8]) -> std::result::Result<ArrowReaderMetadata, ParquetError> {
+    let bytes = &footer[..footer.len() - FOOTER_SIZE];
+    let metadata = ParquetMetaDataReader::decode_metadata(bytes)?;
+    let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+    ArrowReaderMetadata::try_new(Arc::new(metadata), options)
+}
+
+/// Whether between the row groups and the footer there is the copy of that, or what earlier versions
+/// wrote there.
+fn has_copy(file: &File, groups_end: u64, footer: &[u8]) -> io::Result<bool> {
+    let copy = copy_of(footer);
+    let start = file.metadata()?.len() - footer.len() as u64;
+    if start.checked_sub(groups_end) != Some(copy.len() as u64) {
+        return Ok(true);
+    }
+    let mut there = vec![0; copy.len()];
+    file.read_exact_at(&mut there, groups_end)?;
+    Ok(there == copy)
+}
+
+/// A footer as it is copied.
+fn copy_of(footer: &[u8]) -> Vec<u8> {
+    [COPY, &(footer.len() as u32).to_le_bytes(), footer].concat()
+}
+
+/// The footer of a file by its copy, which stands before it.
+fn copied_footer(file: &File) -> io::Result<Option<Vec<u8>>> {
+    let mut bytes = vec![0; file.metadata()?.len() as usize];
+    file.read_exact_at(&mut bytes, 0)?;
+    let mut end = bytes.len();
+    // Texts of calls may hold the mark: what follows must have its checksum.
+    while let Some(at) = bytes[..end].windows(COPY.len()).rposition(|bytes| bytes == COPY) {
+        let copy = bytes[at + COPY.len()..].split_first_chunk::<4>();
+        let copy = copy.and_then(|(len, rest)| rest.get(..u32::from_le_bytes(*len) as usize));
+        if let Some(copy) = copy.filter(|copy| copy.len() > FOOTER_SIZE && FooterSum::holds(copy)) {
+            return Ok(Some(copy.to_vec()));
+        }
+        end = at + COPY.len() - 1;
+    }
+    Ok(None)
+}
+
 /// The checksum of a footer.
 struct FooterSum {
     /// Where its digits stand in the footer.
@@ -216,6 +307,11 @@ struct FooterSum {
 }
 
 impl FooterSum {
+    /// Whether a footer has one, and it is right.
+    fn holds(footer: &[u8]) -> bool {
+        FooterSum::find(footer).is_some_and(|sum| sum.told == Some(sum.is))
+    }
+
     /// Its place is the last of its kind: before it the footer has texts of calls, as statistics.
     fn find(footer: &[u8]) -> Option<FooterSum> {
         let at = footer.windows(FOOTER.len()).rposition(|bytes| bytes == FOOTER)? + FOOTER.len();
@@ -228,14 +324,16 @@ impl FooterSum {
     }
 }
 
-/// The end of a file, with the checksum of its footer in the footer.
+/// The end of a file, with the checksum of its footer in the footer, and a copy of that before it.
 fn with_footer_sum(mut tail: Vec<u8>) -> Vec<u8> {
     let end = tail.len() - FOOTER_SIZE;
     let [a, b, c, d] = tail[end..end + 4].try_into().expect("four bytes");
     let footer = &mut tail[end - u32::from_le_bytes([a, b, c, d]) as usize..];
     let FooterSum { at, is, .. } = FooterSum::find(footer).expect("it was written with its place");
     footer[at..at + UNKNOWN.len()].copy_from_slice(format!("{is:08x}").as_bytes());
-    tail
+    let footer = footer.to_vec();
+    let before = tail.len() - footer.len();
+    [&tail[..before], &copy_of(&footer), &footer].concat()
 }
 
 /// An output that sums what goes through it, and in the end holds it back.
@@ -283,9 +381,4 @@ fn write_error(path: &Path, error: ParquetError) -> StoreError {
         error => io::Error::other(error),
     };
     StoreError::io("write", path, error)
-}
-
-fn damage(path: &Path, what: &str) -> StoreError {
-    let help = "move it out of calls/ to go on: its calls will be asked again";
-    StoreError::corrupt(path, what, help)
 }

@@ -18,22 +18,34 @@ use arrow::compute::concat_batches;
 use super::archive::{Archive, ArchiveWriter, GROUP_ROWS};
 use super::columns::{self, calls_schema};
 use super::index::Index;
-use super::log::{self, Log};
+use super::log::{self, Found, Log};
+use super::salvage::{self, Lost, damage};
 use super::{MemoOptions, Segment};
 use crate::record::CallKey;
 use crate::store::disk::{ASIDE, Disk, aside, crash_point};
 use crate::store::error::{At, Result, StoreError};
 
-/// A segment with its frames: offset and keys with whether the call failed.
-pub(super) type Opened = (Segment, Vec<(u64, Vec<(CallKey, bool)>)>);
+/// The whole frames of a segment: offset and keys with whether the call failed.
+pub(super) type Frames = Vec<(u64, Vec<(CallKey, bool)>)>;
+
+/// A file of the memo that was opened.
+#[derive(Default)]
+pub(super) struct Opened {
+    /// The segment with its whole frames; none where nothing of it can be read, or it has none.
+    pub(super) segment: Option<(Segment, Frames)>,
+    /// What of it is damaged.
+    pub(super) lost: Option<Lost>,
+    /// Where a log ends that was not closed.
+    open_end: Option<u64>,
+}
 
 /// A file of the memo by its name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Named {
+pub(super) struct Named {
     first: u64,
     last: u64,
     log: bool,
-    path: PathBuf,
+    pub(super) path: PathBuf,
 }
 
 impl Named {
@@ -46,6 +58,13 @@ impl Named {
         };
         let (first, last) = (first.parse().ok()?, last.parse().ok()?);
         Some(Named { first, last, log: kind == "log", path: path.to_owned() })
+    }
+
+    /// An archive of what is in this file.
+    pub(super) fn as_archive(&self) -> Named {
+        let (first, last) = (self.first, self.last);
+        let path = self.path.with_file_name(format!("{first:06}-{last:06}.parquet"));
+        Named { first, last, log: false, path }
     }
 
     /// Whether an archive stands for this file.
@@ -85,8 +104,13 @@ pub(super) fn next_log(dir: &Path) -> Result<PathBuf> {
 }
 
 /// Opens all segments of a directory. For writing, the directory is made, what a crash left is
-/// removed, and torn segments are cut.
-pub(super) fn open(dir: &Path, disk: &Arc<dyn Disk>, write: bool) -> Result<Vec<Opened>> {
+/// removed, torn segments are cut, and damaged ones are set aside. Who only reads leaves out what is
+/// damaged.
+pub(super) fn open(
+    dir: &Path,
+    disk: &Arc<dyn Disk>,
+    write: bool,
+) -> Result<Vec<(Segment, Frames)>> {
     if write {
         disk.create_dirs(dir).at("make", dir)?;
         for path in list(dir)?.1 {
@@ -97,12 +121,14 @@ pub(super) fn open(dir: &Path, disk: &Arc<dyn Disk>, write: bool) -> Result<Vec<
     let mut attempts = 0;
     loop {
         attempts += 1;
-        match list(dir)?
-            .0
-            .iter()
-            .map(|file| open_file(file, disk, write))
-            .collect::<Result<Vec<_>>>()
-        {
+        let files = list(dir)?.0;
+        let last = files.len().saturating_sub(1);
+        let each = files.iter().enumerate();
+        let opened = each.map(|(at, file)| match write {
+            true => open_to_write(file, at == last, disk),
+            false => open_to_read(file, at == last),
+        });
+        match opened.collect::<Result<Vec<_>>>() {
             Err(StoreError::Io { source, .. })
                 if source.kind() == std::io::ErrorKind::NotFound && attempts < 10 => {}
             opened => return Ok(opened?.into_iter().flatten().collect()),
@@ -110,33 +136,85 @@ pub(super) fn open(dir: &Path, disk: &Arc<dyn Disk>, write: bool) -> Result<Vec<
     }
 }
 
-fn open_file(file: &Named, disk: &Arc<dyn Disk>, write: bool) -> Result<Option<Opened>> {
-    if !file.log {
-        let archive = Archive::open(&file.path)?;
-        let keys = |group| Ok((group as u64, archive.keys(group)?));
-        let frames = (0..archive.groups()).map(keys).collect::<Result<Vec<_>>>()?;
-        return Ok(Some((Segment::Archive(archive), frames)));
+/// What every file of a directory has that is damaged; every byte is read.
+pub(super) fn look(dir: &Path) -> Result<Vec<(PathBuf, Option<Lost>)>> {
+    let files = list(dir)?.0;
+    let last = files.len().saturating_sub(1);
+    let each = files.into_iter().enumerate();
+    each.map(|(at, file)| {
+        let opened = open_file(&file, at == last)?;
+        Ok((file.path, opened.lost))
+    })
+    .collect()
+}
+
+fn open_to_read(file: &Named, is_last: bool) -> Result<Option<(Segment, Frames)>> {
+    let opened = open_file(file, is_last)?;
+    if let Some(lost) = &opened.lost {
+        salvage::warn(&file.path, lost);
     }
-    let found = Log::open(&file.path)?;
-    if !write {
-        return Ok(found.map(|found| (Segment::Log(found.log), found.frames)));
+    Ok(opened.segment)
+}
+
+fn open_to_write(
+    file: &Named,
+    is_last: bool,
+    disk: &Arc<dyn Disk>,
+) -> Result<Option<(Segment, Frames)>> {
+    let Opened { segment, lost, open_end } = open_file(file, is_last)?;
+    let has_calls = segment.as_ref().is_some_and(|(_, frames)| !frames.is_empty());
+    if let Some(lost) = lost {
+        let rest = salvage::set_aside(file, &lost, has_calls, disk)?;
+        return rest.map_or(Ok(None), |rest| Ok(open_file(&rest, is_last)?.segment));
     }
-    match found {
-        Some(found) if found.frames.is_empty() => {
-            disk.remove(&file.path).at("remove", &file.path)?;
-            Ok(None)
+    if file.log && !has_calls {
+        disk.remove(&file.path).at("remove", &file.path)?;
+        return Ok(None);
+    }
+    if let Some(end) = open_end {
+        log::seal(&**disk, &file.path, end)?;
+    }
+    Ok(segment)
+}
+
+/// Opens a file and reads all of it. Of logs only the last may have a torn end: it is what a crash
+/// leaves.
+fn open_file(file: &Named, is_last: bool) -> Result<Opened> {
+    let opened = if file.log { open_log(&file.path, is_last) } else { open_archive(&file.path) };
+    match opened {
+        Err(StoreError::Corrupt { what, .. }) => {
+            Ok(Opened { lost: Some(Lost::unknown(&what)), ..Opened::default() })
         }
-        Some(found) => {
-            if !found.sealed {
-                log::seal(&**disk, &file.path, found.log.end())?;
+        opened => opened,
+    }
+}
+
+fn open_log(path: &Path, is_last: bool) -> Result<Opened> {
+    let lost_end = || (!is_last).then(|| Lost::unknown("its end is gone"));
+    let Some(Found { log, frames, sealed, mut lost }) = Log::open(path)? else {
+        return Ok(Opened { lost: lost_end(), ..Opened::default() });
+    };
+    if !sealed && let Some(end) = lost_end() {
+        lost.get_or_insert(end).add(None);
+    }
+    let open_end = (!sealed).then(|| log.end());
+    Ok(Opened { segment: Some((Segment::Log(log), frames)), lost, open_end })
+}
+
+fn open_archive(path: &Path) -> Result<Opened> {
+    let (mut archive, mut lost) = Archive::open(path)?;
+    let mut frames = Frames::new();
+    for group in 0..archive.groups() {
+        match archive.keys(group) {
+            Ok(keys) => frames.push((group as u64, keys)),
+            Err(StoreError::Corrupt { what, .. }) => {
+                lost.get_or_insert_with(|| Lost::nothing(&what)).add(Some(archive.rows(group)));
+                archive.leave_out(group);
             }
-            Ok(Some((Segment::Log(found.log), found.frames)))
-        }
-        None => {
-            disk.remove(&file.path).at("remove", &file.path)?;
-            Ok(None)
+            Err(error) => return Err(error),
         }
     }
+    Ok(Opened { segment: Some((Segment::Archive(archive), frames)), lost, open_end: None })
 }
 
 /// Compacts the logs, and the last archives that are small, to one archive when there are as many
@@ -165,9 +243,7 @@ pub(super) fn compact(dir: &Path, options: &MemoOptions) -> Result<bool> {
     let path = dir.join(format!("{first:06}-{last:06}.parquet"));
     let temp = aside(&path);
     disk.remove_if_there(&temp).at("remove", &temp)?;
-    let output = disk.create(&temp).at("create", &temp)?;
-    write_archive(&taken, ArchiveWriter::create(&temp, output)?, options)?;
-    Archive::open(&temp)?;
+    write_archive(&taken, &temp, options, false)?;
     crash_point("compaction:before_rename");
     disk.rename(&temp, &path).at("rename", &temp)?;
     disk.sync_dir(dir).at("sync", dir)?;
@@ -178,10 +254,24 @@ pub(super) fn compact(dir: &Path, options: &MemoOptions) -> Result<bool> {
     Ok(true)
 }
 
-/// Writes the calls of the files in their order, without those that a later one replaces.
-fn write_archive(files: &[Named], mut to: ArchiveWriter, options: &MemoOptions) -> Result<()> {
-    let opened = files.iter().map(|file| open_file(file, &options.disk, false));
-    let opened: Vec<Opened> = opened.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+/// Writes the calls of the files in their order, without those that a later one replaces, to a new
+/// file. What is damaged is an error, unless it may be left out.
+pub(super) fn write_archive(
+    files: &[Named],
+    path: &Path,
+    options: &MemoOptions,
+    leave_out: bool,
+) -> Result<()> {
+    let mut opened: Vec<(Segment, Frames)> = Vec::new();
+    for file in files {
+        let Opened { segment, lost, .. } = open_file(file, true)?;
+        if let (Some(lost), false) = (lost, leave_out) {
+            return Err(damage(&file.path, &lost.what));
+        }
+        opened.extend(segment);
+    }
+    let output = options.disk.create(path).at("create", path)?;
+    let mut to = ArchiveWriter::create(path, output)?;
     let index = Index::default();
     for (at, (_, frames)) in opened.iter().enumerate() {
         for (offset, keys) in frames {
@@ -195,7 +285,7 @@ fn write_archive(files: &[Named], mut to: ArchiveWriter, options: &MemoOptions) 
             let keys: Vec<CallKey> = keys.iter().map(|(key, _)| *key).collect();
             let read = (0..rows.num_rows()).map(|row| columns::key(&rows, row));
             if !read.eq(keys) {
-                return Err(super::damage(segment.path(), "its keys are not those of its rows"));
+                return Err(damage(segment.path(), "its keys are not those of its rows"));
             }
             held.push(index.current(&rows, at as u32, *offset));
             while held.iter().map(RecordBatch::num_rows).sum::<usize>() >= GROUP_ROWS {
@@ -209,7 +299,9 @@ fn write_archive(files: &[Named], mut to: ArchiveWriter, options: &MemoOptions) 
     if rest.num_rows() > 0 {
         to.group(&rest)?;
     }
-    to.close()
+    to.close()?;
+    Archive::open(path)?;
+    Ok(())
 }
 
 fn concat(held: &[RecordBatch]) -> RecordBatch {

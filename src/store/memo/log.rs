@@ -10,7 +10,8 @@
 //! Without the frames' heads the payloads are an Arrow IPC stream.
 //! One process writes one segment and never adds to another's. A frame is synced before the next is
 //! written, so a crash can only tear the last: it is cut. The frame `end` is written when the
-//! segment is closed; from then on, and wherever a whole frame follows, a broken one is damage.
+//! segment is closed; from then on, and wherever a whole frame follows, a broken one is damage: it
+//! is left out, and those around it stay.
 
 use std::fs::File;
 use std::io;
@@ -28,11 +29,18 @@ use arrow::ipc::{MetadataVersion, convert, reader, root_as_message};
 use crc32c::{crc32c, crc32c_append};
 
 use super::columns::{self, KEY_LEN, calls_schema};
+use super::salvage::{Lost, damage};
 use crate::record::CallKey;
 use crate::store::disk::{Disk, Output, crash_point, parent};
 use crate::store::error::{At, Result, StoreError};
 
 const MAGIC: &[u8; 8] = b"AMENDLG1";
+/// What all formats begin with, before the digit of the format.
+const FAMILY: &[u8] = b"AMENDLG";
+/// The format that is written and read here.
+const FORMAT: u64 = 1;
+/// A schema that differs from ours in no more bytes is ours, damaged.
+const SCHEMA_BYTES_DAMAGED: usize = 16;
 const SCHEMA: [u8; 4] = *b"AmdS";
 const ROWS: [u8; 4] = *b"AmdR";
 const END: [u8; 4] = *b"AmdE";
@@ -55,18 +63,13 @@ impl LogWriter {
     pub(super) fn create(disk: &dyn Disk, path: &Path) -> Result<LogWriter> {
         let output = disk.create(path).at("create", path)?;
         disk.sync_dir(parent(path)).at("sync", parent(path))?;
-        let schema = calls_schema();
-        let options = IpcWriteOptions::try_new(8, false, MetadataVersion::V5);
-        let options = options.expect("an alignment of 8 is allowed");
-        let mut encoder = StreamEncoder::try_new_with_options(&schema, options)
-            .expect("the schema of calls can be written");
-        // The encoder gives the schema with its first batch.
-        let first = encode(&mut encoder, &RecordBatch::new_empty(schema));
-        let schema_len = message_len(&first).expect("the encoder begins with the schema");
+        let (encoder, schema) = begin();
         let mut writer = LogWriter { path: path.to_owned(), output, encoder, len: 0 };
-        let mut bytes = MAGIC.to_vec();
-        bytes.extend(frame(SCHEMA, &[], &first[..schema_len]));
-        writer.write(&bytes)?;
+        if let Err(error) = writer.write(&[&MAGIC[..], &schema].concat()) {
+            // It holds nothing; where it cannot be removed, whoever opens the memo does.
+            drop(disk.remove(path));
+            return Err(error);
+        }
         Ok(writer)
     }
 
@@ -92,6 +95,11 @@ impl LogWriter {
         self.output.sync().at("sync", &self.path)
     }
 
+    /// The file.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The bytes written.
     pub(super) fn len(&self) -> u64 {
         self.len
@@ -102,6 +110,20 @@ impl LogWriter {
         self.len += bytes.len() as u64;
         Ok(())
     }
+}
+
+/// An encoder that gave its schema, and the frame of that.
+fn begin() -> (StreamEncoder, Vec<u8>) {
+    let schema = calls_schema();
+    let options = IpcWriteOptions::try_new(8, false, MetadataVersion::V5);
+    let options = options.expect("an alignment of 8 is allowed");
+    let mut encoder = StreamEncoder::try_new_with_options(&schema, options)
+        .expect("the schema of calls can be written");
+    // The encoder gives the schema with its first batch.
+    let first = encode(&mut encoder, &RecordBatch::new_empty(schema));
+    let schema_len = message_len(&first).expect("the encoder begins with the schema");
+    let frame = frame(SCHEMA, &[], &first[..schema_len]);
+    (encoder, frame)
 }
 
 /// Cuts a torn segment at `end` and marks it as whole.
@@ -178,6 +200,8 @@ pub(super) struct Log {
     start: u64,
     /// Where the last whole frame of rows ends; grows when this process writes the segment.
     end: AtomicU64,
+    /// Where damaged frames begin and end.
+    holes: Vec<(u64, u64)>,
 }
 
 /// What the walk over a segment found.
@@ -188,23 +212,36 @@ pub(super) struct Found {
     pub(super) frames: Vec<(u64, Vec<(CallKey, bool)>)>,
     /// Whether the segment was closed.
     pub(super) sealed: bool,
+    /// What is damaged in it.
+    pub(super) lost: Option<Lost>,
 }
 
 impl Log {
-    /// Opens a segment and walks over the heads of its frames. Nothing when not even its beginning
-    /// was written.
+    /// Opens a segment and walks over its frames. Nothing when not even its beginning was written.
     pub(super) fn open(path: &Path) -> Result<Option<Found>> {
         let file = File::open(path).at("open", path)?;
         let len = file.metadata().at("read", path)?.len();
         let begins = bytes_at(&file, 0, MAGIC.len(), len).at("read", path)?;
+        let mut lost = None;
         if begins != MAGIC {
-            let torn = len < MAGIC.len() as u64 || begins.iter().all(|byte| *byte == 0);
-            return if torn { Ok(None) } else { Err(damage(path, "it does not begin as a log")) };
+            if len < MAGIC.len() as u64 || begins.iter().all(|byte| *byte == 0) {
+                return Ok(None);
+            }
+            if let Some([digit @ b'2'..=b'9']) = begins.strip_prefix(FAMILY) {
+                let (path, found) = (path.to_owned(), u64::from(digit - b'0'));
+                return Err(StoreError::Format { path, found, expected: FORMAT });
+            }
+            lost = Some(Lost::nothing("it does not begin as a log"));
         }
         let start = MAGIC.len() as u64;
+        if let Some(end) = damaged_schema(&file, start, len).at("read", path)? {
+            let lost = Some(Lost::nothing("its schema is broken"));
+            return Log::at(path, file, calls_schema(), end).walk(len, lost).map(Some);
+        }
         let head = head_at(&file, start, len).at("read", path)?;
         let Some((head, _)) = head.filter(|(head, _)| head.tag == SCHEMA) else {
             return match frame_after(&file, start, len).at("read", path)? {
+                None if lost.is_some() => Err(damage(path, "it does not begin as a log")),
                 Some(_) => Err(damage(path, "its schema is broken")),
                 None => Ok(None),
             };
@@ -218,47 +255,51 @@ impl Log {
             };
         };
         let start = head.end(start);
-        let log = Log { path: path.to_owned(), file, schema, start, end: AtomicU64::new(start) };
-        log.walk(len).map(Some)
+        Log::at(path, file, schema, start).walk(len, lost).map(Some)
     }
 
-    fn walk(self, len: u64) -> Result<Found> {
-        let path = &self.path;
+    fn at(path: &Path, file: File, schema: SchemaRef, start: u64) -> Log {
+        let (path, end, holes) = (path.to_owned(), AtomicU64::new(start), Vec::new());
+        Log { path, file, schema, start, end, holes }
+    }
+
+    /// Finds the whole frames. One that is broken although something whole follows is damaged, and
+    /// left out; at the end of the file it may be torn.
+    fn walk(mut self, len: u64, mut lost: Option<Lost>) -> Result<Found> {
+        let path = &self.path.clone();
         let (mut frames, mut offset, mut sealed) = (Vec::new(), self.start, false);
         while offset < len {
-            let Some((head, keys)) = head_at(&self.file, offset, len).at("read", path)? else {
-                break;
+            let head = head_at(&self.file, offset, len).at("read", path)?;
+            let (rows, next) = match head {
+                Some((head, _)) if head.tag == END && head.end(offset) == len => {
+                    sealed = true;
+                    break;
+                }
+                Some((head, keys)) if head.tag == ROWS => {
+                    let end = head.end(offset);
+                    if payload_at(&self.file, &head, offset).at("read", path)?.is_some() {
+                        frames.push((offset, parse_keys(&keys)));
+                        offset = end;
+                        continue;
+                    }
+                    (Some(u64::from(head.rows)), (end < len).then_some(end))
+                }
+                _ => (None, frame_after(&self.file, offset, len).at("read", path)?),
             };
-            let end = head.end(offset);
-            if head.tag == END {
-                sealed = end == len;
-                break;
-            }
-            // Only the last frame can be torn; the payloads of others are checked when read.
-            let last = end == len;
-            if last && payload_at(&self.file, &head, offset).at("read", path)?.is_none() {
-                break;
-            }
-            let key = |row: &[u8]| {
-                let key = row[..KEY_LEN].try_into().expect("a row of keys begins with a key");
-                (CallKey(key), row[KEY_LEN] != 0)
-            };
-            frames.push((offset, keys.chunks_exact(KEY_ROW_LEN).map(key).collect()));
-            offset = end;
-        }
-        if !sealed && let Some(next) = frame_after(&self.file, offset, len).at("read", path)? {
-            let what = format!("the frame at byte {offset} is broken, and one at {next} is whole");
-            return Err(damage(path, &what));
+            let Some(next) = next else { break };
+            let what = format!("the frame at byte {offset} is broken");
+            lost.get_or_insert_with(|| Lost::nothing(&what)).add(rows);
+            self.holes.push((offset, next));
+            offset = next;
         }
         self.end.store(offset, Ordering::Release);
-        Ok(Found { log: self, frames, sealed })
+        Ok(Found { log: self, frames, sealed, lost })
     }
 
     /// The segment that this process writes.
     pub(super) fn of_writer(writer: &LogWriter) -> Result<Log> {
         let file = File::open(&writer.path).at("open", &writer.path)?;
-        let (start, end) = (writer.len(), AtomicU64::new(writer.len()));
-        Ok(Log { path: writer.path.clone(), file, schema: calls_schema(), start, end })
+        Ok(Log::at(&writer.path, file, calls_schema(), writer.len()))
     }
 
     /// Says that the segment grew.
@@ -294,6 +335,10 @@ impl Log {
     pub(super) fn offsets(&self) -> Result<Vec<u64>> {
         let (mut offsets, mut offset, end) = (Vec::new(), self.start, self.end());
         while offset < end {
+            if let Some((_, after)) = self.holes.iter().find(|(hole, _)| *hole == offset) {
+                offset = *after;
+                continue;
+            }
             let bytes = bytes_at(&self.file, offset, HEAD_LEN, end).at("read", &self.path)?;
             let head = Head::parse(&bytes).ok_or_else(|| {
                 damage(&self.path, &format!("the frame at byte {offset} has no head"))
@@ -305,9 +350,28 @@ impl Log {
     }
 }
 
-fn damage(path: &Path, what: &str) -> StoreError {
-    let help = "move it out of calls/ to go on: its calls will be asked again";
-    StoreError::corrupt(path, what, help)
+/// Keys with whether the call failed, as they stand in a head.
+fn parse_keys(keys: &[u8]) -> Vec<(CallKey, bool)> {
+    let key = |row: &[u8]| {
+        let key = row[..KEY_LEN].try_into().expect("a row of keys begins with a key");
+        (CallKey(key), row[KEY_LEN] != 0)
+    };
+    keys.chunks_exact(KEY_ROW_LEN).map(key).collect()
+}
+
+/// Where the frame of our own schema ends, if it is there and a few of its bytes are damaged.
+fn damaged_schema(file: &File, start: u64, len: u64) -> io::Result<Option<u64>> {
+    let (_, ours) = begin();
+    let there = bytes_at(file, start, ours.len(), len)?;
+    let differ = ours.iter().zip(&there).filter(|(ours, there)| ours != there).count();
+    let is_damaged = there.len() == ours.len() && (1..=SCHEMA_BYTES_DAMAGED).contains(&differ);
+    let end = start + ours.len() as u64;
+    // An earlier schema may be as long as ours: then its checksums hold.
+    let is_whole = match head_at(file, start, len)? {
+        Some((head, _)) => payload_at(file, &head, start)?.is_some(),
+        None => false,
+    };
+    Ok((is_damaged && !is_whole).then_some(end))
 }
 
 /// Up to `want` bytes at an offset; fewer at the end of the file.

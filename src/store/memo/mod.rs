@@ -16,6 +16,7 @@ mod compact;
 mod entry;
 mod index;
 mod log;
+mod salvage;
 mod served;
 mod writer;
 
@@ -33,6 +34,7 @@ use crossbeam_channel::{Sender, bounded};
 
 pub use columns::calls_schema;
 pub use entry::{CallKind, Entry, Failure, Outcome};
+pub use salvage::Lost;
 pub use served::Served;
 
 use super::disk::{Disk, LocalDisk};
@@ -40,6 +42,7 @@ use super::error::{Result, StoreError};
 use crate::record::CallKey;
 use cache::Cache;
 use index::{Index, Slot};
+use salvage::damage;
 use writer::Job;
 
 /// How a memo is held. [`Default`] is what a run wants.
@@ -119,6 +122,11 @@ impl Memo {
         let options = MemoOptions::default();
         let shared = Arc::new(Shared::open(dir, &options, false)?);
         Ok(Memo { shared, options, queue: RwLock::new(None), writer: Mutex::new(None) })
+    }
+
+    /// Looks at every byte of the memo of a directory: its files, each with what is damaged in it.
+    pub fn look(dir: &Path) -> Result<Vec<(PathBuf, Option<Lost>)>> {
+        compact::look(dir)
     }
 
     /// How many calls it holds.
@@ -337,7 +345,7 @@ impl Segment {
     fn offsets(&self) -> Result<Vec<u64>> {
         match self {
             Segment::Log(log) => log.offsets(),
-            Segment::Archive(archive) => Ok((0..archive.groups() as u64).collect()),
+            Segment::Archive(archive) => Ok(archive.whole_groups()),
         }
     }
 
@@ -348,9 +356,4 @@ impl Segment {
             Segment::Archive(archive) => archive.read(offset as usize, requests),
         }
     }
-}
-
-fn damage(path: &Path, what: &str) -> StoreError {
-    let help = "move it out of calls/ to go on: its calls will be asked again";
-    StoreError::corrupt(path, what, help)
 }

@@ -361,3 +361,141 @@ fn a_memo_for_reading_refuses_calls_and_says_so() {
     memo.append(entry(1), Box::new(move |result| told.send(result).unwrap()));
     assert!(matches!(results.recv().unwrap(), Err(StoreError::ReadOnly { .. })));
 }
+
+/// How many calls a memo that was only read holds, of those that were written.
+fn held(dir: &Path, written: u64) -> usize {
+    let memo = Memo::open_read_only(dir).unwrap();
+    let found = (0..written).filter_map(|n| Some((n, memo.get(&key(n)).unwrap()?)));
+    let found = found.inspect(|(n, found)| assert_eq!(**found, entry(*n))).count();
+    assert_eq!(found, memo.len());
+    let scanned: usize = memo.scan(None).map(|rows| rows.unwrap().num_rows()).sum();
+    assert_eq!(scanned, found, "a scan gives what is found");
+    found
+}
+
+#[test]
+fn one_damaged_byte_costs_a_frame_at_most_and_keeps_no_memo_from_opening() {
+    for archive in [false, true] {
+        let file = whole(archive);
+        // But for the digit of a log's format: with another it is one of a newer amend.
+        for at in (0..file.bytes.len()).step_by(7).filter(|at| archive || *at != 7) {
+            let mut bytes = file.bytes.clone();
+            bytes[at] ^= 4;
+            fs::write(&file.path, &bytes).unwrap();
+            let lost = Memo::look(file.dir.path()).unwrap().remove(0).1;
+            let is_torn = !archive && at + 24 >= file.bytes.len();
+            assert!(lost.is_some() || is_torn, "byte {at} of {} is damaged", file.bytes.len());
+            // The archive has one row group, each of the log's frames 20 calls.
+            let least = match archive {
+                true => 0,
+                false => 20,
+            };
+            assert!(held(file.dir.path(), 40) >= least, "byte {at}");
+        }
+    }
+}
+
+#[test]
+fn a_damaged_row_group_or_footer_is_set_aside_and_the_other_calls_stay() {
+    const CALLS: u64 = 5000;
+    let dir = TempDir::new().unwrap();
+    let options = MemoOptions { compact_logs: 1, ..MemoOptions::default() };
+    let memo = Memo::open_with(dir.path(), options).unwrap();
+    append(&memo, (0..CALLS).map(entry));
+    memo.close().unwrap();
+    let path = dir.path().join("000001-000001.parquet");
+    let bytes = fs::read(&path).unwrap();
+    let len = bytes.len();
+    for (at, lost) in
+        [(len / 2, Some(2048)), (len - 60, Some(0)), (len - 3, Some(0)), (100, Some(2048))]
+    {
+        drop(fs::remove_dir_all(dir.path().join("damaged")));
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 1;
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, &damaged).unwrap();
+        let found = Memo::look(dir.path()).unwrap().remove(0).1.unwrap();
+        assert_eq!(found.calls, lost, "byte {at} of {len}: {found:?}");
+        let stay = CALLS as usize - lost.unwrap() as usize;
+        assert_eq!(held(dir.path(), CALLS), stay);
+        assert_eq!(fs::read(&path).unwrap(), damaged, "who reads changes nothing");
+
+        let memo = Memo::open(dir.path()).unwrap();
+        assert_eq!(memo.len(), stay, "byte {at}");
+        let gone = (0..CALLS).filter(|n| !memo.contains(&key(*n)));
+        append(&memo, gone.map(entry).collect::<Vec<_>>());
+        memo.close().unwrap();
+        assert_eq!(held(dir.path(), CALLS), CALLS as usize);
+        assert_eq!(fs::read(dir.path().join("damaged/000001-000001.parquet")).unwrap(), damaged);
+        let all = Memo::look(dir.path()).unwrap();
+        assert!(all.iter().all(|(_, lost)| lost.is_none()), "{all:?}");
+        for name in files(dir.path()).iter().filter(|name| name.contains(".log")) {
+            fs::remove_file(dir.path().join(name)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_damaged_frame_of_a_log_is_set_aside_and_the_other_calls_stay() {
+    let file = whole(false);
+    // In the payload of the first frame of rows, whose head says how many calls it has.
+    let mut bytes = file.bytes.clone();
+    let middle = bytes.len() / 3;
+    bytes[middle] ^= 1;
+    fs::write(&file.path, &bytes).unwrap();
+    let memo = Memo::open(file.dir.path()).unwrap();
+    assert_eq!(memo.len(), 20);
+    assert_eq!(files(file.dir.path()), ["000001-000001.parquet", "damaged"]);
+    append(&memo, (0..20).map(entry));
+    memo.close().unwrap();
+    assert_eq!(held(file.dir.path(), 40), 40);
+}
+
+#[test]
+fn a_closed_log_that_lost_its_end_is_not_taken_for_what_a_crash_left() {
+    let dir = TempDir::new().unwrap();
+    for n in 0..2 {
+        let memo = Memo::open(dir.path()).unwrap();
+        append(&memo, [entry(2 * n)]);
+        append(&memo, [entry(2 * n + 1)]);
+        memo.close().unwrap();
+    }
+    let cut = |name: &str| {
+        let path = dir.path().join(name);
+        let bytes = fs::read(&path).unwrap();
+        fs::write(path, &bytes[..bytes.len() - 30]).unwrap();
+    };
+    cut("000002.log");
+    let lost = |at: usize| Memo::look(dir.path()).unwrap().remove(at).1;
+    assert!(lost(0).is_none() && lost(1).is_none(), "a crash tears the last");
+    cut("000001.log");
+    assert!(lost(0).unwrap().what.contains("its end is gone"));
+    let memo = Memo::open(dir.path()).unwrap();
+    assert_eq!(memo.len(), 2);
+    assert_eq!(files(dir.path()), ["000001-000001.parquet", "000002.log", "damaged"]);
+}
+
+#[test]
+fn a_memo_of_a_newer_format_is_said_to_be_newer_and_left_as_it_is() {
+    let file = whole(false);
+    let mut bytes = file.bytes.clone();
+    bytes[7] = b'2';
+    fs::write(&file.path, &bytes).unwrap();
+    for open in [Memo::open, Memo::open_read_only] {
+        let error = open(file.dir.path()).unwrap_err().to_string();
+        assert!(error.contains("was written by a newer amend"), "{error}");
+    }
+    assert_eq!(fs::read(&file.path).unwrap(), bytes);
+}
+
+#[test]
+fn a_log_that_is_a_link_is_not_cut() {
+    let file = whole(false);
+    let precious = file.dir.path().join("precious");
+    let torn = &file.bytes[..file.bytes.len() - 10];
+    fs::write(&precious, torn).unwrap();
+    fs::remove_file(&file.path).unwrap();
+    std::os::unix::fs::symlink(&precious, &file.path).unwrap();
+    assert!(Memo::open(file.dir.path()).is_err());
+    assert_eq!(fs::read(&precious).unwrap(), torn);
+}

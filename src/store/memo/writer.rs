@@ -7,7 +7,7 @@ use std::thread::{self, JoinHandle};
 use crossbeam_channel::Receiver;
 
 use super::entry::Entry;
-use super::log::{Log, LogWriter};
+use super::log::{self, Log, LogWriter};
 use super::{Durable, Segment, Shared, columns, compact};
 use crate::record::CallKey;
 use crate::store::disk::Disk;
@@ -72,7 +72,7 @@ struct Active {
 }
 
 impl Writer {
-    /// Writes a frame. After a failure the segment is left as it is, its tail torn, and the next
+    /// Writes a frame. After a failure the segment is closed as it was before, and the next
     /// frame begins another: what the failed write left on the disk is not known.
     fn write(&mut self, entries: &[Entry]) -> Result<()> {
         let active = match self.active.take() {
@@ -81,10 +81,14 @@ impl Writer {
         };
         let active = self.active.insert(active);
         let rows = columns::encode(entries);
+        let whole = active.writer.len();
         let appended = active.writer.append(&rows);
         let (offset, bytes) = match appended {
             Ok(appended) => appended,
             Err(error) => {
+                // Closed where it was whole, if that can be written: a later log than one without an
+                // end says that it lost it.
+                drop(log::seal(&*self.disk, active.writer.path(), whole));
                 self.active = None;
                 return Err(error);
             }

@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use indexmap::IndexMap;
 
 use super::{KINDS, Snapshots};
-use crate::store::disk::{aside, crash_point};
+use crate::store::disk::{aside, crash_point, parent as parent_dir};
 use crate::store::error::{At, Result, StoreError};
 use crate::store::given;
 use crate::store::manifest::{FORMAT, Inputs, Manifest, NodeAbout, NodeEntry, Part, TableEntry};
 use crate::store::snapshot::{MANIFEST, Snapshot};
 use crate::store::table::{self, Place, Table};
+use crate::store::whole::{self, DamagedPart};
+
 /// What [`Draft::commit`] did.
 #[derive(Debug)]
 pub struct Committed {
@@ -29,12 +31,26 @@ pub struct Draft {
     dir: PathBuf,
     nodes: IndexMap<String, NodeEntry>,
     calls: Option<u64>,
+    /// Parts of the snapshot before that are not taken over.
+    damaged: Vec<DamagedPart>,
     is_done: bool,
 }
 
 impl Draft {
-    pub(super) fn new(to: Snapshots, parent: Option<Snapshot>, number: u64, dir: PathBuf) -> Draft {
-        Draft { to, parent, number, dir, nodes: IndexMap::new(), calls: None, is_done: false }
+    pub(super) fn new(
+        to: Snapshots,
+        parent: Option<Snapshot>,
+        number: u64,
+        dir: PathBuf,
+        damaged: Vec<DamagedPart>,
+    ) -> Draft {
+        let (nodes, calls, is_done) = (IndexMap::new(), None, false);
+        Draft { to, parent, number, dir, nodes, calls, damaged, is_done }
+    }
+
+    /// Whether a part of a node in the snapshot before is damaged.
+    fn is_damaged(&self, node: &str, part: &Part) -> bool {
+        self.damaged.iter().any(|damaged| damaged.node == node && damaged.part == *part)
     }
 
     /// The snapshot before it.
@@ -43,7 +59,7 @@ impl Draft {
     }
 
     /// Writes a node's table. Parts whose rows are those of the snapshot before are not written
-    /// again. Nodes are added in plan order.
+    /// again, unless their files are damaged. Nodes are added in plan order.
     ///
     /// # Panics
     ///
@@ -52,9 +68,10 @@ impl Draft {
         let place = self.make_place(name)?;
         let before = self.parent.as_ref().and_then(|parent| {
             let entry = parent.manifest().nodes.get(name)?;
-            Some((parent.place(name), &entry.table.parts[..]))
+            let parts = entry.table.parts.iter().filter(|part| !self.is_damaged(name, part));
+            Some((parent.place(name), parts.cloned().collect::<Vec<Part>>()))
         });
-        let before = before.as_ref().map(|(place, parts)| (place, *parts));
+        let before = before.as_ref().map(|(place, parts)| (place, &parts[..]));
         let parts = table::write_table(&*self.to.disk, &place, table, before)?;
         let (relation, digest) = (table.relation(), table.digest());
         let table = TableEntry { relation, digest, rows: table.len() as u64, parts };
@@ -98,7 +115,7 @@ impl Draft {
     }
 
     /// Commits. The time is microseconds since 1970. What says nothing new makes no snapshot: what
-    /// it was made from is remembered beside the last one.
+    /// it was made from is remembered beside the last one, whose damaged files are put in order.
     pub fn commit(mut self, created_at_us: i64, inputs: Inputs) -> Result<Committed> {
         let manifest = Manifest {
             format: FORMAT,
@@ -114,9 +131,13 @@ impl Draft {
         if let Some(parent) =
             self.parent.take_if(|parent| parent.manifest().says_the_same(&manifest))
         {
+            self.mend(&parent)?;
             if parent.manifest().inputs != manifest.inputs {
                 given::write(&*self.to.disk, &self.to.dir, parent.manifest(), manifest.inputs)?;
             }
+            // Its files lose their second names, and so have other stamps.
+            self.discard();
+            whole::note(&parent, &*self.to.disk);
             return Ok(Committed { snapshot: parent, is_new: false });
         }
         self.link_checkpoints(&manifest)?;
@@ -135,8 +156,34 @@ impl Draft {
         crash_point("snapshot:after_manifest");
         self.to.point(self.number)?;
         let snapshot = self.to.at(self.number)?;
+        whole::note(&snapshot, &*self.to.disk);
         assert_eq!(snapshot.manifest(), &manifest, "a manifest reads back as it was");
         Ok(Committed { snapshot, is_new: true })
+    }
+
+    /// Removes what was written aside; what cannot be removed, the next draft removes.
+    fn discard(&mut self) {
+        if !self.is_done {
+            drop(self.to.disk.remove(&self.dir));
+            self.is_done = true;
+        }
+    }
+
+    /// Puts files that were just written in the place of damaged ones of a snapshot that says the same.
+    fn mend(&self, parent: &Snapshot) -> Result<()> {
+        let disk = &*self.to.disk;
+        for DamagedPart { node, part, .. } in &self.damaged {
+            let (from, to) = (Place::of(&self.dir, node), parent.place(node));
+            for (from, to) in from.files(part).into_iter().zip(to.files(part)) {
+                disk.create_dirs(parent_dir(&to)).at("make", &to)?;
+                disk.sync_file(&from).at("sync", &from)?;
+                disk.rename(&from, &to).at("rename", &from)?;
+            }
+            for dir in to.dirs() {
+                disk.sync_dir(dir).at("sync", dir)?;
+            }
+        }
+        Ok(())
     }
 
     /// Links each node's model: `checkpoints/<node>` to the store's `checkpoints/<weights id>`.
@@ -158,7 +205,9 @@ impl Draft {
         for (name, entry) in &manifest.nodes {
             let before = self.parent.as_ref().and_then(|parent| parent.manifest().nodes.get(name));
             let before = before.map_or(&[][..], |entry| &entry.table.parts);
-            let is_new = |part: &&Part| !before.iter().any(|before| before.is_same(part));
+            let is_kept =
+                |before: &Part, part: &Part| before.is_same(part) && !self.is_damaged(name, before);
+            let is_new = |part: &&Part| !before.iter().any(|before| is_kept(before, part));
             let place = Place::of(&self.dir, name);
             files
                 .extend(entry.table.parts.iter().filter(is_new).flat_map(|part| place.files(part)));
@@ -175,7 +224,7 @@ impl Draft {
 
     /// Puts the manifest where there is none: the commit.
     fn put(&self, path: &Path, manifest: &Manifest) -> Result<()> {
-        let text = serde_json::to_string_pretty(manifest).expect("a manifest has keys of text");
+        let text = manifest.text();
         let (path, disk) = (path.join(MANIFEST), &*self.to.disk);
         let temp = aside(&path);
         disk.write_new(&temp, text.as_bytes()).at("write", &temp)?;
@@ -193,10 +242,7 @@ impl Draft {
 }
 
 impl Drop for Draft {
-    /// Removes what was written aside; what cannot be removed, the next draft removes.
     fn drop(&mut self) {
-        if !self.is_done {
-            drop(self.to.disk.remove(&self.dir));
-        }
+        self.discard();
     }
 }

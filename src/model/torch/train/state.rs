@@ -148,7 +148,12 @@ impl State {
 /// Puts bytes into a file as a whole or not at all; they are safe when this returns.
 fn replace(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
     let aside = path.with_extension("new");
-    let mut file = File::create(&aside)?;
+    // Not through a link to a file elsewhere.
+    match fs::remove_file(&aside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = File::create_new(&aside)?;
     parts.iter().try_for_each(|part| file.write_all(part))?;
     file.sync_all()?;
     fs::rename(&aside, path)?;
