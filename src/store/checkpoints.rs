@@ -103,6 +103,15 @@ impl Checkpoints {
         self.models.join(format!("{weights}.verified"))
     }
 
+    /// Keeps a damaged record under another name, under which nobody reads it.
+    pub(super) fn set_aside(&self, record: &Path) -> Result<PathBuf> {
+        let name = record.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let kept = record.with_file_name(format!("{name}.damaged"));
+        self.disk.rename(record, &kept).at("rename", record)?;
+        self.disk.sync_dir(&self.trainings).at("sync", &self.trainings)?;
+        Ok(kept)
+    }
+
     /// The models of the store, by weights id.
     pub(super) fn all(&self) -> Result<Vec<Id>> {
         names(&self.models, |name| name.parse().ok())

@@ -77,12 +77,13 @@ impl Verified {
 
 impl Store {
     /// Looks at every byte of the store: snapshots, models, records of trainings, the memo. Nothing
-    /// that is remembered of a file stands for its bytes. To `repair`, the caller holds the lock.
+    /// that is remembered of a file stands for its bytes. To `repair`, the caller holds the lock: then
+    /// what other files have is restored, and what is lost is set aside.
     pub fn verify(&self, repair: bool) -> Result<Verified> {
         let mut found = Verified::default();
         self.verify_pipelines(repair, &mut found)?;
-        self.verify_checkpoints(&mut found)?;
-        self.verify_memo(&mut found)?;
+        self.verify_checkpoints(repair, &mut found)?;
+        self.verify_memo(repair, &mut found)?;
         Ok(found)
     }
 
@@ -169,7 +170,7 @@ impl Store {
         }
     }
 
-    fn verify_checkpoints(&self, found: &mut Verified) -> Result<()> {
+    fn verify_checkpoints(&self, repair: bool, found: &mut Verified) -> Result<()> {
         let checkpoints = self.checkpoints();
         for weights in checkpoints.all()? {
             found.checked.checkpoints += 1;
@@ -182,22 +183,42 @@ impl Store {
             let record = checkpoints.get_training::<Value>(&recipe).err();
             let dataset = checkpoints.get_dataset(&recipe).err();
             for error in record.into_iter().chain(dataset) {
-                found.faults.push(fault("training", &self.dir.join("trainings"), error)?);
+                let mut fault = fault("training", &self.dir.join("trainings"), error)?;
+                if repair {
+                    let kept = checkpoints.set_aside(&fault.path)?;
+                    fault.help = format!(
+                        "it is kept as \"{}\": a run that needs this training does it again",
+                        kept.display()
+                    );
+                }
+                found.faults.push(fault);
             }
         }
         Ok(())
     }
 
-    fn verify_memo(&self, found: &mut Verified) -> Result<()> {
-        for (path, lost) in Memo::look(&self.calls())? {
+    fn verify_memo(&self, repair: bool, found: &mut Verified) -> Result<()> {
+        let files = match Memo::look(&self.calls()) {
+            Err(error) => {
+                found.faults.push(fault("calls", &self.calls(), error)?);
+                return Ok(());
+            }
+            Ok(files) => files,
+        };
+        let is_damaged = files.iter().any(|(_, lost)| lost.is_some());
+        if repair && is_damaged {
+            // Whoever opens it for writing sets damaged files aside.
+            drop(self.memo()?);
+        }
+        for (path, lost) in files {
             found.checked.calls += 1;
             found.faults.extend(lost.map(|lost| Fault {
                 kind: "calls",
                 path,
                 what: format!("{}; {}", lost.what, lost.counted()),
                 repaired: false,
-                help: "run a pipeline: what is whole stays, and of the others it asks again for those \
-                       that it needs"
+                help: "what is whole stays, the file is kept in calls/damaged/, and a run asks again \
+                       for the lost calls that it needs"
                     .to_owned(),
             }));
         }

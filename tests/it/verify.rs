@@ -162,8 +162,14 @@ fn a_damaged_memo_costs_the_lost_calls_alone_and_no_query_of_other_tables() {
     assert_eq!((code, said.as_str()), (0, ""), "the memo is not opened: {stdout}");
     let (code, _, said) = lab.amend(&["query", "select count(*) from calls"]);
     assert!(code == 0 && said.contains("lost") && said.contains(&name(&log)), "{said}");
+    let aside = lab.dir.path().join("copy");
+    let copied = std::process::Command::new("cp").arg("-a").args([&calls, &aside]).status();
+    assert!(copied.unwrap().success());
     let (code, found) = verify(&lab);
     assert_eq!((code, &found["faults"][0]["kind"]), (1, &json!("calls")));
+    assert_eq!(verify(&lab).0, 0, "what was damaged is set aside");
+    fs::remove_dir_all(&calls).unwrap();
+    fs::rename(aside, &calls).unwrap();
 
     // The pipeline as it was at first: its calls were in the damaged log.
     lab.constitution("Say what is wrong.");
@@ -355,6 +361,8 @@ nodes:
             let fault = &found["faults"][0];
             assert_eq!((code, &fault["kind"]), (1, &json!("training")), "{found}");
             assert_eq!(fault["path"], json!(record));
+            assert!(!record.exists() && bench.amend(&["verify"]).0 == 0, "it is set aside");
+            fs::rename(format!("{}.damaged", record.display()), &record).unwrap();
             // Nothing asks for the record while nothing is to do.
             bench.write("prompts.jsonl", &format!("{{\"prompt\": \"more {ending}\"}}\n"));
             let (plan, said) = bench.json(&["plan", "small.yaml"]);

@@ -91,7 +91,7 @@ pub(super) fn set_aside(
         disk.sync_dir(dir).at("sync", dir)?;
     }
     tracing::warn!(
-        "\"{}\" was damaged: {}; {}: those that this run needs are asked again; the damaged file is \
+        "\"{}\" was damaged: {}; {}: those that a run needs are asked again; the damaged file is \
          kept as \"{}\"",
         file.path.display(),
         lost.what,
