@@ -189,7 +189,7 @@ fn resolve_paths(pipeline: &mut Pipeline, folder: &Path) {
     pipeline.models.values_mut().filter_map(|model| model.checkpoint.as_mut()).for_each(resolve);
     for op in pipeline.nodes.values_mut() {
         if let Op::Read(read) = op {
-            resolve(&mut read.path);
+            read.path.0.iter_mut().for_each(resolve);
         }
     }
 }
