@@ -309,7 +309,14 @@ fn unknown(place: Place, message: String, help: &str) -> Unknown {
 
 fn cannot(named: &Spanned<FilePath>, error: &FoundError) -> Unknown {
     let message = format!("\"{}\": {error}", named.written);
-    Unknown { place: named.place, message, help: None, is_absent: false }
+    let help = match error {
+        FoundError::Pattern(_) => {
+            "`*` and `?` match within a name, `[0-9]` one of several characters"
+        }
+        FoundError::Folder { .. } => "make the folder readable",
+        FoundError::Many => "name the files more closely",
+    };
+    unknown(named.place, message, help)
 }
 
 #[cfg(test)]

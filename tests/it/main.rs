@@ -10,6 +10,7 @@ mod check;
 mod cli;
 mod cli_run;
 mod durable;
+mod files;
 #[cfg(feature = "torch")]
 mod hh;
 mod incremental;

@@ -15,7 +15,7 @@ use crate::operators::{Predicate, read};
 use crate::plan::{Plan, Step};
 use crate::record::read::{Input, ReadError, is_pattern, probe, some_of};
 use crate::record::{Id, Relation};
-use crate::spec::op::{Edge, Op, Read};
+use crate::spec::op::{Edge, OneOrMany, Op, Read};
 use crate::spec::{FilePath, Mistakes, Model, Name, Place, Spanned, did_you_mean};
 
 /// Adds to the mistakes what a run of the plan, or of the part of it that a node needs, would find
@@ -70,8 +70,12 @@ pub fn check(
 /// Checks files of rows: that they are there, and have the columns that their node names.
 fn rows(node: &str, op: &Read, mistakes: &mut Mistakes, absent: &mut Mistakes) {
     // A format that nothing says is a mistake already.
-    let is_one = |path: &&Spanned<FilePath>| !is_pattern(&path.written) && !path.path.is_dir();
-    if op.path.iter().filter(is_one).any(|path| op.format_of(&path.written).is_none()) {
+    let is_said = |path: &&Spanned<FilePath>| {
+        op.format_of(&path.written).is_some() || is_pattern(&path.written) || path.path.is_dir()
+    };
+    let said = OneOrMany(op.path.iter().filter(is_said).cloned().collect());
+    let op = &Read { path: said, ..op.clone() };
+    if op.path.is_empty() {
         return;
     }
     let inputs = match read::inputs(op) {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::open::open;
+use super::open;
 
 /// What a file is, so that a change can be seen: without reading it by size and time, surely by
 /// its hash.

@@ -34,6 +34,7 @@ use shape::Fault;
 
 pub use files::{Found, FoundError, folder, is_pattern, matching};
 pub use fingerprint::{Fingerprint, fingerprint};
+pub use open::open;
 pub use probe::{Probe, probe};
 
 /// Rows of one batch.

@@ -82,13 +82,12 @@ pub(super) fn at(path: &Path, line: u64) -> impl Fn(io::Error) -> ReadError {
 }
 
 /// Opens a file that is one: to open a pipe waits for who writes to it, and a device may never end.
-pub(super) fn open(path: &Path) -> io::Result<File> {
+pub fn open(path: &Path) -> io::Result<File> {
     let found = fs::metadata(path)?;
     match not_a_file(found.file_type()) {
-        Some(what) => Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            format!("it is {what}, and rows are read from files: write them to one first"),
-        )),
+        Some(what) => {
+            Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is {what} and not a file")))
+        }
         None => File::open(path),
     }
 }

@@ -1,5 +1,9 @@
 //! Tests of reading: rows, rejects and identities, in every format.
 
+mod columnar;
+mod odd;
+mod several;
+
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
