@@ -25,9 +25,12 @@ pub fn configs(readme: &str) -> Result<Vec<Config>, String> {
     if front.len() > FRONT_MAX {
         return Err(format!("its declarations have {} bytes, above {FRONT_MAX}", front.len()));
     }
-    let card: Card = serde_yaml::from_str(front).map_err(|error| {
+    // Lines are counted as in the whole file.
+    let card: Card = serde_yaml::from_str(&format!("\n{front}")).map_err(|error| {
         let message = error.to_string();
-        format!("its declarations cannot be read: {}", message.lines().next().unwrap_or_default())
+        let first = message.lines().next().unwrap_or_default();
+        let first = first.strip_prefix("error: ").unwrap_or(first);
+        format!("its declarations cannot be read: {first}")
     })?;
     Ok(card.configs.unwrap_or_default().into_iter().map(Written::config).collect())
 }
@@ -155,7 +158,14 @@ mod tests {
                 shown("---\nconfigs: [never closed\n"),
             ]
             .join("\n"),
-            @""
+            @r"
+        default -: train=data/train-* test=data/test-*
+        a* -: train=a.csv+b.csv; b -: train=b/*.jsonl
+        default sub: train=x.csv+y.csv; c c: 
+
+        error: its declarations cannot be read: line 4 column 11: expected mapping start
+        error: its declarations cannot be read: line 4 column 10: unclosed bracket '['
+        "
         );
     }
 }

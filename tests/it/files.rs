@@ -78,7 +78,7 @@ impl Files {
             let (code, _, said) = self.amend(&[command, "p.yaml"]);
             assert_eq!(code, 2, "{said}");
         }
-        assert!(!self.path(".amend").exists());
+        assert!(!self.path(".amend/p/snapshots").exists());
         let document: Value =
             serde_json::from_str(&self.amend(&["check", "p.yaml", "-o", "json"]).1).unwrap();
         let said = |one: &Value| {
@@ -100,7 +100,7 @@ fn a_pattern_a_folder_and_a_list_are_read_in_the_order_of_their_paths() {
     files.write("data/notes.txt", "no rows");
     files.write("data/.hidden.jsonl", "no rows");
     let trained =
-        "data/train-1.jsonl:1 user: a\ndata/train-1.jsonl:2 user: b\ndata/train-2.jsonl:1 user: c";
+        "data/train-1.jsonl:1 a\ndata/train-1.jsonl:2 b\ndata/train-2.jsonl:1 c";
     assert_eq!(files.rows(), (1, trained.to_owned()));
     let ids = |files: &Files| files.json(&["query", "select row_id from rows order by row_id"]);
     let matched = ids(&files);
@@ -115,14 +115,14 @@ fn a_pattern_a_folder_and_a_list_are_read_in_the_order_of_their_paths() {
         assert_eq!(ids(&files), matched);
     }
     files.read("path: data");
-    let all = format!("data/deep/more.csv:2 user: d\ndata/test-1.jsonl:1 user: t\n{trained}");
+    let all = format!("data/deep/more.csv:2 d\ndata/test-1.jsonl:1 t\n{trained}");
     assert_eq!(files.rows(), (2, all.clone()));
     files.read("path: data/");
     assert_eq!(files.rows().1, all);
     files.read("path: data, format: csv");
-    assert_eq!(files.rows().1, "data/deep/more.csv:2 user: d");
+    assert_eq!(files.rows().1, "data/deep/more.csv:2 d");
     files.read("path: \"data/**/*.csv\"");
-    assert_eq!(files.rows().1, "data/deep/more.csv:2 user: d");
+    assert_eq!(files.rows().1, "data/deep/more.csv:2 d");
 
     // One file has the rows that it has among others.
     files.read("path: data/train-1.jsonl");
@@ -133,7 +133,7 @@ fn a_pattern_a_folder_and_a_list_are_read_in_the_order_of_their_paths() {
     files.prompts("data/a[1].jsonl", &["e"]);
     files.prompts("data/a1.jsonl", &["f"]);
     files.read("path: \"data/a[1].jsonl\"");
-    assert_eq!(files.rows().1, "data/a[1].jsonl:1 user: e");
+    assert_eq!(files.rows().1, "data/a[1].jsonl:1 e");
 }
 
 #[test]
@@ -203,18 +203,18 @@ fn a_data_set_of_the_hub_is_read_as_its_readme_declares() {
     files.prompts("set/main/train-0.jsonl", &["a"]);
     files.prompts("set/main/test-0.jsonl", &["t"]);
     files.write("set/other.csv", "prompt\no\n");
-    let train = "set/main/train-0.jsonl:1 user: a\nset/main/train-1.jsonl:1 user: b";
+    let train = "set/main/train-0.jsonl:1 a\nset/main/train-1.jsonl:1 b";
     assert_eq!(files.rows(), (1, train.to_owned()));
     files.read("path: set, config: main, split: [test, train]");
-    assert_eq!(files.rows().1, format!("set/main/test-0.jsonl:1 user: t\n{train}"));
+    assert_eq!(files.rows().1, format!("set/main/test-0.jsonl:1 t\n{train}"));
     files.read("path: set, config: other");
-    assert_eq!(files.rows().1, "set/other.csv:2 user: o");
+    assert_eq!(files.rows().1, "set/other.csv:2 o");
 
     // Another declaration is another input, though no file of rows changed.
     files.read("path: set, split: train");
     assert_eq!(files.rows().1, train);
     files.write("set/README.md", &CARD.replace("main/train-*", "main/*-0.jsonl"));
-    let reread = "set/main/test-0.jsonl:1 user: t\nset/main/train-0.jsonl:1 user: a";
+    let reread = "set/main/test-0.jsonl:1 t\nset/main/train-0.jsonl:1 a";
     assert_eq!(files.rows().1, reread);
     // A folder whose README declares nothing is a folder.
     files.write("set/README.md", "# A data set\n");

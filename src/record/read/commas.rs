@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::ReadError;
 use super::fields::Fields;
 use super::lines::{COLUMNS_MAX, RECORD_MAX, Record, Take, malformed};
+use super::open::at;
 
 /// Stands behind the end of a file: a record that ends with it was open when the file ended, which a
 /// reader of CSV does not tell otherwise.
@@ -54,7 +55,7 @@ struct Records<'a> {
 impl<'a> Records<'a> {
     fn new(path: &'a Path, file: Box<dyn BufRead>) -> Result<Records<'a>, ReadError> {
         let most = Rc::new(Cell::new(0));
-        let ended = Ended { of: file, end: END.as_bytes(), given: 0, most: Rc::clone(&most) };
+        let ended = Ended::new(file, Rc::clone(&most)).map_err(at(path, 0))?;
         let reader = csv::ReaderBuilder::new().flexible(true).has_headers(false).from_reader(ended);
         let header = csv::ByteRecord::new();
         let mut records = Records { path, reader, most, header, names: Vec::new(), last: 1 };
@@ -74,7 +75,8 @@ impl<'a> Records<'a> {
         if !is_one || is_end {
             return Ok(None);
         }
-        self.last = record.position().map_or(self.last, csv::Position::line);
+        let begin = record.position().map_or(0, csv::Position::byte);
+        self.last = self.reader.get_mut().line_of(begin);
         Ok(Some((self.last, record)))
     }
 
@@ -97,28 +99,23 @@ impl<'a> Records<'a> {
         if *record == self.header {
             return Err("it is the header again".to_owned());
         }
-        let mut nameless = 0;
-        let field = |(at, (name, bytes)): (usize, (&String, &[u8]))| {
-            nameless += usize::from(name.is_empty());
-            match std::str::from_utf8(bytes) {
-                Ok("") => Ok((name.clone(), Value::Null)),
-                Ok(_) if name.is_empty() && nameless > 1 => {
-                    Err(format!("column {} has a value and no name", at + 1))
+        let mut is_nameless = false;
+        let mut fields = Vec::with_capacity(self.names.len());
+        for (at, (name, bytes)) in self.names.iter().zip(record).enumerate() {
+            let text = std::str::from_utf8(bytes);
+            let text = text.map_err(|_| format!("column \"{name}\" is not UTF-8"))?;
+            // A value without a name is not lost to a later one without either.
+            let is_second = name.is_empty() && std::mem::replace(&mut is_nameless, true);
+            match text {
+                "" if is_second => {}
+                "" => fields.push((name.clone(), Value::Null)),
+                _ if is_second => {
+                    return Err(format!("column {} has a value and no name", at + 1));
                 }
-                Ok(text) => Ok((name.clone(), Value::from(text))),
-                Err(_) => Err(format!("column \"{name}\" is not UTF-8")),
+                text => fields.push((name.clone(), Value::from(text))),
             }
-        };
-        let fields = self.names.iter().zip(record.iter()).enumerate().map(field);
-        // A value without a name is not lost to a later one without either.
-        let fields: Result<Vec<(String, Value)>, String> = fields.collect();
-        let is_first =
-            |at: usize, all: &[(String, Value)]| all[..at].iter().all(|one| one.0 != all[at].0);
-        let fields = fields?;
-        Ok((0..fields.len())
-            .filter(|at| is_first(*at, &fields))
-            .map(|at| fields[at].clone())
-            .collect())
+        }
+        Ok(fields.into_iter().collect())
     }
 }
 
@@ -152,26 +149,59 @@ fn names(path: &Path, line: u64, header: &csv::ByteRecord) -> Result<Vec<String>
 }
 
 /// A file with a sign behind its end, of which no more is given than the record that is read now may
-/// have.
+/// have, and which knows the lines of what it gave last.
 struct Ended {
     of: Box<dyn BufRead>,
     end: &'static [u8],
     given: u64,
     most: Rc<Cell<u64>>,
+    /// What was given last.
+    recent: Vec<u8>,
+    /// How much of it was counted.
+    counted: usize,
+    /// The line of what was not.
+    line: u64,
+}
+
+impl Ended {
+    fn new(mut of: Box<dyn BufRead>, most: Rc<Cell<u64>>) -> io::Result<Ended> {
+        let mark = "\u{feff}".as_bytes();
+        if of.fill_buf()?.starts_with(mark) {
+            of.consume(mark.len());
+        }
+        let end = END.as_bytes();
+        Ok(Ended { of, end, given: 0, most, recent: Vec::new(), counted: 0, line: 1 })
+    }
+
+    /// The line of a record whose reading began at a byte, which may be at the end of the line before
+    /// or at empty lines.
+    fn line_of(&mut self, begin: u64) -> u64 {
+        let from = self.given - self.recent.len() as u64;
+        let begin = (begin.saturating_sub(from) as usize).clamp(self.counted, self.recent.len());
+        let empty = self.recent[begin..].iter().take_while(|byte| matches!(byte, b'\r' | b'\n'));
+        let begin = begin + empty.count();
+        let lines = self.recent[self.counted..begin].iter().filter(|byte| **byte == b'\n');
+        self.line += lines.count() as u64;
+        self.counted = begin;
+        self.line
+    }
 }
 
 impl Read for Ended {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.given > self.most.get() {
             return Err(io::Error::other(format!(
-                "the record after this line has more than {RECORD_MAX} bytes: a quote that opens in \
-                 it is not closed"
+                "a record after this line has more than {RECORD_MAX} bytes: a quote that opens in it \
+                 is not closed"
             )));
         }
         let bytes = match self.of.read(buffer)? {
             0 => self.end.read(buffer)?,
             bytes => bytes,
         };
+        self.recent.drain(..self.counted);
+        self.counted = 0;
+        self.recent.extend_from_slice(&buffer[..bytes]);
         self.given += bytes as u64;
         Ok(bytes)
     }

@@ -51,6 +51,7 @@ pub(super) fn listed<'a>(column: &str, value: &'a Value) -> Result<Cow<'a, Value
             );
         }
         Some(Err(detail)) if seems_messages(text) => {
+            let detail = detail.replacen(": it is not JSON: ", ": ", 1);
             return Err(format!(
                 "it seems to be a list of messages, and is not JSON but what a program printed, or \
                  cut short ({detail}): write it as JSON"

@@ -54,7 +54,8 @@ fn what(error: &serde_json::Error, line: &str, byte: usize) -> String {
     if message.starts_with("recursion limit") {
         return "it is nested more than 127 deep".to_owned();
     }
-    if let (true, Some(number)) = (message.starts_with("expected"), number) {
+    let is_number = message.starts_with("expected") || message == "invalid number";
+    if let (true, Some(number)) = (is_number, number) {
         return format!("it is not JSON: {number} is no number of JSON (write null)");
     }
     format!("it is not JSON: {message}")
@@ -159,11 +160,20 @@ mod tests {
                 r#"{"é": -Infinity}"#,
                 "{\"a\": \"\u{0}\"}",
                 r#"{"a": 1} {"a": 2}"#,
-                "",
             ]
             .map(said)
             .join("\n"),
-            @""
+            @r#"
+        column 12: it has the key "a" twice
+        column 39: it has the key "role" twice
+        column 14: it is not JSON: half of a surrogate pair (`\ud800` to `\udfff`) is no character
+        column 19: it is not JSON: half of a surrogate pair (`\ud800` to `\udfff`) is no character
+        column 13: it is not JSON: half of a surrogate pair (`\ud800` to `\udfff`) is no character
+        column 7: it is not JSON: NaN is no number of JSON (write null)
+        column 8: it is not JSON: Infinity is no number of JSON (write null)
+        column 8: it is not JSON: control character (\u0000-\u001F) found while parsing a string
+        column 10: it is not JSON: trailing characters
+        "#
         );
         let deep = format!("{}1{}", "[".repeat(200), "]".repeat(200));
         assert_eq!(said(&deep), "column 128: it is nested more than 127 deep");

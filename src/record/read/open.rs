@@ -179,12 +179,26 @@ pub(super) fn note(path: &Path) -> Option<String> {
         .then(|| format!("; its name ends in \".{ending}\", and it is not compressed"))
 }
 
-/// The first bytes of what is read, and all of it.
+/// The first bytes of what is read, and all of it. What cannot be read comes after what can.
 fn peek<'a>(mut from: Box<dyn Read + 'a>) -> io::Result<(Vec<u8>, Box<dyn BufRead + 'a>)> {
-    let mut head = Vec::new();
-    from.by_ref().take(HEAD as u64).read_to_end(&mut head)?;
-    let rest = BufReader::with_capacity(1 << 16, from);
+    let mut head = Vec::with_capacity(HEAD);
+    let error = from.by_ref().take(HEAD as u64).read_to_end(&mut head).err();
+    if head.is_empty()
+        && let Some(error) = error
+    {
+        return Err(error);
+    }
+    let rest = BufReader::with_capacity(1 << 16, Late(error).chain(from));
     Ok((head.clone(), Box::new(Cursor::new(head).chain(rest))))
+}
+
+/// An error that was met before it was due.
+struct Late(Option<io::Error>);
+
+impl Read for Late {
+    fn read(&mut self, _buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.take().map_or(Ok(0), Err)
+    }
 }
 
 /// A file that counts what was read of it.
@@ -287,7 +301,16 @@ mod tests {
                 said(&gzip(&zstandard(b"one"))),
             ]
             .join("\n"),
-            @""
+            @r"
+        /a: it is a Parquet file: say so: `format: parquet`
+        /a: it is compressed with xz: unpack it (`unxz`): gzip and zstd are read
+        /a: it is compressed with bzip2: unpack it (`bunzip2`): gzip and zstd are read
+        /a: it is text in UTF-16: convert it (`iconv -f UTF-16 -t UTF-8`)
+        /a: it is a Git LFS pointer, not the file that it stands for: fetch it (`git lfs pull`)
+        /a: it is a tar archive: unpack it (`tar -xf`) and name the file in it
+        /a: it is compressed, and what is in it is a tar archive: unpack it (`tar -xf`) and name the file in it
+        /a: it is compressed twice: unpack it once
+        "
         );
         assert_eq!(opened("a", b"BZhang,prompt\n").unwrap(), b"BZhang,prompt\n");
     }

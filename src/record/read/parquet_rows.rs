@@ -238,7 +238,10 @@ impl Encoder for Formatted<'_> {
     fn encode(&mut self, at: usize, out: &mut Vec<u8>) {
         match self.0.value(at).try_to_string() {
             Ok(text) => out.extend_from_slice(Value::from(text).to_string().as_bytes()),
-            Err(error) => write_unsaid(&format!("holds a time out of range: {error}"), None, out),
+            Err(_) => {
+                let shown = ("unreadable", "out of range".to_owned());
+                write_unsaid("holds a time out of range", Some(shown), out);
+            }
         }
     }
 }

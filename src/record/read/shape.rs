@@ -268,6 +268,7 @@ fn tags(value: Option<Value>) -> Result<Vec<String>, Fault> {
             match json::value(text.trim()) {
                 Ok(list) => Some(list),
                 Err(detail) if is_quoted => {
+                    let detail = detail.replacen(": it is not JSON: ", ": ", 1);
                     let what =
                         "`tags` seems to be a list, and is not JSON but what a program printed";
                     return Err(Fault::Row(format!("{what} ({detail}): write it as JSON")));

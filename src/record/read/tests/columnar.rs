@@ -62,16 +62,28 @@ fn bytes_that_are_no_text_are_a_reject_where_they_are_used_and_marked_where_they
     let bytes = written(vec![("text", prompts), ("image", images), ("uuid", Arc::new(digests))]);
     let columns = IndexMap::from([("prompt".to_owned(), "text".to_owned())]);
     let renamed = ReadOptions { columns, ..options(Relation::Prompts) };
-    insta::assert_snapshot!(shown_as(&bytes, &renamed, &["prompt", "extra", "source_line"]), @"");
+    insta::assert_snapshot!(shown_as(&bytes, &renamed, &["prompt", "extra", "source_line"]), @r#"
+    prompt = user: "a"  extra = Some("{\"image\":{\"hex\":\"ffd8\"},\"uuid\":\"01ff\"}")  source_line = Some(1)
+    prompt = user: "c"  extra = Some("{\"uuid\":\"4243\"}")  source_line = Some(3)
+    line 2: bad_input: the column "text" holds bytes that are not UTF-8, the first at byte 2
+    "#);
 
     // A UUID tells rows apart, and is no prompt.
     let keyed = ReadOptions { key: vec!["uuid".to_owned()], ..renamed.clone() };
     assert_eq!(shown_as(&bytes, &keyed, &["prompt"]).lines().count(), 3);
     let keyed = ReadOptions { key: vec!["image".to_owned()], ..renamed };
-    insta::assert_snapshot!(shown_as(&bytes, &keyed, &["prompt"]), @"");
+    insta::assert_snapshot!(shown_as(&bytes, &keyed, &["prompt"]), @r#"
+    line 1: bad_input: the column "image" holds bytes that are not UTF-8, the first at byte 1
+    line 2: bad_input: the column "text" holds bytes that are not UTF-8, the first at byte 2
+    line 3: bad_input: it has no key column "image"
+    "#);
     let columns = IndexMap::from([("prompt".to_owned(), "uuid".to_owned())]);
     let wrong = ReadOptions { columns, ..options(Relation::Prompts) };
-    insta::assert_snapshot!(shown_as(&bytes, &wrong, &["prompt"]), @"");
+    insta::assert_snapshot!(shown_as(&bytes, &wrong, &["prompt"]), @r#"
+    line 1: bad_input: the column "uuid" holds 2 bytes and no text
+    line 2: bad_input: the column "uuid" holds 2 bytes and no text
+    line 3: bad_input: the column "uuid" holds 2 bytes and no text
+    "#);
 }
 
 /// Messages with their roles in a dictionary and their contents as bytes.
@@ -135,10 +147,23 @@ fn a_value_that_json_cannot_say_is_never_taken_for_another() {
         ("weight", weights),
         ("time", times),
     ]);
-    insta::assert_snapshot!(shown_as(&bytes, &options(Relation::Comparisons), &["prompt", "weight"]), @"");
-    insta::assert_snapshot!(shown_as(&bytes, &options(Relation::Prompts), &["prompt", "extra"]), @"");
+    insta::assert_snapshot!(shown_as(&bytes, &options(Relation::Comparisons), &["prompt", "weight"]), @r#"
+    prompt = user: "a"  weight = Some(0.1)
+    prompt = user: "d"  weight = Some(1.0)
+    line 2: bad_input: the column "weight" holds NaN, which is no number
+    line 3: bad_input: the column "weight" holds inf, which is no number
+    "#);
+    insta::assert_snapshot!(shown_as(&bytes, &options(Relation::Prompts), &["prompt", "extra"]), @r#"
+    prompt = user: "a"  extra = Some("{\"chosen\":\"x\",\"rejected\":\"y\",\"time\":\"1970-01-01T00:00:00\",\"weight\":0.1}")
+    prompt = user: "b"  extra = Some("{\"chosen\":\"x\",\"rejected\":\"y\",\"time\":{\"unreadable\":\"out of range\"}}")
+    prompt = user: "c"  extra = Some("{\"chosen\":\"x\",\"rejected\":\"y\",\"time\":\"1970-01-01T00:00:00.000001\"}")
+    prompt = user: "d"  extra = Some("{\"chosen\":\"x\",\"rejected\":\"y\",\"time\":\"1970-01-01T00:00:00.000002\"}")
+    "#);
     let numbers: ArrayRef = Arc::new(Int64Array::from(vec![1, 2]));
-    insta::assert_snapshot!(shown_as(&written(vec![("prompt", numbers)]), &options(Relation::Prompts), &["prompt"]), @"");
+    insta::assert_snapshot!(shown_as(&written(vec![("prompt", numbers)]), &options(Relation::Prompts), &["prompt"]), @r"
+    line 1: bad_input: `prompt`: it is neither a text nor a list of messages
+    line 2: bad_input: `prompt`: it is neither a text nor a list of messages
+    ");
 }
 
 #[test]
