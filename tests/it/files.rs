@@ -99,8 +99,7 @@ fn a_pattern_a_folder_and_a_list_are_read_in_the_order_of_their_paths() {
     files.write("data/deep/more.csv", "prompt\nd\n");
     files.write("data/notes.txt", "no rows");
     files.write("data/.hidden.jsonl", "no rows");
-    let trained =
-        "data/train-1.jsonl:1 a\ndata/train-1.jsonl:2 b\ndata/train-2.jsonl:1 c";
+    let trained = "data/train-1.jsonl:1 a\ndata/train-1.jsonl:2 b\ndata/train-2.jsonl:1 c";
     assert_eq!(files.rows(), (1, trained.to_owned()));
     let ids = |files: &Files| files.json(&["query", "select row_id from rows order by row_id"]);
     let matched = ids(&files);
