@@ -8,7 +8,8 @@ use super::{Input, ReadError, ReadOptions, Reader, lines, with_note};
 /// Records that are looked at in a file, at most.
 const RECORDS: u64 = 10_000;
 
-/// Files that are looked at, at most: a run reads all before it asks anything.
+/// Files that are looked at, at most, if they have every column that the options name: a run reads all
+/// before it asks anything.
 const FILES: usize = 64;
 
 /// What was seen of files.
@@ -33,17 +34,18 @@ pub fn probe(inputs: &[Input], options: &ReadOptions) -> Probe {
     let mut probe = Probe::default();
     // A key that is lacking is one of `named`: it does not hide what else is wrong with a row.
     let unkeyed = ReadOptions { key: Vec::new(), ..options.clone() };
-    let mut left = options.limit;
-    for at in 0..inputs.len().min(FILES) {
+    for at in 0..inputs.len() {
+        let is_seen = |name: &str| probe.columns.contains(name);
+        if at >= FILES && named(options).into_iter().all(is_seen) {
+            break;
+        }
         let mut reader = Reader::new(inputs, &unkeyed);
         reader.begin(at);
-        let most = left.unwrap_or(RECORDS).min(RECORDS);
-        match probe.look(&inputs[at], options, &mut reader, most) {
-            Ok(seen) => left = left.map(|left| left - seen),
+        match probe.look(&inputs[at], options, &mut reader) {
+            Ok(()) => {}
+            // With a limit, files after the first may not be read at all.
+            Err(_) if at > 0 && options.limit.is_some() => {}
             Err(error) => probe.errors.push((at, with_note(error))),
-        }
-        if left == Some(0) {
-            break;
         }
     }
     if !probe.columns.is_empty() {
@@ -58,14 +60,14 @@ pub fn probe(inputs: &[Input], options: &ReadOptions) -> Probe {
 }
 
 impl Probe {
-    /// Looks at a file, and gives how many records of it were read.
+    /// Looks at a file.
     fn look(
         &mut self,
         input: &Input,
         options: &ReadOptions,
         reader: &mut Reader<'_>,
-        most: u64,
-    ) -> Result<u64, ReadError> {
+    ) -> Result<(), ReadError> {
+        let most = options.limit.unwrap_or(RECORDS).min(RECORDS);
         let header = lines::header(&input.path, input.format)?;
         let has_header = header.is_some();
         self.columns.extend(header.into_iter().flatten());
@@ -85,8 +87,7 @@ impl Probe {
             reader.take(record)?;
             Ok(true)
         })?;
-        reader.end()?;
-        Ok(seen)
+        reader.end()
     }
 }
 
@@ -191,6 +192,21 @@ mod tests {
         let misnamed = options(Format::Jsonl, &[], &[("prompt", "qestion")]);
         let told = (vec!["qestion".to_owned()], None);
         assert_eq!(probed(b"{\"question\": \"a\"}\n", &misnamed), told);
+    }
+
+    #[test]
+    fn of_many_files_the_last_may_have_the_column_and_be_beyond_a_limit() {
+        let (format, wanted) = options(Format::Jsonl, &[], &[("category", "topic")]);
+        let mut files = vec![&b"{\"prompt\": \"a\"}\n"[..]; FILES + 2];
+        assert_eq!(all_probed(&files, format, &wanted).0, ["topic"]);
+        *files.last_mut().unwrap() = b"{\"prompt\": \"b\", \"topic\": \"t\"}\n";
+        assert_eq!(all_probed(&files, format, &wanted), (vec![], vec![]));
+
+        let files = [&b"{\"prompt\": \"a\"}\n{\"prompt\": \"b\"}\n"[..], b"broken\n"];
+        let (format, all) = options(Format::Jsonl, &[], &[]);
+        assert_eq!(all_probed(&files, format, &all).1.len(), 1);
+        let few = ReadOptions { limit: Some(2), ..all };
+        assert_eq!(all_probed(&files, format, &few), (vec![], vec![]));
     }
 
     #[test]
