@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::{Ask, ModelEdge, Node, NodeIdx, Plan, Step};
-use crate::spec::op::{Evaluate, Filter, Op, PpoUpdate};
+use crate::spec::op::{Evaluate, Filter, Op, PpoUpdate, Read};
 use crate::spec::{Mistakes, Name};
 
 /// What can be said against a plan although it can run.
@@ -31,7 +31,7 @@ pub fn warnings(plan: &Plan) -> Mistakes {
 /// Where rows come from, and what they passed on the way that leaves rows out.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Flow<'a> {
-    file: &'a Path,
+    file: File<'a>,
     /// The node by which they are known: the `read`, or the part or filter that they passed last.
     name: &'a str,
     /// By split, the part.
@@ -57,18 +57,34 @@ impl Flow<'_> {
     }
 }
 
+/// A file, folder or pattern that is named, and what of a data set in it.
+type File<'a> = (&'a Path, Option<&'a str>, Option<&'a str>);
+
+/// The files that a node names.
+fn files(read: &Read) -> impl Iterator<Item = File<'_>> {
+    let config = read.config.as_ref().map(|name| name.as_str());
+    let splits: Vec<Option<&str>> = match &read.split {
+        Some(splits) => splits.iter().map(|name| Some(name.as_str())).collect(),
+        None => vec![None],
+    };
+    let of = move |path| splits.clone().into_iter().map(move |split| (path, config, split));
+    read.path.iter().flat_map(move |path| of(path.path.as_path()))
+}
+
 /// Of each node, where its rows come from; of what trains, nothing.
 fn flows(plan: &Plan) -> Vec<BTreeSet<Flow<'_>>> {
     let mut flows: Vec<BTreeSet<Flow<'_>>> = Vec::new();
     for node in &plan.nodes {
         let all = |of: &[NodeIdx]| of.iter().flat_map(|of| flows[*of].clone()).collect();
         let made: BTreeSet<Flow<'_>> = match (&node.step, plan.op(node)) {
-            (Step::Read, Op::Read(read)) => BTreeSet::from([Flow {
-                file: &read.path.path,
-                name: &node.name,
-                parts: BTreeMap::new(),
-                conditions: BTreeSet::new(),
-            }]),
+            (Step::Read, Op::Read(read)) => files(read)
+                .map(|file| Flow {
+                    file,
+                    name: &node.name,
+                    parts: BTreeMap::new(),
+                    conditions: BTreeSet::new(),
+                })
+                .collect(),
             (Step::Part { of, part }, _) => {
                 let of = flows[*of].iter().cloned();
                 of.map(|mut flow| {

@@ -1,7 +1,7 @@
 //! From the paths of files to what they say, or to all their mistakes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::io;
 use std::path::Path;
 
 use super::constitution::Constitution;
@@ -13,6 +13,7 @@ use super::place::{FilePath, Name, Place, Spanned};
 use super::tree::{Numbers, Tree, parse};
 use super::variables::{self, Environment};
 use super::{checks, names, overrides};
+use crate::record::read::open;
 
 /// A pipeline with its constitution, read and checked as far as the files alone allow.
 #[derive(Clone, Debug)]
@@ -160,7 +161,7 @@ fn read_tree(
     numbers: &mut Numbers,
     mistakes: &mut Mistakes,
 ) -> Option<Tree> {
-    match fs::read_to_string(path) {
+    match open(path).and_then(io::read_to_string) {
         Ok(text) => {
             let text = text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text);
             let file = mistakes.file(SourceFile { path: path.to_owned(), text: text.clone() });
@@ -169,7 +170,7 @@ fn read_tree(
         Err(error) => {
             let file = mistakes.file(SourceFile { path: path.to_owned(), text: String::new() });
             let place = named_at.unwrap_or(Place { file, ..Place::NOWHERE });
-            let help = (error.kind() == std::io::ErrorKind::NotFound)
+            let help = (error.kind() == io::ErrorKind::NotFound)
                 .then(|| "relative paths are relative to the file that names them".to_owned())
                 .filter(|_| named_at.is_some());
             mistakes.add(
@@ -189,7 +190,7 @@ fn resolve_paths(pipeline: &mut Pipeline, folder: &Path) {
     pipeline.models.values_mut().filter_map(|model| model.checkpoint.as_mut()).for_each(resolve);
     for op in pipeline.nodes.values_mut() {
         if let Op::Read(read) = op {
-            resolve(&mut read.path);
+            read.path.0.iter_mut().for_each(resolve);
         }
     }
 }

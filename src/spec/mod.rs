@@ -12,6 +12,7 @@
 //! each mistake without what was wrong, so that nothing hides behind anything.
 
 pub mod constitution;
+pub mod hub;
 pub mod import;
 pub mod model;
 pub mod op;

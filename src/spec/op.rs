@@ -2,7 +2,7 @@
 //!
 //! | verb | reads | makes | in |
 //! |---|---|---|---|
-//! | `read` | a file | prompts, comparisons or demonstrations | [`Read`] |
+//! | `read` | files | prompts, comparisons or demonstrations | [`Read`] |
 //! | `split` | anything | the same, in parts `node.part` | [`Split`] |
 //! | `sample` | prompts | responses | [`Sample`] |
 //! | `critique` | responses or revisions | critiques | [`Critique`] |
@@ -56,7 +56,7 @@ pub use train::{Optimiser, PpoUpdate, TrainDpo, TrainPm, TrainSl};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Op {
-    /// Read rows from a file.
+    /// Read rows from files.
     Read(Read),
     /// Assign rows to parts, by a hash of their key.
     Split(Split),

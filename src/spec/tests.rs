@@ -198,8 +198,8 @@ fn a_mistake_in_a_set_names_the_flag() {
 fn paths_are_relative_to_the_file_that_names_them() {
     let loaded = load(Path::new("tests/fixtures/relative.yaml"), &[], &environment).unwrap();
     let Op::Read(prompts) = &loaded.pipeline.nodes["prompts"] else { panic!("prompts is a read") };
-    assert_eq!(prompts.path.path, Path::new("tests/fixtures/data/prompts.jsonl"));
-    assert_eq!(prompts.path.written, "data/prompts.jsonl");
+    assert_eq!(prompts.path[0].path, Path::new("tests/fixtures/data/prompts.jsonl"));
+    assert_eq!(prompts.path[0].written, "data/prompts.jsonl");
     assert_eq!(loaded.constitution.unwrap().principles.len(), 1);
 }
 

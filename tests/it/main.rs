@@ -11,6 +11,7 @@ mod cli;
 mod cli_run;
 mod dialects;
 mod durable;
+mod files;
 #[cfg(feature = "torch")]
 mod hh;
 mod incremental;

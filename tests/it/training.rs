@@ -16,7 +16,7 @@ use amend::engine::session::Source;
 use amend::engine::train::{Held, Training};
 use amend::model::{Answer, CallError, Estimator, Request};
 use amend::operators::{ModelRef, Predicate, read};
-use amend::record::{Id, Relation, read::read as read_file};
+use amend::record::{Id, Relation, read::read as read_files};
 use amend::spec::Model;
 use amend::spec::op::Read;
 use amend::store::manifest::Mark;
@@ -154,7 +154,8 @@ struct FileWorld {
 
 impl World for FileWorld {
     fn read(&self, node: &str, op: &Read) -> Result<Arc<Source>, String> {
-        let read = read_file(&op.path.path, &read::options(op, node)).unwrap();
+        let inputs = read::inputs(op).unwrap();
+        let read = read_files(&inputs.files, &read::options(op, node)).unwrap();
         let adopt = |(batch, ids): (amend::record::Batch, Vec<(Id, Id)>)| {
             for row in batch.iter() {
                 let root = row.id("root_id").unwrap();

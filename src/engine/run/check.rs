@@ -14,10 +14,10 @@ use crate::engine::train::Held;
 use crate::model::Estimator;
 use crate::operators::{Predicate, read};
 use crate::plan::{Plan, Step};
-use crate::record::read::{ReadError, probe};
+use crate::record::read::{Input, ReadError, is_pattern, probe, some_of};
 use crate::record::{Id, Relation};
-use crate::spec::op::{Edge, Op, Read};
-use crate::spec::{FilePath, Mistakes, Model, Name, Spanned, did_you_mean};
+use crate::spec::op::{Edge, OneOrMany, Op, Read};
+use crate::spec::{FilePath, Mistakes, Model, Name, Place, Spanned, did_you_mean};
 
 /// Adds to the mistakes what a run of the plan, or of the part of it that a node needs, would find
 /// wrong, and gives apart what is not there: a pipeline can be right where its files are not. The plan
@@ -68,42 +68,78 @@ pub fn check(
     absent
 }
 
-/// Checks a file of rows: that it is there, and has the columns that its node names.
+/// Checks files of rows: that they are there, and have the columns that their node names.
 fn rows(node: &str, op: &Read, mistakes: &mut Mistakes, absent: &mut Mistakes) {
     // A format that nothing says is a mistake already.
-    if op.format().is_none() {
+    let is_said = |path: &&Spanned<FilePath>| {
+        op.format_of(&path.written).is_some() || is_pattern(&path.written) || path.path.is_dir()
+    };
+    let said = OneOrMany(op.path.iter().filter(is_said).cloned().collect());
+    let op = &Read { path: said, ..op.clone() };
+    if op.path.is_empty() {
         return;
     }
-    let written = &op.path.written;
-    let seen = probe(&op.path.path, &read::options(op, node));
+    let inputs = match read::inputs(op) {
+        Ok(inputs) => inputs,
+        Err(unknown) => {
+            for read::Unknown { place, message, help, is_absent } in unknown {
+                let into = if is_absent { &mut *absent } else { &mut *mistakes };
+                into.add(place, message, help);
+            }
+            return;
+        }
+    };
+    let seen = probe(&inputs.files, &read::options(op, node));
+    let what = match &inputs.files[..] {
+        [one] => format!("\"{}\" has no column", one.source),
+        all => format!("none of the {} files of \"{node}\" has a column", all.len()),
+    };
     let lacks = |name: &&Name| seen.lacking.contains(&name.value);
-    let columns: Vec<&str> = seen.columns.iter().map(String::as_str).collect();
-    let has = || format!("its columns are {}", columns.join(", "));
+    let columns: Vec<String> = seen.columns.iter().cloned().collect();
+    let whose = if inputs.files.len() == 1 { "its" } else { "their" };
+    let has = || Some(format!("{whose} columns are {}", some_of(&columns)));
     for (name, is) in (op.columns.values().map(|name| (name, "")))
         .chain(op.key.iter().map(|name| (name, ", which is a key")))
         .filter(|(name, _)| lacks(name))
     {
-        let help = did_you_mean(name, columns.iter().copied()).unwrap_or_else(has);
-        mistakes.push(name.place, format!("\"{written}\" has no column \"{name}\"{is}"), help);
+        let help = did_you_mean(name, columns.iter().map(String::as_str)).or_else(has);
+        mistakes.add(name.place, format!("{what} \"{name}\"{is}"), help);
     }
-    let (place, path) = (op.path.place, op.path.path.display());
-    match seen.error {
-        None => {}
-        Some(ReadError::File { source, line: 0, .. }) => {
-            let help = relative_help(&op.path, source.kind());
+    for (at, error) in seen.errors {
+        let (place, file) = (inputs.places[at], &inputs.files[at]);
+        unreadable(place, file, error, mistakes, absent);
+    }
+}
+
+/// Says why a file cannot be read, or no row of it.
+fn unreadable(
+    place: Place,
+    file: &Input,
+    error: ReadError,
+    mistakes: &mut Mistakes,
+    absent: &mut Mistakes,
+) {
+    let name = &file.source;
+    match error {
+        ReadError::File { source, line: 0, .. } => {
+            let help = relative_help(name, source.kind());
             let into = if source.kind() == ErrorKind::NotFound { absent } else { mistakes };
+            let path = file.path.display();
             into.add(place, format!("the file \"{path}\" cannot be read: {source}"), help);
         }
-        Some(ReadError::Columns { detail, .. }) => {
-            let message = format!("no row of \"{written}\" can be read: {detail}");
-            mistakes.push(place, message, has());
+        ReadError::Columns { detail, found, .. } => {
+            let message = format!("no row of \"{name}\" can be read: {detail}");
+            mistakes.push(place, message, format!("its columns are {}", some_of(&found)));
         }
-        Some(ReadError::Malformed { line, detail, .. }) => {
-            let message = format!("no row of \"{written}\" can be read: line {line}: {detail}");
+        ReadError::Malformed { line, detail, .. } => {
+            let message = format!("no row of \"{name}\" can be read: line {line}: {detail}");
             let help = "say what the file holds: `format: jsonl`, `parquet`, `csv` or `hh-rlhf`";
             mistakes.push(place, message, help);
         }
-        Some(error) => mistakes.add(place, error.to_string(), None),
+        ReadError::Other { detail, help, .. } => {
+            mistakes.push(place, format!("\"{name}\" cannot be read: {detail}"), help);
+        }
+        error => mistakes.add(place, error.to_string(), None),
     }
 }
 
@@ -116,7 +152,8 @@ fn checkpoint(named: &Spanned<FilePath>, mistakes: &mut Mistakes, absent: &mut M
     let is_absent = found.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound);
     let (what, help) = match found {
         Err(error) => {
-            let help = relative_help(named, error.kind()).unwrap_or_else(|| layout.to_owned());
+            let help =
+                relative_help(&named.written, error.kind()).unwrap_or_else(|| layout.to_owned());
             (format!("cannot be read: {error}"), help)
         }
         Ok(found) if !found.is_dir() => ("is no directory".to_owned(), layout.to_owned()),
@@ -143,8 +180,8 @@ fn other_weights(dir: &Path) -> Option<&'static str> {
     )
 }
 
-fn relative_help(named: &FilePath, error: ErrorKind) -> Option<String> {
-    let is_relative = Path::new(&named.written).is_relative();
+fn relative_help(written: &str, error: ErrorKind) -> Option<String> {
+    let is_relative = Path::new(written).is_relative();
     (error == ErrorKind::NotFound && is_relative)
         .then(|| "relative paths are relative to the file that names them".to_owned())
 }

@@ -1,15 +1,18 @@
 //! A run that has nothing to do is answered from the manifest: no graph is built, no model is
 //! opened, the memo is not read.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::publish::{REJECTS, inputs};
 use super::report::{NodeCalls, NodeReport, Report, RunCalls, RunSpent};
 use super::world::source;
 use super::{Options, RunError, basis};
+use crate::operators::read;
 use crate::plan::Plan;
 use crate::record::read::fingerprint;
+use crate::spec::Op;
 use crate::store::manifest::{Inputs, SourceFile};
 use crate::store::{Checkpoints, Snapshot, Snapshots, Store};
 
@@ -34,6 +37,9 @@ pub(super) fn unchanged(
     let Some(given) = [&manifest.inputs].into_iter().chain(&again).find(is_given) else {
         return Ok(None);
     };
+    if !are_all(plan, &given.sources) {
+        return Ok(None);
+    }
     if options.retry_rejects || is_to_be_asked_again(&latest)? {
         return Ok(None);
     }
@@ -70,6 +76,21 @@ fn has_models(latest: &Snapshot, checkpoints: &Checkpoints) -> bool {
     let nodes = latest.manifest().nodes.values();
     let mut models = nodes.filter_map(|entry| entry.node.checkpoint.as_ref());
     models.all(|model| checkpoints.verify(model.weights).is_ok())
+}
+
+/// Whether every file that the nodes read now was read: a folder may have got another one.
+fn are_all(plan: &Plan, sources: &[SourceFile]) -> bool {
+    let known: BTreeSet<&str> = sources.iter().map(|file| file.path.as_str()).collect();
+    let is_known = |path: &PathBuf| known.contains(path.display().to_string().as_str());
+    let reads = plan.pipeline().nodes.values().filter_map(|op| match op {
+        Op::Read(op) => Some(read::inputs(op)),
+        _ => None,
+    });
+    reads.into_iter().all(|inputs| {
+        inputs.is_ok_and(|inputs| {
+            inputs.files.iter().map(|file| &file.path).chain(&inputs.cards).all(is_known)
+        })
+    })
 }
 
 /// Whether a file is as it was: by size and time, and only then by its bytes.

@@ -16,7 +16,7 @@ use crate::model::openai::Profiles;
 use crate::model::{Answer, Estimator, Trainer};
 use crate::operators::{Predicate, read};
 use crate::plan::Plan;
-use crate::record::read::{Fingerprint, Stamped, fingerprint, read as read_file};
+use crate::record::read::{Fingerprint, Stamped, fingerprint, read as read_files};
 use crate::record::{Id, Relation};
 use crate::spec::op::Read;
 use crate::spec::{Backend, Model};
@@ -135,9 +135,15 @@ fn price(prices: &Prices, model: &str, answer: &Answer) -> Option<f64> {
 
 impl World for LocalWorld<'_> {
     fn read(&self, node: &str, op: &Read) -> Result<Arc<Source>, String> {
-        self.saw(&op.path.path)?;
-        let read = read_file(&op.path.path, &read::options(op, node));
-        let read = read.map_err(|error| format!("node \"{node}\": {error}"))?;
+        let failed = |error: &dyn std::fmt::Display| format!("node \"{node}\": {error}");
+        let inputs = read::inputs(op).map_err(|unknown| {
+            let all: Vec<String> = unknown.iter().map(|one| failed(one)).collect();
+            all.join("\n")
+        })?;
+        let rows = inputs.files.iter().map(|file| &file.path);
+        rows.chain(&inputs.cards).try_for_each(|path| self.saw(path))?;
+        let read = read_files(&inputs.files, &read::options(op, node));
+        let read = read.map_err(|error| failed(&error))?;
         let rows = read.rows.into_iter().flat_map(|batch| adopt(&self.rows, batch)).collect();
         Ok(Arc::new(Source { rows, rejects: adopt(&self.rows, read.rejects) }))
     }

@@ -1,31 +1,40 @@
-//! Reading: rows from a file. Every row of it becomes a row or a reject that names its line.
+//! Reading: rows from files. Every row of them becomes a row or a reject that names its file and line.
 //!
 //! ```text
-//! file ──lines──▶ fields by name ──shape──▶ conversation, pair or demonstration ──identity──▶ row
-//!                       └──────────────────────────┴──▶ reject, with its line and the reason
+//! files ──open──▶ text ──lines──▶ fields by name ──shape──▶ conversation, pair or demonstration ──identity──▶ row
+//!                                       └──────────────────────────┴──▶ reject, with its line and the reason
 //! ```
 
+mod commas;
 mod conversation;
+mod fields;
+mod files;
+mod fingerprint;
 mod identity;
+mod json;
 mod lines;
+mod open;
+mod parquet_rows;
 mod probe;
 mod shape;
 
-use std::fs::File;
-use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 
 use indexmap::IndexMap;
-use serde::{Deserialize, Serialize};
 
 use super::batch::{Batch, Cell};
 use super::builder::{BatchBuilder, Origin};
 use super::key::Id;
 use super::relation::Relation;
-use identity::Identities;
-use lines::{Fields, Record};
+use fields::Fields;
+use identity::{Identities, Place};
+use lines::Record;
 use shape::Fault;
 
+pub use files::{Found, FoundError, folder, is_pattern, matching};
+pub use fingerprint::{Fingerprint, fingerprint};
+pub use open::open;
 pub use probe::{Probe, probe};
 
 /// Rows of one batch.
@@ -44,28 +53,35 @@ pub enum Format {
     HhRlhf,
 }
 
-/// How a file is read.
+/// A file of rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Input {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it is called in the column `source`: its path as it is written.
+    pub source: String,
+    /// What it holds. A file that is packed by gzip or zstd is unpacked whatever its name.
+    pub format: Format,
+}
+
+/// How files are read.
 #[derive(Clone, Debug)]
 pub struct ReadOptions {
-    /// What the file holds. A gzipped file is unpacked whatever its name.
-    pub format: Format,
-    /// What its rows are: prompts, comparisons or demonstrations.
+    /// What their rows are: prompts, comparisons or demonstrations.
     pub relation: Relation,
     /// Whether prompts and completions are texts that stand as they are, instead of conversations.
     pub verbatim: bool,
     /// Columns that identify a row; without them its id is a hash of what it says.
     pub key: Vec<String>,
-    /// Our column, and what the file calls it.
+    /// Our column, and what the files call it.
     pub columns: IndexMap<String, String>,
-    /// Rows read, from the top.
+    /// Rows read, from the top of the first file.
     pub limit: Option<u64>,
-    /// What the file is called in the column `source`: its path as it is written.
-    pub source: String,
     /// The node that reads, for rejects.
     pub node: String,
 }
 
-/// What a file gave: batches with each row's content and version.
+/// What files gave: batches with each row's content and version.
 #[derive(Debug)]
 pub struct ReadRows {
     /// The rows.
@@ -113,8 +129,18 @@ pub enum ReadError {
         /// What is wrong.
         detail: String,
     },
+    /// It is a file of another kind.
+    #[error("{}: {detail}: {help}", path.display())]
+    Other {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        detail: String,
+        /// What to do.
+        help: String,
+    },
     /// No row has the columns that are needed.
-    #[error("{}:{line}: {detail}; it has {}", path.display(), found.join(", "))]
+    #[error("{}:{line}: {detail}; it has {}", path.display(), some_of(found))]
     Columns {
         /// The file.
         path: PathBuf,
@@ -126,55 +152,100 @@ pub enum ReadError {
         found: Vec<String>,
     },
     /// Two rows have one key and say different things.
-    #[error("{}: lines {} and {} have the key {key} and differ", path.display(), lines.0, lines.1)]
+    #[error("{}", same_key(files, key, lines))]
     SameKey {
-        /// The file.
-        path: PathBuf,
+        /// Their files.
+        files: Box<(PathBuf, PathBuf)>,
         /// The key, as JSON.
         key: String,
-        /// The two lines.
+        /// Their lines.
         lines: (u64, u64),
     },
 }
 
-/// Reads a file.
+/// Names, not more than a person reads.
+pub fn some_of(names: &[String]) -> String {
+    const MOST: usize = 30;
+    match names.len().checked_sub(MOST) {
+        None | Some(0) => names.join(", "),
+        Some(more) => format!("{} and {more} more", names[..MOST].join(", ")),
+    }
+}
+
+fn same_key((first, second): &(PathBuf, PathBuf), key: &str, lines: &(u64, u64)) -> String {
+    if first == second {
+        let path = first.display();
+        return format!("{path}: lines {} and {} have the key {key} and differ", lines.0, lines.1);
+    }
+    format!(
+        "line {} of {} and line {} of {} have the key {key} and differ",
+        lines.0,
+        first.display(),
+        lines.1,
+        second.display()
+    )
+}
+
+/// Reads files, one after the other.
 ///
 /// # Panics
 ///
 /// When the relation is none that files hold.
-pub fn read(path: &Path, options: &ReadOptions) -> Result<ReadRows, ReadError> {
-    let mut reader = Reader::new(path, options);
+pub fn read(inputs: &[Input], options: &ReadOptions) -> Result<ReadRows, ReadError> {
+    let mut reader = Reader::new(inputs, options);
     let mut seen = 0;
-    lines::each(path, options.format, &mut |record| {
+    for (at, input) in inputs.iter().enumerate() {
         if options.limit.is_some_and(|limit| seen >= limit) {
-            return Ok(false);
+            break;
         }
-        seen += 1;
-        reader.take(record)?;
-        Ok(true)
-    })?;
-    reader.finish()
+        reader.begin(at);
+        let each = lines::each(&input.path, input.format, &mut |record| {
+            if options.limit.is_some_and(|limit| seen >= limit) {
+                return Ok(false);
+            }
+            seen += 1;
+            reader.take(record)?;
+            Ok(true)
+        });
+        each.and_then(|()| reader.end()).map_err(with_note)?;
+    }
+    Ok(reader.finish())
+}
+
+/// An error with what the name of its file says, where that is why nothing in it can be read.
+fn with_note(error: ReadError) -> ReadError {
+    match error {
+        ReadError::Malformed { path, line, detail } => {
+            let note = open::note(&path).unwrap_or_default();
+            ReadError::Malformed { path, line, detail: detail + &note }
+        }
+        error => error,
+    }
 }
 
 /// Collects rows and rejects.
 struct Reader<'a> {
-    path: &'a Path,
+    inputs: &'a [Input],
+    /// Which of the files is read now.
+    at: usize,
     options: &'a ReadOptions,
     identities: Identities,
     done: Vec<Stamped>,
     rows: BatchBuilder,
     rejects: BatchBuilder,
-    /// The first fault of the file, if no row has been good yet.
+    /// The first fault of the file that is read now, if no row of it has been good yet.
     first_fault: Option<(u64, Fault, Vec<String>)>,
+    /// Whether a row of that file has been good.
     good: bool,
     /// Whether every fault so far is of the same kind as the first: then it is the file's.
     alike: bool,
 }
 
 impl<'a> Reader<'a> {
-    fn new(path: &'a Path, options: &'a ReadOptions) -> Reader<'a> {
+    fn new(inputs: &'a [Input], options: &'a ReadOptions) -> Reader<'a> {
         Reader {
-            path,
+            inputs,
+            at: 0,
             options,
             identities: Identities::default(),
             done: Vec::new(),
@@ -186,22 +257,34 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Begins a file.
+    fn begin(&mut self, at: usize) {
+        (self.at, self.first_fault, self.good, self.alike) = (at, None, false, true);
+    }
+
+    fn input(&self) -> &'a Input {
+        &self.inputs[self.at]
+    }
+
     fn take(&mut self, record: Record) -> Result<(), ReadError> {
         let found: Vec<String> = match &record.fields {
-            Ok(fields) if !self.good => fields.keys().cloned().collect(),
+            Ok(fields) if !self.good => fields.names().cloned().collect(),
             _ => Vec::new(),
         };
         let fields = record.fields.map_err(Fault::Broken);
         match fields.and_then(|fields| self.shaped(fields)) {
             Ok((key, row)) => {
-                let id = self.identities.row(key.as_deref(), &row, record.line);
+                let place = Place { file: self.at, line: record.line };
+                let id = self.identities.row(key.as_deref(), &row, place);
+                let path = |file: usize| self.inputs[file].path.clone();
                 let id = id.map_err(|first| ReadError::SameKey {
-                    path: self.path.to_owned(),
+                    files: Box::new((path(first.file), path(self.at))),
                     key: key.unwrap_or_default(),
-                    lines: (first, record.line),
+                    lines: (first.line, record.line),
                 })?;
                 self.good = true;
-                row.push(id, record.line, self.options, &mut self.rows);
+                let place = (&*self.input().source, record.line);
+                row.push(id, place, self.options, &mut self.rows);
                 if self.rows.len() == BATCH {
                     let full =
                         std::mem::replace(&mut self.rows, BatchBuilder::new(self.options.relation));
@@ -222,17 +305,8 @@ impl<'a> Reader<'a> {
     /// The key, as JSON, and what the row says.
     fn shaped(&self, mut fields: Fields) -> Result<(Option<String>, shape::Shaped), Fault> {
         let key = identity::key(&fields, self.options)?;
-        let columns = self.options.columns.iter();
-        let renamed: Vec<(&String, Option<serde_json::Value>)> =
-            columns.map(|(ours, theirs)| (ours, fields.shift_remove(theirs))).collect();
-        // A column of the file that has the name of another of ours is none of ours.
-        let mut strangers = Fields::new();
-        for (ours, value) in renamed {
-            if let Some(stranger) = value.and_then(|value| fields.insert(ours.clone(), value)) {
-                strangers.insert(ours.clone(), stranger);
-            }
-        }
-        Ok((key, shape::shape(fields, strangers, self.options)?))
+        let strangers = fields.rename(&self.options.columns);
+        Ok((key, shape::shape(fields, strangers, self.input().format, self.options)?))
     }
 
     fn reject(&mut self, line: u64, raw: &str, fault: &Fault) {
@@ -244,16 +318,18 @@ impl<'a> Reader<'a> {
                 ("node", Cell::text(&*self.options.node)),
                 ("reason", Cell::text(fault.reason())),
                 ("detail", Cell::text(fault.detail())),
-                ("source", Cell::text(&*self.options.source)),
+                ("source", Cell::text(&*self.input().source)),
                 ("source_line", Cell::Int(line as i64)),
             ],
         );
     }
 
-    fn finish(mut self) -> Result<ReadRows, ReadError> {
-        if let (false, true, Some((line, fault, found))) = (self.good, self.alike, self.first_fault)
+    /// Ends a file: one of which every row has the same fault is something else.
+    fn end(&mut self) -> Result<(), ReadError> {
+        if let (false, true, Some((line, fault, found))) =
+            (self.good, self.alike, self.first_fault.take())
         {
-            let path = self.path.to_owned();
+            let path = self.input().path.clone();
             match fault {
                 Fault::Broken(detail) => return Err(ReadError::Malformed { path, line, detail }),
                 Fault::Lacks(detail) => {
@@ -262,44 +338,15 @@ impl<'a> Reader<'a> {
                 Fault::Row(_) | Fault::Identical => {}
             }
         }
+        Ok(())
+    }
+
+    fn finish(mut self) -> ReadRows {
         if !self.rows.is_empty() {
             self.done.push(self.rows.finish());
         }
-        Ok(ReadRows { rows: self.done, rejects: self.rejects.finish() })
+        ReadRows { rows: self.done, rejects: self.rejects.finish() }
     }
-}
-
-/// What a file is, so that a change can be seen: without reading it by size and time, surely by
-/// its hash.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fingerprint {
-    /// Bytes.
-    pub bytes: u64,
-    /// Nanoseconds since 1970 when it was last changed; 0 where that is not known.
-    pub modified_ns: u64,
-    /// The blake3 hash of its bytes.
-    pub hash: String,
-}
-
-/// The fingerprint of a file.
-pub fn fingerprint(path: &Path) -> io::Result<Fingerprint> {
-    let mut file = File::open(path)?;
-    let metadata = file.metadata()?;
-    let modified = metadata.modified().ok();
-    let since = modified.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
-    let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => break,
-            bytes => hasher.update(&buffer[..bytes]),
-        };
-    }
-    Ok(Fingerprint {
-        bytes: metadata.len(),
-        modified_ns: since.map_or(0, |since| since.as_nanos() as u64),
-        hash: hasher.finalize().to_hex().to_string(),
-    })
 }
 
 #[cfg(test)]

@@ -1,71 +1,93 @@
-//! Probing: whether a file is what it is declared to be, as far as its header and first records say.
-
-use std::path::Path;
+//! Probing: whether files are what they are declared to be, as far as their headers and first records say.
 
 use indexmap::IndexSet;
 
-use super::{ReadError, ReadOptions, Reader, lines};
+use super::lines::COLUMNS_MAX;
+use super::{Input, ReadError, ReadOptions, Reader, lines, with_note};
 
-/// Records that are looked at, at most.
+/// Records that are looked at in a file, at most.
 const RECORDS: u64 = 10_000;
 
-/// What was seen of a file.
+/// Files that are looked at, at most, if they have every column that the options name: a run reads all
+/// before it asks anything.
+const FILES: usize = 64;
+
+/// What was seen of files.
 #[derive(Debug, Default)]
 pub struct Probe {
-    /// Its columns: those of its header, or those of the records looked at.
+    /// Their columns: those of headers, or those of the records looked at.
     pub columns: IndexSet<String>,
-    /// Columns that the options name and it has not, as they name them.
+    /// Columns that the options name and none of the files has, as the options name them.
     pub lacking: Vec<String>,
-    /// Why it cannot be read, or none of the rows looked at can be one.
-    pub error: Option<ReadError>,
+    /// Files, by their place among all, that cannot be read, or of which none of the rows looked at can
+    /// be one.
+    pub errors: Vec<(usize, ReadError)>,
 }
 
-/// Looks at the beginning of a file: until a record is a row and every column that the options name
+/// Looks at the beginning of files: until a record is a row and every column that the options name
 /// was seen. Only of a file in which that is not so are more than a few records read, 10,000 at most.
 ///
 /// # Panics
 ///
 /// When the relation is none that files hold.
-pub fn probe(path: &Path, options: &ReadOptions) -> Probe {
+pub fn probe(inputs: &[Input], options: &ReadOptions) -> Probe {
     let mut probe = Probe::default();
-    if let Err(error) = probe.look(path, options) {
-        probe.error = Some(error);
+    // A key that is lacking is one of `named`: it does not hide what else is wrong with a row.
+    let unkeyed = ReadOptions { key: Vec::new(), ..options.clone() };
+    for at in 0..inputs.len() {
+        let is_seen = |name: &str| probe.columns.contains(name);
+        if at >= FILES && named(options).into_iter().all(is_seen) {
+            break;
+        }
+        let mut reader = Reader::new(inputs, &unkeyed);
+        reader.begin(at);
+        match probe.look(&inputs[at], options, &mut reader) {
+            Ok(()) => {}
+            // With a limit, files after the first may not be read at all.
+            Err(_) if at > 0 && options.limit.is_some() => {}
+            Err(error) => probe.errors.push((at, with_note(error))),
+        }
+    }
+    if !probe.columns.is_empty() {
+        let lacking = named(options).into_iter().filter(|name| !probe.columns.contains(*name));
+        probe.lacking = lacking.map(str::to_owned).collect();
+    }
+    // Rows that lack a column where another one is named wrongly lack it because of that.
+    if !probe.lacking.iter().all(|name| options.key.contains(name)) {
+        probe.errors.retain(|(_, error)| !matches!(error, ReadError::Columns { .. }));
     }
     probe
 }
 
 impl Probe {
-    fn look(&mut self, path: &Path, options: &ReadOptions) -> Result<(), ReadError> {
-        let header = lines::header(path, options.format)?;
+    /// Looks at a file.
+    fn look(
+        &mut self,
+        input: &Input,
+        options: &ReadOptions,
+        reader: &mut Reader<'_>,
+    ) -> Result<(), ReadError> {
+        let most = options.limit.unwrap_or(RECORDS).min(RECORDS);
+        let header = lines::header(&input.path, input.format)?;
         let has_header = header.is_some();
         self.columns.extend(header.into_iter().flatten());
         let named = named(options);
-        // A key that is lacking is one of `named`: it does not hide what else is wrong with a row.
-        let unkeyed = ReadOptions { key: Vec::new(), ..options.clone() };
-        let mut reader = Reader::new(path, &unkeyed);
-        let most = options.limit.unwrap_or(RECORDS).min(RECORDS);
         let mut seen = 0;
-        lines::each(path, options.format, &mut |record| {
+        lines::each(&input.path, input.format, &mut |record| {
             let all_named = has_header || named.iter().all(|name| self.columns.contains(*name));
             if seen == most || (reader.good && all_named) {
                 return Ok(false);
             }
             seen += 1;
-            if let (Ok(fields), false) = (&record.fields, has_header) {
-                self.columns.extend(fields.keys().cloned());
+            if let (Ok(fields), false) = (&record.fields, has_header)
+                && self.columns.len() < COLUMNS_MAX
+            {
+                self.columns.extend(fields.names().cloned());
             }
             reader.take(record)?;
             Ok(true)
         })?;
-        if !self.columns.is_empty() {
-            let lacking = named.into_iter().filter(|name| !self.columns.contains(*name));
-            self.lacking = lacking.map(str::to_owned).collect();
-        }
-        // Rows that lack a column where another one is named wrongly lack it because of that.
-        if self.lacking.iter().all(|name| options.key.contains(name)) {
-            reader.finish()?;
-        }
-        Ok(())
+        reader.end()
     }
 }
 
@@ -86,33 +108,64 @@ mod tests {
     use crate::record::Relation;
     use crate::record::read::{Format, read};
 
-    fn options(format: Format, key: &[&str], columns: &[(&str, &str)]) -> ReadOptions {
+    fn options(format: Format, key: &[&str], columns: &[(&str, &str)]) -> (Format, ReadOptions) {
         let owned = |name: &&str| (*name).to_owned();
         let columns = columns.iter().map(|(ours, theirs)| (owned(ours), owned(theirs)));
-        ReadOptions {
-            format,
+        let options = ReadOptions {
             relation: Relation::Prompts,
             verbatim: false,
             key: key.iter().map(owned).collect(),
             columns: columns.collect::<IndexMap<_, _>>(),
             limit: None,
-            source: "rows".to_owned(),
             node: "node".to_owned(),
-        }
+        };
+        (format, options)
     }
 
     /// What a file lacks, and what else is wrong with it.
-    fn probed(bytes: &[u8], options: &ReadOptions) -> (Vec<String>, Option<String>) {
+    fn probed(
+        bytes: &[u8],
+        (format, options): &(Format, ReadOptions),
+    ) -> (Vec<String>, Option<String>) {
+        let (lacking, errors) = all_probed(&[bytes], *format, options);
+        (lacking, errors.into_iter().next())
+    }
+
+    /// The same of several files.
+    fn all_probed(
+        files: &[&[u8]],
+        format: Format,
+        options: &ReadOptions,
+    ) -> (Vec<String>, Vec<String>) {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("rows");
-        std::fs::write(&path, bytes).unwrap();
-        let probe = probe(&path, options);
+        let input = |(at, bytes): (usize, &&[u8])| {
+            let source = if files.len() == 1 { "rows".to_owned() } else { format!("rows-{at}") };
+            let path = folder.path().join(&source);
+            std::fs::write(&path, bytes).unwrap();
+            Input { path, source, format }
+        };
+        let inputs: Vec<Input> = files.iter().enumerate().map(input).collect();
+        let probe = probe(&inputs, options);
         // What is no fault of a file that was looked at is none of one that is read.
-        if probe.error.is_none() && probe.lacking.is_empty() {
-            read(&path, options).unwrap();
+        if probe.errors.is_empty() && probe.lacking.is_empty() {
+            read(&inputs, options).unwrap();
         }
-        let shown = |error: ReadError| error.to_string().replace(&*path.to_string_lossy(), "rows");
-        (probe.lacking, probe.error.map(shown))
+        let root = format!("{}/", folder.path().display());
+        let shown = |(_, error): (usize, ReadError)| error.to_string().replace(&root, "");
+        (probe.lacking, probe.errors.into_iter().map(shown).collect())
+    }
+
+    #[test]
+    fn a_column_that_some_files_have_is_not_lacking_and_a_file_without_a_row_is_named() {
+        let (format, wanted) = options(Format::Jsonl, &[], &[("category", "topic")]);
+        let [a, b] = [&b"{\"prompt\": \"a\"}\n"[..], b"{\"prompt\": \"b\", \"topic\": \"t\"}\n"];
+        assert_eq!(all_probed(&[a, b], format, &wanted), (vec![], vec![]));
+        assert_eq!(all_probed(&[a, a], format, &wanted).0, ["topic"]);
+        let (lacking, errors) =
+            all_probed(&[b, b"{\"text\": \"c\"}\n", b"{\n", b], format, &wanted);
+        assert_eq!((lacking.len(), errors.len()), (0, 2), "{errors:?}");
+        assert!(errors[0].starts_with("rows-1:1: it has no column \"prompt\""), "{errors:?}");
+        assert!(errors[1].starts_with("rows-2:1: column 1: "), "{errors:?}");
     }
 
     #[test]
@@ -123,7 +176,8 @@ mod tests {
         let wanted = options(Format::Jsonl, &["category", "no"], &[("category", "tropic")]);
         let lacking = vec!["tropic".to_owned(), "no".to_owned()];
         assert_eq!(probed(rows.as_bytes(), &wanted), (lacking, None));
-        let most = ReadOptions { limit: Some(2), ..options(Format::Jsonl, &["id"], &[]) };
+        let (format, wanted) = options(Format::Jsonl, &["id"], &[]);
+        let most = (format, ReadOptions { limit: Some(2), ..wanted });
         assert_eq!(probed(rows.as_bytes(), &most), (vec!["id".to_owned()], None));
         assert_eq!(probed(b"", &most), (vec![], None));
     }
@@ -138,6 +192,21 @@ mod tests {
         let misnamed = options(Format::Jsonl, &[], &[("prompt", "qestion")]);
         let told = (vec!["qestion".to_owned()], None);
         assert_eq!(probed(b"{\"question\": \"a\"}\n", &misnamed), told);
+    }
+
+    #[test]
+    fn of_many_files_the_last_may_have_the_column_and_be_beyond_a_limit() {
+        let (format, wanted) = options(Format::Jsonl, &[], &[("category", "topic")]);
+        let mut files = vec![&b"{\"prompt\": \"a\"}\n"[..]; FILES + 2];
+        assert_eq!(all_probed(&files, format, &wanted).0, ["topic"]);
+        *files.last_mut().unwrap() = b"{\"prompt\": \"b\", \"topic\": \"t\"}\n";
+        assert_eq!(all_probed(&files, format, &wanted), (vec![], vec![]));
+
+        let files = [&b"{\"prompt\": \"a\"}\n{\"prompt\": \"b\"}\n"[..], b"broken\n"];
+        let (format, all) = options(Format::Jsonl, &[], &[]);
+        assert_eq!(all_probed(&files, format, &all).1.len(), 1);
+        let few = ReadOptions { limit: Some(2), ..all };
+        assert_eq!(all_probed(&files, format, &few), (vec![], vec![]));
     }
 
     #[test]
@@ -159,6 +228,6 @@ mod tests {
         assert_eq!(probed(&bytes, &wanted(Format::Parquet)), (vec![], None));
         let lacking = options(Format::Parquet, &["no"], &[]);
         assert_eq!(probed(&bytes, &lacking).0, ["no"]);
-        assert!(probed(csv, &lacking).1.unwrap().starts_with("rows:1: "));
+        assert!(probed(csv, &lacking).1.unwrap().starts_with("rows: it is no Parquet file"));
     }
 }

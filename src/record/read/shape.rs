@@ -6,13 +6,16 @@
 //! | comparisons | `{prompt, chosen, rejected}`, `{chosen, rejected}`, `{prompt, response_a, response_b, p}` |
 //! | demonstrations | `{prompt, completion}`, `{messages}`; hh-rlhf: the chosen answer; verbatim: two texts |
 //!
+//! Messages are a list, or a text that holds one as JSON.
 //! A prompt ends where the assistant would speak: a last answer is left out of it.
+
+use std::borrow::Cow;
 
 use serde_json::Value;
 
-use super::conversation::{answer, check_prompt, common_prompt, turns};
-use super::lines::Fields;
-use super::{Format, ReadOptions};
+use super::conversation::{answer, check_prompt, common_prompt, listed, turns};
+use super::fields::Fields;
+use super::{Format, ReadOptions, json};
 use crate::record::transcript;
 use crate::record::{BatchBuilder, Cell, Id, KeyHasher, Message, Origin, Relation};
 
@@ -77,28 +80,23 @@ enum Said {
 pub(super) fn shape(
     mut fields: Fields,
     strangers: Fields,
+    format: Format,
     options: &ReadOptions,
 ) -> Result<Shaped, Fault> {
     let (prompt, said) = match options.relation {
-        Relation::Prompts => (prompt(&mut fields, options.format)?, Said::Prompt),
+        Relation::Prompts => (prompt(&mut fields, format)?, Said::Prompt),
         Relation::Demonstrations if options.verbatim => texts(&mut fields)?,
-        Relation::Demonstrations => demonstration(&mut fields, options.format)?,
+        Relation::Demonstrations => demonstration(&mut fields, format)?,
         Relation::Comparisons => comparison(&mut fields)?,
         other => panic!("a file does not hold {other}"),
     };
     if !options.verbatim {
         check_prompt(&prompt).map_err(Fault::Row)?;
     }
-    let category = text_of(&mut fields, "category");
-    let conversation = text_of(&mut fields, "conversation_id");
-    let tags = tags(fields.shift_remove("tags"))?;
-    fields.extend(strangers);
-    fields.retain(|_, value| !value.is_null());
-    fields.sort_keys();
-    let extra = (!fields.is_empty()).then(|| {
-        let map: serde_json::Map<String, Value> = fields.into_iter().collect();
-        Value::Object(map).to_string()
-    });
+    let category = text_of(&mut fields, "category")?;
+    let conversation = text_of(&mut fields, "conversation_id")?;
+    let tags = tags(fields.take("tags")?)?;
+    let extra = fields.into_extra(strangers);
     Ok(Shaped { prompt, said, category, tags, conversation, extra })
 }
 
@@ -107,9 +105,8 @@ fn prompt(fields: &mut Fields, format: Format) -> Result<Vec<Message>, Fault> {
         return Ok(published_pair(fields)?.0);
     }
     for name in ["prompt", "messages"] {
-        if let Some(value) = fields.shift_remove(name) {
-            let mut turns =
-                turns(&value).map_err(|detail| Fault::Row(format!("`{name}`: {detail}")))?;
+        if let Some(value) = fields.take(name)? {
+            let mut turns = turns_of(name, &value)?;
             if turns.len() > 1 {
                 turns.pop_if(|turn| turn.role == "assistant");
             }
@@ -131,11 +128,10 @@ fn demonstration(fields: &mut Fields, format: Format) -> Result<(Vec<Message>, S
         let completion = answer("chosen", &chosen).map_err(Fault::Row)?;
         return Ok((prompt, Said::Demonstration(completion)));
     }
-    if !fields.contains_key("prompt")
-        && let Some(value) = fields.shift_remove("messages")
+    if !fields.has("prompt")
+        && let Some(value) = fields.take("messages")?
     {
-        let mut all =
-            turns(&value).map_err(|detail| Fault::Row(format!("`messages`: {detail}")))?;
+        let mut all = turns_of("messages", &value)?;
         let last = all.pop();
         let completion = answer("messages", last.as_slice()).map_err(Fault::Row)?;
         return Ok((all, Said::Demonstration(completion)));
@@ -147,7 +143,7 @@ fn demonstration(fields: &mut Fields, format: Format) -> Result<(Vec<Message>, S
 
 /// A prompt and its completion as texts, with every space; the prompt may be empty.
 fn texts(fields: &mut Fields) -> Result<(Vec<Message>, Said), Fault> {
-    let mut text = |name: &str| match fields.shift_remove(name) {
+    let mut text = |name: &str| match fields.take(name)? {
         None => Err(lacks(name)),
         Some(Value::String(text)) => Ok(vec![Message::text(text)]),
         Some(_) => Err(Fault::Row(format!("`{name}` is not a text, and the node is `verbatim`"))),
@@ -160,18 +156,25 @@ fn texts(fields: &mut Fields) -> Result<(Vec<Message>, Said), Fault> {
 }
 
 fn stated_prompt(fields: &mut Fields) -> Result<Vec<Message>, Fault> {
-    let value = fields.shift_remove("prompt").ok_or_else(|| lacks("prompt"))?;
-    turns(&value).map_err(|detail| Fault::Row(format!("`prompt`: {detail}")))
+    let value = fields.take("prompt")?.ok_or_else(|| lacks("prompt"))?;
+    turns_of("prompt", &value)
+}
+
+/// The turns that the value of a column says.
+fn turns_of(name: &str, value: &Value) -> Result<Vec<Message>, Fault> {
+    turns(name, value).map_err(|detail| Fault::Row(format!("`{name}`: {detail}")))
 }
 
 /// A response after a prompt: a text, or messages that may begin with the prompt again.
 fn response(fields: &mut Fields, name: &str, prompt: &[Message]) -> Result<Vec<Message>, Fault> {
+    let value = fields.take(name)?.ok_or_else(|| lacks(name))?;
     let fault = |detail| Fault::Row(format!("`{name}`: {detail}"));
-    match fields.shift_remove(name) {
-        None => Err(lacks(name)),
-        Some(Value::String(text)) => answer(name, &[Message::assistant(text)]).map_err(Fault::Row),
-        Some(value) => {
-            let turns = turns(&value).map_err(fault)?;
+    match &*listed(name, &value).map_err(fault)? {
+        Value::String(text) => {
+            answer(name, &[Message::assistant(text.as_str())]).map_err(Fault::Row)
+        }
+        value => {
+            let turns = turns_of(name, value)?;
             let own = turns.strip_prefix(prompt).unwrap_or(&turns);
             answer(name, own).map_err(Fault::Row)
         }
@@ -180,7 +183,7 @@ fn response(fields: &mut Fields, name: &str, prompt: &[Message]) -> Result<Vec<M
 
 fn comparison(fields: &mut Fields) -> Result<(Vec<Message>, Said), Fault> {
     let weight = number(fields, "weight")?.unwrap_or(1.0);
-    if fields.contains_key("response_a") {
+    if fields.has("response_a") {
         let prompt = stated_prompt(fields)?;
         let a = response(fields, "response_a", &prompt)?;
         let b = response(fields, "response_b", &prompt)?;
@@ -190,7 +193,7 @@ fn comparison(fields: &mut Fields) -> Result<(Vec<Message>, Said), Fault> {
         }
         return distinct(prompt, [a, b], |pair| Said::Pair(pair, p, weight));
     }
-    let (prompt, [chosen, rejected]) = if fields.contains_key("prompt") {
+    let (prompt, [chosen, rejected]) = if fields.has("prompt") {
         let prompt = stated_prompt(fields)?;
         let chosen = response(fields, "chosen", &prompt)?;
         (prompt.clone(), [chosen, response(fields, "rejected", &prompt)?])
@@ -212,8 +215,12 @@ fn distinct(
 
 /// The prompt that two whole conversations share, and what comes after it in each.
 fn published_pair(fields: &mut Fields) -> Result<(Vec<Message>, [Vec<Message>; 2]), Fault> {
-    let chosen = fields.shift_remove("chosen").ok_or_else(|| lacks("chosen"))?;
-    let rejected = fields.shift_remove("rejected").ok_or_else(|| lacks("rejected"))?;
+    let mut whole = |name: &str| {
+        let value = fields.take(name)?.ok_or_else(|| lacks(name))?;
+        let listed = listed(name, &value).map(Cow::into_owned);
+        listed.map_err(|detail| Fault::Row(format!("`{name}`: {detail}")))
+    };
+    let (chosen, rejected) = (whole("chosen")?, whole("rejected")?);
     if let (Value::String(chosen), Value::String(rejected)) = (&chosen, &rejected) {
         let found = common_prompt(chosen, rejected);
         let (prompt, rest) = found.ok_or_else(|| {
@@ -226,10 +233,7 @@ fn published_pair(fields: &mut Fields) -> Result<(Vec<Message>, [Vec<Message>; 2
         let prompt = transcript::parse(prompt).map_err(|error| Fault::Row(error.to_string()))?;
         return Ok((prompt, rest.map(after)));
     }
-    let read = |name: &str, value: &Value| {
-        turns(value).map_err(|detail| Fault::Row(format!("`{name}`: {detail}")))
-    };
-    let (chosen, rejected) = (read("chosen", &chosen)?, read("rejected", &rejected)?);
+    let (chosen, rejected) = (turns_of("chosen", &chosen)?, turns_of("rejected", &rejected)?);
     let same = chosen.iter().zip(&rejected).take_while(|(a, b)| a == b).count();
     // Equal conversations share their answer too, which is no part of the prompt.
     let same = if same == chosen.len() { same.saturating_sub(1) } else { same };
@@ -237,16 +241,16 @@ fn published_pair(fields: &mut Fields) -> Result<(Vec<Message>, [Vec<Message>; 2
     Ok((prompt, [chosen[same..].to_vec(), rejected[same..].to_vec()]))
 }
 
-fn text_of(fields: &mut Fields, name: &str) -> Option<String> {
-    match fields.shift_remove(name)? {
-        Value::Null => None,
-        Value::String(text) => Some(text),
-        other => Some(other.to_string()),
-    }
+fn text_of(fields: &mut Fields, name: &str) -> Result<Option<String>, Fault> {
+    Ok(match fields.take(name)? {
+        None | Some(Value::Null) => None,
+        Some(Value::String(text)) => Some(text),
+        Some(other) => Some(other.to_string()),
+    })
 }
 
 fn number(fields: &mut Fields, name: &str) -> Result<Option<f64>, Fault> {
-    let number = match fields.shift_remove(name) {
+    let number = match fields.take(name)? {
         None | Some(Value::Null) => return Ok(None),
         Some(Value::Number(number)) => number.as_f64(),
         Some(Value::String(text)) => text.trim().parse().ok(),
@@ -256,8 +260,24 @@ fn number(fields: &mut Fields, name: &str) -> Result<Option<f64>, Fault> {
     number.map(Some).ok_or_else(|| Fault::Row(format!("`{name}` is not a number")))
 }
 
-/// Tags: a list of texts, or a text that separates them by commas.
+/// Tags: a list of texts, or a text that separates them by commas or holds such a list as JSON.
 fn tags(value: Option<Value>) -> Result<Vec<String>, Fault> {
+    let value = match value {
+        Some(Value::String(text)) if text.trim_start().starts_with('[') => {
+            let is_quoted = text.trim_start()[1..].trim_start().starts_with(['"', '\'']);
+            match json::value(text.trim()) {
+                Ok(list) => Some(list),
+                Err(detail) if is_quoted => {
+                    let detail = detail.replacen(": it is not JSON: ", ": ", 1);
+                    let what =
+                        "`tags` seems to be a list, and is not JSON but what a program printed";
+                    return Err(Fault::Row(format!("{what} ({detail}): write it as JSON")));
+                }
+                Err(_) => Some(Value::String(text)),
+            }
+        }
+        value => value,
+    };
     match value {
         None | Some(Value::Null) => Ok(Vec::new()),
         Some(Value::String(text)) => Ok(text
@@ -313,7 +333,13 @@ impl Shaped {
     }
 
     /// Adds the row.
-    pub(super) fn push(self, id: Id, line: u64, options: &ReadOptions, to: &mut BatchBuilder) {
+    pub(super) fn push(
+        self,
+        id: Id,
+        (source, line): (&str, u64),
+        options: &ReadOptions,
+        to: &mut BatchBuilder,
+    ) {
         let origin = Origin { row_id: id, root_id: id, parents: Vec::new(), call_keys: Vec::new() };
         let category = Cell::or_null(self.category.as_deref(), Cell::text);
         let prompt = Cell::messages(&self.prompt[..]);
@@ -326,7 +352,7 @@ impl Shaped {
                     ("turn", Cell::Int(turn.saturating_sub(1) as i64)),
                     ("category", category),
                     ("tags", Cell::Texts(self.tags.clone())),
-                    ("source", Cell::text(&*options.source)),
+                    ("source", Cell::text(source)),
                     ("source_line", Cell::Int(line as i64)),
                     ("extra", Cell::or_null(self.extra.as_deref(), Cell::text)),
                 ];
@@ -340,7 +366,7 @@ impl Shaped {
                     ("prompt", prompt),
                     ("completion", Cell::messages(&completion[..])),
                     ("messages", Cell::messages(messages)),
-                    ("source", Cell::text(&*options.source)),
+                    ("source", Cell::text(source)),
                     ("category", category),
                     ("weight", Cell::Float(1.0)),
                 ];
@@ -373,7 +399,7 @@ impl Shaped {
             ("label_kind", Cell::text("human")),
             ("order", Cell::text("fixed")),
             ("category", category),
-            ("source", Cell::text(&*options.source)),
+            ("source", Cell::text(source)),
             ("weight", Cell::Float(weight)),
         ];
         to.push(&origin, &cells);

@@ -1,31 +1,50 @@
 //! Tests of reading: rows, rejects and identities, in every format.
 
+mod columnar;
+mod odd;
+mod several;
+
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::record::Row;
 
 fn options(relation: Relation) -> ReadOptions {
     ReadOptions {
-        format: Format::Jsonl,
         relation,
         verbatim: false,
         key: Vec::new(),
         columns: IndexMap::new(),
         limit: None,
-        source: "rows".to_owned(),
         node: "node".to_owned(),
     }
 }
 
-/// Reads bytes as a file.
+/// Reads bytes as a file of JSON lines.
 fn read_bytes(bytes: &[u8], options: &ReadOptions) -> Result<ReadRows, ReadError> {
+    read_as(Format::Jsonl, bytes, options)
+}
+
+/// Reads bytes as a file.
+fn read_as(format: Format, bytes: &[u8], options: &ReadOptions) -> Result<ReadRows, ReadError> {
+    read_files(&[("rows", format, bytes)], options)
+}
+
+/// Reads several files.
+fn read_files(
+    files: &[(&str, Format, &[u8])],
+    options: &ReadOptions,
+) -> Result<ReadRows, ReadError> {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("rows");
-    std::fs::write(&path, bytes).unwrap();
-    read(&path, options)
+    let input = |(source, format, bytes): &(&str, Format, &[u8])| {
+        let path = folder.path().join(source);
+        std::fs::write(&path, bytes).unwrap();
+        Input { path, source: (*source).to_owned(), format: *format }
+    };
+    let inputs: Vec<Input> = files.iter().map(input).collect();
+    read(&inputs, options)
 }
 
 fn said(row: Row<'_>, name: &str) -> String {
@@ -216,8 +235,8 @@ fn csv_and_gzip_and_parquet_hold_the_same_rows() {
     let json = "{\"prompt\": \"hi\\nthere\", \"category\": \"a\"}\n{\"prompt\": \"bye\"}\n";
     let csv = "prompt,category\n\"hi\nthere\",a\nbye,\nodd\n";
     let from_json = read_bytes(json.as_bytes(), &options(Relation::Prompts)).unwrap();
-    let as_csv = ReadOptions { format: Format::Csv, ..options(Relation::Prompts) };
-    let from_csv = read_bytes(csv.as_bytes(), &as_csv).unwrap();
+    let prompts = options(Relation::Prompts);
+    let from_csv = read_as(Format::Csv, csv.as_bytes(), &prompts).unwrap();
     assert_eq!(ids(&from_csv), ids(&from_json));
     insta::assert_snapshot!(show(&from_csv, &["prompt", "category", "source_line"]), @r#"
     prompt = user: "hi\nthere"  category = Some("a")  source_line = Some(2)
@@ -239,12 +258,10 @@ fn csv_and_gzip_and_parquet_hold_the_same_rows() {
     let mut writer = parquet::arrow::ArrowWriter::try_new(&mut bytes, some.schema(), None).unwrap();
     writer.write(&some).unwrap();
     writer.close().unwrap();
-    let as_parquet = ReadOptions { format: Format::Parquet, ..options(Relation::Prompts) };
-    assert_eq!(ids(&read_bytes(&bytes, &as_parquet).unwrap()), ids(&from_json));
-    assert!(matches!(
-        read_bytes(json.as_bytes(), &as_parquet),
-        Err(ReadError::Malformed { line: 1, .. })
-    ));
+    let as_parquet = |bytes: &[u8]| read_as(Format::Parquet, bytes, &prompts);
+    assert_eq!(ids(&as_parquet(&bytes).unwrap()), ids(&from_json));
+    assert!(matches!(as_parquet(json.as_bytes()), Err(ReadError::Other { .. })));
+    assert!(matches!(as_parquet(b"PAR1 and no more"), Err(ReadError::Malformed { line: 1, .. })));
 }
 
 #[test]
@@ -300,8 +317,9 @@ fn every_row_of_the_published_test_split_is_a_row_or_a_reject() {
         return;
     };
     let path = folder.join("hh-rlhf/harmless-base-test.jsonl.gz");
-    let prompts = ReadOptions { format: Format::HhRlhf, ..options(Relation::Prompts) };
-    let read_prompts = read(&path, &prompts).unwrap();
+    let prompts = options(Relation::Prompts);
+    let inputs = [Input { path, source: "hh".to_owned(), format: Format::HhRlhf }];
+    let read_prompts = read(&inputs, &prompts).unwrap();
     assert_eq!(read_prompts.len() + read_prompts.rejects.0.len(), 1766);
     insta::assert_snapshot!(reasons(&read_prompts), @r"
     1762 rows
@@ -309,7 +327,7 @@ fn every_row_of_the_published_test_split_is_a_row_or_a_reject() {
     ");
 
     let pairs = ReadOptions { relation: Relation::Comparisons, ..prompts };
-    let read_pairs = read(&path, &pairs).unwrap();
+    let read_pairs = read(&inputs, &pairs).unwrap();
     assert_eq!(read_pairs.len() + read_pairs.rejects.0.len(), 1766);
     insta::assert_snapshot!(reasons(&read_pairs), @r"
     1758 rows

@@ -1,18 +1,19 @@
 //! Checks of the nodes, verb by verb.
 
 use super::Check;
+use crate::record::read::is_pattern;
 use crate::spec::op::SamplingWritten;
 use crate::spec::op::{
     AdaptiveKl, Algorithm, Cot, CriticTrunk, Critiquing, Evaluate, External, FewShot, FileFormat,
     Filter, Init, Keep, Lora, Mix, OnChange, Op, PairwiseJudge, PpoUpdate, Read, Readable, Repeat,
     Reward, Rounds, Scratch, Share, Source, Split, TrainDpo, TrainPm, TrainSl,
 };
-use crate::spec::place::{Place, Spanned};
+use crate::spec::place::{FilePath, Place, Spanned};
 
 /// Checks one node. `place` is that of its name.
 pub(super) fn op(place: Place, op: &Op, check: &mut Check<'_>) {
     match op {
-        Op::Read(op) => read(op, check),
+        Op::Read(op) => read(place, op, check),
         Op::Split(op) => split(place, op, check),
         Op::Sample(op) => {
             check.count("n", &op.n);
@@ -39,20 +40,28 @@ pub(super) fn op(place: Place, op: &Op, check: &mut Check<'_>) {
     }
 }
 
-fn read(op: &Read, check: &mut Check<'_>) {
-    if op.format.is_none() && op.format().is_none() && !op.path.written.is_empty() {
-        let help = "add `format: jsonl`, `parquet`, `csv` or `hh-rlhf`";
-        check.says(
-            op.path.place,
-            &format!("reads \"{}\", whose ending says no format", op.path.written),
-            help,
-        );
+fn read(place: Place, op: &Read, check: &mut Check<'_>) {
+    // What a folder holds, and what a pattern matches, is seen when files are looked at.
+    let is_one = |path: &&Spanned<FilePath>| {
+        !path.written.is_empty() && !is_pattern(&path.written) && !path.path.is_dir()
+    };
+    for path in op.path.iter().filter(is_one) {
+        if op.format_of(&path.written).is_none() {
+            let help = "add `format: jsonl`, `parquet`, `csv` or `hh-rlhf`";
+            let text = format!("reads \"{}\", whose ending says no format", path.written);
+            check.says(path.place, &text, help);
+        }
+    }
+    if op.path.is_empty() {
+        let help = "name a file, a folder or a pattern: `path: data/train-*.parquet`";
+        check.says(place, "reads an empty list of files", help);
     }
     if op.verbatim
-        && (op.relation != Readable::Demonstrations || op.format() == Some(FileFormat::HhRlhf))
+        && (op.relation != Readable::Demonstrations || op.format == Some(FileFormat::HhRlhf))
     {
+        let place = op.path.first().map_or(place, |path| path.place);
         let help = "add `relation: demonstrations` and columns `prompt` and `completion`, or leave `verbatim` out";
-        check.says(op.path.place, "is `verbatim` and reads no texts to complete", help);
+        check.says(place, "is `verbatim` and reads no texts to complete", help);
     }
 }
 

@@ -1,5 +1,7 @@
 //! Verbs that move rows and call no model: `read`, `split`, `mix`, `filter`.
 
+use std::path::Path;
+
 use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -8,15 +10,25 @@ use super::source::{OneOrMany, Source};
 use crate::record::Relation;
 use crate::spec::place::{FilePath, Name, Spanned};
 
-/// `read`: rows from a file. `file -> prompts | comparisons | demonstrations`.
+/// `read`: rows from files. `files -> prompts | comparisons | demonstrations`.
 ///
-/// A row that cannot be read (a broken line, an empty turn) becomes a reject that names its line.
+/// A row that cannot be read (a broken line, an empty turn) becomes a reject that names its file and line.
+/// Several files are read in the order of their paths, as one table: keys are unique over all of them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Read {
-    /// The file, relative to this one. `.gz` is unpacked.
-    pub path: Spanned<FilePath>,
-    /// What the file holds. Without it, by the path's ending: `.jsonl`, `.parquet`, `.csv`.
+    /// A file, relative to this one; a pattern (`data/train-*.parquet`, `**` for folders of any depth); a
+    /// folder, of which the files with a known ending are read; or a list of these. Files packed by gzip
+    /// or zstd are unpacked. A folder whose `README.md` declares `configs`, as data sets of the Hugging
+    /// Face Hub do, is read as it declares.
+    pub path: OneOrMany<Spanned<FilePath>>,
+    /// Which of the configs that a folder's `README.md` declares. Without it, the only one or the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<Name>,
+    /// Which of the splits that the config declares, one or a list. Without it, the only one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<OneOrMany<Name>>,
+    /// What the files hold. Without it, by the path's ending: `.jsonl`, `.parquet`, `.csv`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<FileFormat>,
     /// What its rows are: `prompts`, `comparisons` or `demonstrations`.
@@ -30,10 +42,10 @@ pub struct Read {
     /// Without it the id is a hash of the whole row.
     #[serde(default)]
     pub key: Vec<Name>,
-    /// What the file calls our columns: `{ prompt: question, category: topic }`.
+    /// What the files call our columns: `{ prompt: question, category: topic }`.
     #[serde(default)]
     pub columns: Columns,
-    /// Rows read, from the top. Without it, all.
+    /// Rows read, from the top of the first file. Without it, all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,
 }
@@ -42,18 +54,26 @@ pub struct Read {
 pub type Columns = IndexMap<Name, Name>;
 
 impl Read {
-    /// Raised when the same file would make other rows.
+    /// Raised when the same files would make other rows.
     pub const VERSION: u32 = 1;
 
-    /// What the file holds: as written, or by the path's ending. A loaded pipeline always knows.
-    pub fn format(&self) -> Option<FileFormat> {
-        let path = self.path.written.trim_end_matches(".gz");
-        self.format.or_else(|| match path.rsplit_once('.')?.1 {
+    /// What a file of the node holds: as written, or by the ending of its path.
+    pub fn format_of(&self, path: &str) -> Option<FileFormat> {
+        self.format.or_else(|| FileFormat::of_ending(path))
+    }
+}
+
+impl FileFormat {
+    /// What the ending of a path says that a file holds.
+    pub fn of_ending(path: &str) -> Option<FileFormat> {
+        let packed = [".gz", ".zst", ".zstd"];
+        let path = packed.iter().find_map(|ending| path.strip_suffix(ending)).unwrap_or(path);
+        match Path::new(path).extension()?.to_str()? {
             "jsonl" | "ndjson" => Some(FileFormat::Jsonl),
             "parquet" => Some(FileFormat::Parquet),
             "csv" => Some(FileFormat::Csv),
             _ => None,
-        })
+        }
     }
 }
 
