@@ -17,7 +17,7 @@ use super::budget::Spent;
 use super::estimate::Volume;
 pub use super::tally::Calls;
 use super::tally::Tally;
-use crate::model::{Answer, Backend, CacheBytes, CallError, Request, Waiting};
+use crate::model::{Answer, Backend, CacheBytes, CallError, Request, Waiting, told_once};
 use crate::operators::ModelRef;
 use crate::record::{CallKey, Id, IdMap};
 
@@ -340,7 +340,7 @@ impl Dispatcher {
     fn start(self: &Arc<Self>, starts: Vec<Start>) {
         for (key, request, backend) in starts {
             let this = Arc::clone(self);
-            backend.submit(request, Box::new(move |result| this.answered(key, result)));
+            backend.submit(request, told_once(move |result| this.answered(key, result)));
         }
     }
 

@@ -19,6 +19,7 @@ mod lab;
 mod openai;
 mod oracle;
 mod overtaken;
+mod panics;
 mod planned;
 mod policies;
 mod progress;

@@ -1,16 +1,14 @@
 //! A run that has nothing to do is answered from the manifest: no graph is built, no model is
 //! opened, the memo is not read.
 
-use std::path::Path;
 use std::time::Instant;
 
 use super::publish::{REJECTS, inputs};
 use super::report::{NodeCalls, NodeReport, Report, RunCalls};
-use super::world::source;
+use super::same::is_same;
 use super::{Options, RunError, basis};
 use crate::plan::Plan;
-use crate::record::read::fingerprint;
-use crate::store::manifest::{Inputs, SourceFile};
+use crate::store::manifest::Inputs;
 use crate::store::{Snapshot, Snapshots};
 
 /// The report of a run that has nothing to do, if this is one; the paths of its snapshot are mended
@@ -58,19 +56,6 @@ pub(super) fn unchanged(
         calls: RunCalls::default(),
         seconds: began.elapsed().as_secs_f64(),
     }))
-}
-
-/// Whether a file is as it was: by size and time, and only then by its bytes.
-fn is_same(before: &SourceFile) -> bool {
-    let path = Path::new(&before.path);
-    let Ok(metadata) = std::fs::metadata(path) else { return false };
-    let modified = metadata.modified().ok();
-    let since = modified.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
-    let mtime_ns = since.map_or(0, |since| since.as_nanos() as i64);
-    if metadata.len() == before.bytes && mtime_ns == before.mtime_ns && mtime_ns != 0 {
-        return true;
-    }
-    fingerprint(path).is_ok_and(|seen| source(path, &seen).blake3 == before.blake3)
 }
 
 /// Whether a call failed in a way that may pass: then it is asked again.
