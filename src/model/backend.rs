@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::answer::{Answer, CallError};
+use super::panics;
 use super::request::Request;
 
 /// What a backend calls, from any thread, when an answer has come or will not come.
@@ -23,8 +24,10 @@ struct Once(Option<Done>);
 impl Drop for Once {
     fn drop(&mut self) {
         if let Some(done) = self.0.take() {
-            let message = "a request was dropped without an answer: the thread that had it is gone";
-            done(Err(CallError::Outage { message: message.to_owned() }));
+            panics::lost(|why| {
+                let message = format!("a request was lost by a fault of amend itself: {why}");
+                done(Err(CallError::Outage { message }));
+            });
         }
     }
 }

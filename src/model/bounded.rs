@@ -107,9 +107,24 @@ fn bytes(value: &Value) -> Result<usize, Error> {
     if let Some(text) = value.as_str() {
         return Ok(text.len());
     }
+    // What is written of a list goes on through all of it, also when nobody takes it any more.
+    few(value, &mut 0)?;
     let mut count = Count(0);
     write!(count, "{value}").map_err(|_| too_large("a value"))?;
     Ok(count.0)
+}
+
+/// Checks that a list, with the lists in it, has not too many items.
+fn few(value: &Value, counted: &mut usize) -> Result<(), Error> {
+    if !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) {
+        return Ok(());
+    }
+    *counted = counted.saturating_add(value.len().unwrap_or(0));
+    if *counted > ITEMS_MAX {
+        let message = format!("a list has more than {ITEMS_MAX} items");
+        return Err(Error::new(ErrorKind::InvalidOperation, message));
+    }
+    value.try_iter()?.try_for_each(|item| few(&item, counted))
 }
 
 /// What a filter or method gives is not too large.
@@ -231,6 +246,7 @@ mod tests {
             "{{ (items * most)|list }}",
             "{{ (items * most)|join }}",
             "{{ items * most }}",
+            "{{ [items * most] }}",
             "{{ ('ab' * 9999999)|replace('', 'abc' * 1000) }}",
             "{{ ('a' * 9999999).replace('a', 'abc') }}",
             "{{ range(99999)|join('a' * 10000) }}",

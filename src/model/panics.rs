@@ -5,12 +5,16 @@
 //! silent where [`is_caught`] says that somebody does.
 
 use std::any::Any;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 thread_local! {
     static DEPTH: Cell<u32> = const { Cell::new(0) };
+    /// Those to be told what the panic under way says, once it is caught.
+    static WAITING: RefCell<Vec<Waiting>> = const { RefCell::new(Vec::new()) };
 }
+
+type Waiting = Box<dyn FnOnce(&str) + Send>;
 
 /// Counts itself while it lives.
 struct Catching;
@@ -33,7 +37,31 @@ pub fn caught<T>(run: impl FnOnce() -> T) -> Result<T, String> {
     let catching = Catching::begin();
     let result = catch_unwind(AssertUnwindSafe(run));
     drop(catching);
-    result.map_err(|panic| message(&*panic))
+    result.map_err(|panic| {
+        let message = message(&*panic);
+        for waiting in WAITING.take() {
+            waiting(&message);
+        }
+        message
+    })
+}
+
+/// Tells somebody why something was lost: what the panic of this thread says, as soon as [`caught`] knows,
+/// and else that it was dropped.
+pub fn lost(waiting: impl FnOnce(&str) + Send + 'static) {
+    let mut waiting: Option<Waiting> = Some(Box::new(waiting));
+    if std::thread::panicking() && is_caught() {
+        let keep = |all: &RefCell<Vec<Waiting>>| {
+            if let Ok(mut all) = all.try_borrow_mut() {
+                all.extend(waiting.take());
+            }
+        };
+        // A thread that ends has no such place any more: they are told now.
+        let _ = WAITING.try_with(keep);
+    }
+    if let Some(waiting) = waiting {
+        waiting("the thread that had it is gone");
+    }
 }
 
 /// Whether a panic of this thread is caught by [`caught`], and told there.
@@ -55,6 +83,30 @@ pub fn message(panic: &(dyn Any + Send)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Tells what it was lost by.
+    struct Told(std::sync::mpsc::Sender<String>);
+
+    impl Drop for Told {
+        fn drop(&mut self) {
+            let told = self.0.clone();
+            lost(move |why| told.send(why.to_owned()).unwrap());
+        }
+    }
+
+    #[test]
+    fn who_loses_something_by_a_panic_is_told_what_it_says() {
+        let (sender, told) = std::sync::mpsc::channel();
+        let held = Told(sender.clone());
+        let caught: Result<(), String> = caught(move || {
+            let _held = held;
+            panic!("on purpose")
+        });
+        assert_eq!(caught.unwrap_err(), "on purpose");
+        drop(Told(sender));
+        let told: Vec<String> = told.iter().collect();
+        assert_eq!(told, ["on purpose", "the thread that had it is gone"]);
+    }
 
     #[test]
     fn a_panic_becomes_its_first_line_and_is_known_to_be_caught() {

@@ -112,15 +112,16 @@ pub(super) fn parse(
 /// number, or null. An empty text stays one.
 pub(super) fn typed(text: &str) -> Option<Kind> {
     // What is longer is none of these.
-    if text.is_empty() || text.len() > 64 {
+    if text.len() > 64 {
         return None;
     }
     match serde_yaml::from_str_with_options::<Raw>(text, options()).ok()? {
-        Raw::Null => Some(Kind::Null),
+        // A text that is empty or a comment gives null as well.
+        Raw::Null if text == "~" || text.eq_ignore_ascii_case("null") => Some(Kind::Null),
         Raw::Bool(value) => Some(Kind::Bool(value)),
         Raw::Int(value) => Some(Kind::Int(value)),
         Raw::Float(value) => Some(Kind::Float(value)),
-        Raw::Text(_) | Raw::List(_) | Raw::Map(_) => None,
+        Raw::Null | Raw::Text(_) | Raw::List(_) | Raw::Map(_) => None,
     }
 }
 

@@ -440,7 +440,7 @@ fn a_node_that_can_draw_no_principle_is_a_mistake_of_check_plan_and_run() {
         "constitution.yaml",
         "principles: [{ id: p, revise: Mend it., tags: [a] }, { id: q, judge: Which?, tags: [b] }]",
     );
-    insta::assert_snapshot!(files.check("mistakes"), @r"");
+    insta::assert_snapshot!(files.check("mistakes"), @r#"8:73 node "last" selects no principle that has a revision request and a weight above 0 | its selector `{ tags: { any: [b] } }` keeps 1 of 2 principles, none of which will do; "p" would: select it, or leave the selector out"#);
 }
 
 #[test]
@@ -452,7 +452,7 @@ fn entries_that_are_hardly_meant_as_they_stand_are_warned_of() {
         )
     };
     files.write("p.yaml", &models(""));
-    insta::assert_snapshot!(files.check("warnings"), @r"");
+    insta::assert_snapshot!(files.check("warnings"), @r#"4:38 models "a" and "b" have one name, "x", at different endpoints: they count as one model, and each is given the answers of the other | if they are different models, give each a `revision`; if they are the same, write `same_as: a`"#);
     for settled in [", revision: two", ", same_as: a"] {
         files.write("p.yaml", &models(settled));
         assert_eq!(files.check("warnings"), "", "{settled}");
@@ -463,7 +463,10 @@ fn entries_that_are_hardly_meant_as_they_stand_are_warned_of() {
         "p.yaml",
         &models(", revision: two, template_args: { enable_thinking: \"false\", more: { deep: No, fine: false } }"),
     );
-    insta::assert_snapshot!(files.check("warnings"), @r"");
+    insta::assert_snapshot!(files.check("warnings"), @r#"
+    4:3 "template_args.enable_thinking" of model "b" is the text "false", which a template takes for true | for a flag write `enable_thinking: false`, without quotes
+    4:3 "template_args.more.deep" of model "b" is the text "No", which a template takes for true | for a flag write `deep: false`, without quotes
+    "#);
 }
 
 #[cfg(feature = "torch")]
@@ -486,7 +489,7 @@ fn a_model_that_speaks_in_chats_has_a_chat_template() {
     };
     let asked = "sample: { from: red, model: m }";
     pipeline("", asked);
-    insta::assert_snapshot!(files.check("mistakes"), @r"");
+    insta::assert_snapshot!(files.check("mistakes"), @r#"3:20 node "last" speaks to model "m" in chats (`format: chat`), and the checkpoint "bare" has no chat template | set `format: transcript`, or give a `chat_template`"#);
     for command in ["plan", "run"] {
         let (code, _, stderr) = files.amend(&[command, "p.yaml"]);
         assert!(code == 2 && stderr.contains("no chat template"), "{command}: {stderr}");

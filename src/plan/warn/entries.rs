@@ -73,12 +73,13 @@ fn flags(model: &Name, argument: &str, value: &Value, warnings: &mut Mistakes) {
             let words = ["true", "false", "yes", "no", "on", "off"];
             if let Some(word) = words.iter().find(|word| text.trim().eq_ignore_ascii_case(word)) {
                 let flag = ["true", "yes", "on"].contains(word);
+                let key = argument.rsplit('.').next().unwrap_or(argument);
                 warnings.push(
                     model.place,
                     format!(
                         "\"template_args.{argument}\" of model \"{model}\" is the text \"{text}\", which a template takes for true"
                     ),
-                    format!("for a flag write `{argument}: {flag}`, without quotes"),
+                    format!("for a flag write `{key}: {flag}`, without quotes"),
                 );
             }
         }

@@ -249,7 +249,7 @@ impl Known<'_> {
         let all = &self.constitution.principles;
         let serving: Vec<&Principle> = all
             .iter()
-            .filter(|one| one.serves(purpose) && one.weight.value > 0.0)
+            .filter(|one| one.serves(purpose) && one.weight.value > 0.0 && !one.id.is_empty())
             .collect();
         let kept = all.iter().filter(|one| selector.matches(one)).count();
         let written = selector.to_string();
@@ -259,7 +259,7 @@ impl Known<'_> {
                 "its `limit` is 0: raise it, or leave it out".to_owned()
             }
             Some(first) => format!(
-                "its selector `{written}` keeps {kept} of {} principles, and none of those has {needs}; \"{}\" has: select it, or leave the selector out",
+                "its selector `{written}` keeps {kept} of {} principles, none of which will do; \"{}\" would: select it, or leave the selector out",
                 all.len(),
                 first.id
             ),
