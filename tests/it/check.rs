@@ -492,7 +492,7 @@ fn a_model_that_speaks_in_chats_has_a_chat_template() {
     insta::assert_snapshot!(files.check("mistakes"), @r#"3:20 node "last" speaks to model "m" in chats (`format: chat`), and the checkpoint "bare" has no chat template | set `format: transcript`, or give a `chat_template`"#);
     for command in ["plan", "run"] {
         let (code, _, stderr) = files.amend(&[command, "p.yaml"]);
-        assert!(code == 2 && stderr.contains("no chat template"), "{command}: {stderr}");
+        assert!(code == 2 && stderr.contains("`format: chat`"), "{command}: {stderr}");
     }
     pipeline("", "train-pm: { from: prefs, init: m }");
     assert!(files.check("mistakes").contains("no chat template"));
