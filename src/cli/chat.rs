@@ -14,6 +14,7 @@ use super::failure::Status;
 use super::local::LocalModel;
 use super::screen::Screen;
 use crate::model::torch::{Event, Input};
+use crate::query::shown::shown;
 use crate::record::Message;
 
 /// How often a model that writes nothing yet is looked away from, to see whether it is to stop.
@@ -116,6 +117,6 @@ fn answer(
 /// Writes a piece on stdout at once.
 fn print(piece: &str) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(piece.as_bytes())?;
+    stdout.write_all(shown(piece).as_bytes())?;
     Ok(stdout.flush()?)
 }

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use super::screen::Screen;
 use crate::engine::run::RunError;
 use crate::query::QueryError;
+use crate::query::shown::shown;
 use crate::spec::Mistakes;
 use crate::spec::import::ImportError;
 use crate::store::StoreError;
@@ -57,7 +58,7 @@ impl Status {
         }
     }
 
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Status::Done => "done",
             Status::Failed => "failed",
@@ -137,7 +138,7 @@ fn render(error: &anyhow::Error, color: bool) -> String {
         return format!("{}{}\n", mistakes.render(color), mistakes.counted());
     }
     let (red, plain) = if color { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
-    let mut text = format!("{red}error:{plain} {}\n", message_of(error));
+    let mut text = format!("{red}error:{plain} {}\n", shown(&message_of(error)));
     if let Some(help) = error.downcast_ref::<Usage>().and_then(|usage| usage.help.as_ref()) {
         let _ = writeln!(text, "help: {help}");
     }

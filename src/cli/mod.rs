@@ -31,6 +31,7 @@ mod serve;
 mod local;
 
 mod options;
+mod panics;
 mod predicates;
 mod progress;
 mod shares;
@@ -59,6 +60,10 @@ pub fn main() -> ExitCode {
     prepare(&cli.command, &arguments);
     let screen = Screen::new(&cli.common);
     logging::begin(&cli.common, screen);
+    // A server outlives a request that fails.
+    if !matches!(cli.command, Command::Serve(_)) {
+        panics::end_the_process(screen);
+    }
     let status = match dispatch(&cli.command, &cli.common, screen) {
         Ok(status) => status,
         Err(error) => failure::show(&error, screen),

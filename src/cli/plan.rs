@@ -11,7 +11,7 @@ use super::files;
 use super::options::{self, Setup};
 use super::screen::Screen;
 use super::table::{TextTable, about, count, counted, up_to, usd};
-use crate::engine::run::{Forecast, NodeForecast, TrainingForecast, foretell, renamed};
+use crate::engine::run::{Forecast, NodeForecast, TrainingForecast, foretell, moved, renamed};
 use crate::plan::{self, NodeIdx, Plan};
 use crate::spec::Mistake;
 
@@ -24,6 +24,7 @@ pub(super) fn run(args: &PlanArgs, common: &Common, screen: Screen) -> anyhow::R
     options::heed_ctrl_c(&options.interrupt, screen)?;
     let mut warnings = plan::warnings(&plan);
     renamed(&plan, &options, &mut warnings);
+    moved(&plan, &options, &mut warnings);
     let forecast = foretell(&plan, &options);
     super::progress::end();
     let of_models = forecast.iter().flat_map(|forecast| forecast.warnings.clone());

@@ -16,7 +16,7 @@ use super::tensorboard::Tee;
 use super::{files, progress};
 #[cfg(all(target_os = "linux", feature = "torch"))]
 use crate::engine::run::run_unchanged;
-use crate::engine::run::{Basis, Options, Report, RunError, renamed, run as run_plan};
+use crate::engine::run::{Basis, Options, Report, RunError, moved, renamed, run as run_plan};
 use crate::plan::{self, Plan};
 use crate::query::Reader;
 use crate::store::Store;
@@ -30,6 +30,7 @@ pub(super) fn run(args: &RunArgs, common: &Common, screen: Screen) -> anyhow::Re
     options.planned = planned(args, &plan)?;
     let mut warnings = plan::warnings(&plan);
     renamed(&plan, &options, &mut warnings);
+    moved(&plan, &options, &mut warnings);
     failure::warn(&warnings, screen);
     options::heed_ctrl_c(&options.interrupt, screen)?;
     if let Some(dir) = &args.tensorboard {

@@ -5,6 +5,7 @@
 
 mod answer;
 mod api;
+mod listen;
 mod wire;
 
 use std::net::{SocketAddr, TcpListener};
@@ -45,7 +46,9 @@ pub(super) fn run(args: &ServeArgs, common: &Common, screen: Screen) -> anyhow::
     runtime.block_on(async {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let stopped = async move { drop(stopped.await) };
-        axum::serve(listener, api::router(state)).with_graceful_shutdown(stopped).await
+        let limits = listen::Limits::default();
+        listen::serve(listener, api::router(state, limits), limits, stopped).await;
+        std::io::Result::Ok(())
     })?;
     Ok(Status::Done)
 }

@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
+use crate::query::shown::shown;
+
 /// A value as a person would say it: a conversation as its turns, a text as itself.
 pub(super) fn said(value: &Value) -> String {
     match value {
@@ -31,8 +33,8 @@ pub(super) fn one_line(text: &str, most: usize) -> String {
         }
         match c {
             '\n' => line.push('⏎'),
-            c if c.is_control() => line.push(' '),
-            c => line.push(c),
+            '\t' => line.push(' '),
+            c => line.push_str(&shown(c.encode_utf8(&mut [0; 4]))),
         }
     }
     line
@@ -45,7 +47,7 @@ mod tests {
 
     #[test]
     fn a_long_text_is_cut_and_says_by_how_much() {
-        assert_eq!(one_line("a\nb\u{1b}[31m", 20), "a⏎b [31m");
+        assert_eq!(one_line("a\nb\u{1b}[31m", 20), "a⏎b\\x1b[31m");
         assert_eq!(one_line("abcdef", 2), "ab… (4 more)");
         assert_eq!(said(&json!([{ "role": "user", "content": "hi" }])), "[user] hi");
     }

@@ -1,5 +1,7 @@
 //! Tables of text: columns aligned, numbers to the right.
 
+use crate::query::shown::shown;
+
 /// A table that is being filled.
 pub(super) struct TextTable {
     heads: Vec<String>,
@@ -22,7 +24,7 @@ impl TextTable {
     /// When it has not as many cells as the table has heads.
     pub(super) fn row(&mut self, cells: Vec<String>) {
         assert_eq!(cells.len(), self.heads.len(), "a row has a cell a column");
-        self.rows.push(cells);
+        self.rows.push(cells.iter().map(|cell| shown(cell).into_owned()).collect());
     }
 
     /// The table as lines, the heads as `style` shows them.

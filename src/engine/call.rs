@@ -287,6 +287,9 @@ impl Caller {
 
     /// One step: the requests it makes, or what it made.
     fn step(&mut self, place: &Place, slots: &Slots, pending: &Pending) -> Stepped {
+        if place.lacks_principles() {
+            return Stepped::Made(self.no_principle(place, pending));
+        }
         let (ask, operator) = (&place.ask, &place.stage.operator);
         let input = place.input(slots, &pending.turns);
         let rows = &self.shared.rows;

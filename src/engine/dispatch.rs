@@ -20,7 +20,7 @@ use super::estimate::Volume;
 use super::streak::Streak;
 pub use super::tally::Calls;
 use super::tally::Tally;
-use crate::model::{Answer, Backend, Billed, CacheBytes, Meter, Request, Waiting};
+use crate::model::{Answer, Backend, Billed, CacheBytes, Meter, Request, Waiting, told_once};
 use crate::operators::ModelRef;
 use crate::record::{CallKey, Id, IdMap};
 use ending::Failed;
@@ -393,11 +393,8 @@ impl Dispatcher {
         for (key, request, backend) in starts {
             let this = Arc::clone(self);
             let meter = Arc::new(CallMeter { dispatcher: Arc::clone(self), key });
-            backend.submit_metered(
-                request,
-                meter,
-                Box::new(move |result| this.answered(key, result)),
-            );
+            let done = told_once(move |result| this.answered(key, result));
+            backend.submit_metered(request, meter, done);
         }
     }
 

@@ -40,6 +40,10 @@ pub struct Candidate {
     pub weight: f64,
 }
 
+/// Stands in a draw for the principles that are not there: of what selects too few, nothing is drawn, and
+/// its rows are rejects.
+pub const NOBODY: Id = Id::ZERO;
+
 /// The key that a principle's texts are found under.
 pub fn principle_key(id: &str) -> Id {
     KeyHasher::new("amend/principle/1").text(id).id()

@@ -4,7 +4,7 @@
 //! taken back and made again: the same recipe is asked for a second time before it is known.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use super::train::{Recipe, Trainings};
 use crate::model::Trained;
@@ -47,9 +47,21 @@ impl Trainings for Once {
         }
         at_work.insert(id);
         drop(at_work);
-        let result = self.trainings.train(recipe);
-        self.at_work.lock().expect("no holder panics").remove(&id);
-        self.ended.notify_all();
-        result
+        let _ended = Ended { once: self, id };
+        self.trainings.train(recipe)
+    }
+}
+
+/// A training at work; whoever waits for it is told when it ends, also by a panic.
+struct Ended<'a> {
+    once: &'a Once,
+    id: Id,
+}
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        let mut at_work = self.once.at_work.lock().unwrap_or_else(PoisonError::into_inner);
+        at_work.remove(&self.id);
+        self.once.ended.notify_all();
     }
 }

@@ -13,7 +13,7 @@ use timely::dataflow::operators::vec::Map;
 
 use super::ask::{Ask, Coll, Made};
 use super::call::{Spec, call};
-use super::draw::Draw;
+use super::draw::{Draw, NOBODY};
 use super::gather;
 use super::rows::Rec;
 use super::shape::{DrawShape, Kind, Node, NodeIdx, Shape, Take};
@@ -292,7 +292,9 @@ impl<'s> Renderer<'s, '_> {
         let counts: Vec<usize> = draws.iter().map(|draw| draw.count).collect();
         let picks = draws.iter().enumerate().map(|(which, draw)| {
             let most = if fresh { total } else { draw.count };
-            self.pick(rows.clone(), candidates.clone(), which as u64, draw, most)
+            let taken: usize = if fresh { counts[..which].iter().sum() } else { 0 };
+            let ranks = Ranks { most, least: taken + draw.count };
+            self.pick(rows.clone(), candidates.clone(), which as u64, draw, ranks)
         });
         let picks: Vec<_> = picks.collect();
         let mut picks = differential_dataflow::collection::concatenate(self.scope, picks);
@@ -302,9 +304,10 @@ impl<'s> Renderer<'s, '_> {
         // Settings and models ride on the texts: rows are arranged once, by principle.
         let texts = texts
             .map(|text| ((), text))
-            .join_map(stages.map(|stages| ((), stages)), |(), text, stages| {
+            .join_map(stages.clone().map(|stages| ((), stages)), |(), text, stages| {
                 (text.0, (text.1, *stages))
-            });
+            })
+            .concat(stages.map(|stages| (NOBODY, (NOBODY, stages))));
         let drawn = picks.join_map(texts, |_, (row, which, rank), (text, stages)| {
             (*row, (*which, *rank, *text, *stages))
         });
@@ -312,17 +315,22 @@ impl<'s> Renderer<'s, '_> {
         if total == 1 {
             let mut contexts = IdMap::<(Id, Id), Id>::default();
             return drawn.map(move |(row, (_, _, text, stages))| {
-                let keep = || shared.contexts.keep(stages, &[vec![text]]);
+                let texts = if text == NOBODY { Vec::new() } else { vec![text] };
+                let keep = || shared.contexts.keep(stages, &[texts]);
                 (row, *contexts.entry((stages, text)).or_insert_with(keep))
             });
         }
         drawn.reduce_named("Draws", move |_row, picks, output| {
+            let mut drawn: Vec<Vec<Id>> = vec![Vec::new(); counts.len()];
+            for ((which, _, text, _), _) in picks {
+                drawn[*which as usize].push(*text);
+            }
             // Half of a row's draws is seen only while an edit is being taken in.
-            if picks.len() == total {
-                let mut drawn: Vec<Vec<Id>> = vec![Vec::new(); counts.len()];
-                for ((which, _, text, _), _) in picks {
-                    drawn[*which as usize].push(*text);
-                }
+            let is_whole = |(texts, count): (&Vec<Id>, &usize)| {
+                texts.len() == *count || texts.as_slice() == [NOBODY]
+            };
+            if drawn.iter().zip(&counts).all(is_whole) {
+                drawn.iter_mut().for_each(|texts| texts.retain(|text| *text != NOBODY));
                 let stages = picks[0].0.3;
                 output.push((shared.contexts.keep(stages, &drawn), 1isize));
             }
@@ -337,7 +345,7 @@ impl<'s> Renderer<'s, '_> {
         candidates: Coll<'s, Id>,
         which: u64,
         shape: &DrawShape,
-        most: usize,
+        Ranks { most, least }: Ranks,
     ) -> Coll<'s, Pick> {
         let draw = Draw { seed: shape.seed, purpose: shape.purpose, round: shape.round };
         let (shared, of_parent) = (Arc::clone(self.shared), shape.of_parent);
@@ -354,7 +362,10 @@ impl<'s> Renderer<'s, '_> {
             .join_map(spread(candidates), |_, bucket, candidates| (*bucket, *candidates))
             .flat_map(move |(bucket, candidates)| {
                 let candidates = shared.contexts.candidates(candidates);
-                let winners = draw.winners(bucket, &candidates, most);
+                let mut winners = draw.winners(bucket, &candidates, most);
+                if candidates.len() < least {
+                    winners = vec![NOBODY];
+                }
                 winners.into_iter().enumerate().map(move |(rank, key)| (bucket, (rank as u64, key)))
             });
         rows.join_map(winners, move |_, row, (rank, key)| (*key, (*row, which, *rank)))
@@ -407,6 +418,14 @@ impl<'s> Renderer<'s, '_> {
 /// A row under the key of a principle: `(principle, ((row, content), which draw, rank))`.
 type Pick = (Id, ((Id, Id), u64, u64));
 
+/// How far a draw ranks principles.
+struct Ranks {
+    /// The most that are ranked.
+    most: usize,
+    /// The fewest there must be: with fewer, nobody is drawn.
+    least: usize,
+}
+
 /// Copies a one-row collection to every key that rows are spread over.
 fn spread(one: Coll<'_, Id>) -> Coll<'_, (u64, Id)> {
     one.flat_map(|id| (0..SPREAD).map(move |key| (key, id)))
@@ -421,7 +440,10 @@ fn without_replacement(picks: Coll<'_, Pick>, counts: Vec<usize>) -> Coll<'_, Pi
         // Sorted by draw, then by rank.
         for ((which, _, key), _) in picks {
             let left = &mut left[*which as usize];
-            if *left > 0 && !taken.contains(key) {
+            if *key == NOBODY {
+                *left = 0;
+                output.push(((*which, 0, NOBODY), 1isize));
+            } else if *left > 0 && !taken.contains(key) {
                 let rank = (counts[*which as usize] - *left) as u64;
                 *left -= 1;
                 taken.push(*key);

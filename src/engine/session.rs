@@ -21,6 +21,7 @@ use super::shape::{Kind, NodeIdx, Shape};
 use super::shared::{Shared, Span, Stream, TrainingState};
 use super::train::{Training, Trainings};
 use super::worker::{Changes, Command, Report, work};
+use crate::model::panics::caught;
 use crate::operators::Drawn;
 use crate::record::Id;
 
@@ -226,7 +227,16 @@ impl Session {
                     drop(tell.send((index, report)));
                 }
             });
-            work(worker, &of_shape, &of_worker, &receivers[index], &inner);
+            let working = || work(worker, &of_shape, &of_worker, &receivers[index], &inner);
+            if let Err(message) = caught(working) {
+                let message = format!("a worker ended by a fault of amend itself: {message}");
+                of_worker.dispatcher.stop(message);
+                drop(inner.send(Report::Stopped));
+                // A dataflow that is left is stepped on, for ever.
+                for dataflow in worker.installed_dataflows() {
+                    worker.drop_dataflow(dataflow);
+                }
+            }
             drop(inner);
             drop(forward.join());
         });

@@ -24,6 +24,7 @@ use super::rows::{Rec, Slot};
 use super::shared::Shared;
 use super::time::{self, Time};
 use super::trained;
+use crate::model::panics::caught;
 use crate::model::train::{Basis, Scratch};
 use crate::model::{TrainSettings, Trained};
 use crate::operators::ModelRef;
@@ -441,7 +442,12 @@ impl Desk {
         let (sender, wake) = (self.sender.clone(), Arc::clone(&self.wake));
         let trainings = Arc::clone(&self.shared.trainings);
         std::thread::spawn(move || {
-            let result = trainings.train(recipe);
+            let node = Arc::clone(&recipe.training.node);
+            let result = caught(|| trainings.train(recipe)).unwrap_or_else(|message| {
+                Err(format!(
+                    "node \"{node}\": the training ended by a fault of amend itself: {message}"
+                ))
+            });
             if sender.send((ask, result)).is_ok() {
                 let _ = wake.activate();
             }

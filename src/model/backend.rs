@@ -4,10 +4,33 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::answer::{Answer, Billed, CallError};
+use super::panics;
 use super::request::{Request, Task};
 
 /// What a backend calls, from any thread, when an answer has come or will not come.
 pub type Done = Box<dyn FnOnce(Result<Answer, CallError>) + Send>;
+
+/// Makes what a backend calls: if it is dropped instead, as by a thread that panics, that is an outage.
+pub fn told_once(done: impl FnOnce(Result<Answer, CallError>) + Send + 'static) -> Done {
+    let mut once = Once(Some(Box::new(done)));
+    Box::new(move |result| {
+        let done = once.0.take().expect("it is called once");
+        done(result);
+    })
+}
+
+struct Once(Option<Done>);
+
+impl Drop for Once {
+    fn drop(&mut self) {
+        if let Some(done) = self.0.take() {
+            panics::lost(|why| {
+                let message = format!("a request was lost by a fault of amend itself: {why}");
+                done(Err(CallError::Outage { message }));
+            });
+        }
+    }
+}
 
 /// How much of this machine's memory a model's keys and values take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -99,5 +122,27 @@ pub trait Backend: Send + Sync {
     /// What it holds in this process; nothing, where it runs elsewhere.
     fn cache_bytes(&self) -> CacheBytes {
         CacheBytes::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn who_waits_is_told_once_whatever_becomes_of_the_thread() {
+        let (sender, told) = mpsc::channel();
+        let other = sender.clone();
+        let done = told_once(move |result| sender.send(result.is_ok()).unwrap());
+        let lost = told_once(move |result| other.send(result.is_ok()).unwrap());
+        done(Ok(Answer::default()));
+        let thread = std::thread::spawn(move || {
+            let _lost = lost;
+            panic!("on purpose");
+        });
+        assert!(thread.join().is_err());
+        assert_eq!(told.iter().collect::<Vec<_>>(), [true, false]);
     }
 }

@@ -79,6 +79,8 @@ pub enum Reason {
     LabelMass,
     Duplicate,
     Filtered,
+    /// Fewer principles can be drawn for the row than it needs.
+    NoPrinciple,
     HttpPermanent,
     /// Retries were exhausted: the next run asks again.
     HttpTransient,
@@ -99,6 +101,7 @@ impl Reason {
             Reason::LabelMass => "label_mass",
             Reason::Duplicate => "duplicate",
             Reason::Filtered => "filtered",
+            Reason::NoPrinciple => "no_principle",
             Reason::HttpPermanent => "http_permanent",
             Reason::HttpTransient => "http_transient",
             Reason::ParentRejected => "parent_rejected",

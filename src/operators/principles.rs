@@ -16,7 +16,7 @@ pub(super) struct Principles<'a> {
 impl<'a> Principles<'a> {
     /// # Panics
     ///
-    /// When none was drawn: the engine rejects such a row before.
+    /// When none was drawn: the engine rejects such a row before, with the reason `no_principle`.
     pub(super) fn of(drawn: &'a [Drawn]) -> Principles<'a> {
         assert!(!drawn.is_empty(), "a row that is asked about has a principle");
         Principles { drawn }

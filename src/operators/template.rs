@@ -20,6 +20,7 @@ use std::collections::BTreeSet;
 
 use minijinja::{Environment, UndefinedBehavior, Value, context};
 
+use crate::model::bounded;
 use crate::record::{KeyHasher, Turns};
 use crate::spec::{Constitution, did_you_mean};
 
@@ -62,8 +63,7 @@ impl Template {
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
         environment.set_keep_trailing_newline(false);
         environment.set_fuel(Some(FUEL));
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        bounded::bound(&mut environment, minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_template_owned(NAME, source.value.clone()).map_err(|error| {
             let line = error.line().map_or(String::new(), |line| format!(", line {line} of it"));
             let detail = error.detail().unwrap_or("it is no Jinja template");
@@ -102,7 +102,7 @@ impl Template {
             shots,
         };
         let template = self.environment.get_template(NAME).expect("it was compiled");
-        template.render(context! { ..own, ..common }).map_err(|error| Reject {
+        bounded::render(&template, context! { ..own, ..common }).map_err(|error| Reject {
             reason: Reason::BadInput,
             detail: format!("template \"{}\": {error}", self.name),
             answer: None,

@@ -3,6 +3,8 @@
 //! Rows are followed up to the files they come from. Which rows a condition keeps is not known here, so
 //! where that decides, nothing is said.
 
+mod entries;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -25,6 +27,7 @@ pub fn warnings(plan: &Plan) -> Mistakes {
             _ => {}
         }
     }
+    entries::warn(plan.pipeline(), &mut warnings);
     warnings
 }
 

@@ -2,11 +2,14 @@
 //!
 //! Readers never lock. A [`Reader`] is the snapshots of one pipeline.
 
+#[cfg(feature = "sql")]
+mod depth;
 pub mod diff;
 pub mod explain;
 pub mod history;
 pub mod json;
 pub mod predicate;
+pub mod shown;
 #[cfg(feature = "sql")]
 pub mod sql;
 #[cfg(test)]

@@ -6,8 +6,9 @@
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch, StringArray};
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch, RecordBatchOptions, StringArray};
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
+use arrow::util::display::{ArrayFormatter, FormatOptions};
 use async_trait::async_trait;
 use datafusion::catalog::{CatalogProvider, MemorySchemaProvider, Session, TableProvider};
 use datafusion::common::{DFSchema, DataFusionError, TableReference};
@@ -18,6 +19,8 @@ use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::{SessionConfig, SessionContext};
 
+use super::depth;
+use super::shown::shown;
 use super::{QueryError, Result};
 use crate::record::{Kind, Relation};
 use crate::store::{Memo, Snapshot, Store, StoreError};
@@ -35,16 +38,37 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The rows as a table for people.
+    /// The rows as a table for people, in which nothing steers a terminal.
     pub fn table(&self) -> Result<String> {
-        let batches = [RecordBatch::new_empty(Arc::clone(&self.schema))];
-        let batches = batches.iter().chain(&self.batches).cloned().collect::<Vec<_>>();
+        let text = |field: &FieldRef| Field::new(shown(field.name()), DataType::Utf8, true);
+        let fields: Vec<Field> = self.schema.fields().iter().map(text).collect();
+        let schema = Arc::new(Schema::new(fields));
+        let mut batches = vec![RecordBatch::new_empty(Arc::clone(&schema))];
+        for batch in &self.batches {
+            let options = FormatOptions::default();
+            let column = |column: &ArrayRef| -> Result<ArrayRef> {
+                let formatter = ArrayFormatter::try_new(column, &options)?;
+                let cell = |row| Ok(shown(&formatter.value(row).try_to_string()?).into_owned());
+                let cells: Result<Vec<String>> = (0..column.len()).map(cell).collect();
+                Ok(Arc::new(StringArray::from(cells?)))
+            };
+            let columns: Result<Vec<ArrayRef>> = batch.columns().iter().map(column).collect();
+            let rows = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+            batches.push(RecordBatch::try_new_with_options(Arc::clone(&schema), columns?, &rows)?);
+        }
         Ok(arrow::util::pretty::pretty_format_batches(&batches)?.to_string())
     }
 }
 
 /// Asks a snapshot in SQL; before there is one, the memo alone.
 pub fn query(store: &Store, snapshot: Option<Snapshot>, sql: &str) -> Result<Answer> {
+    if let Some(refusal) = depth::refusal(sql, depth::QUERY_MAX) {
+        return Err(QueryError::Sql(refusal));
+    }
+    depth::with_stack(|| ask(store, snapshot, sql)).map_err(QueryError::Sql)?
+}
+
+fn ask(store: &Store, snapshot: Option<Snapshot>, sql: &str) -> Result<Answer> {
     let context = context();
     register(&context, snapshot, store).map_err(said)?;
     let runtime = tokio::runtime::Builder::new_current_thread().build();
@@ -292,6 +316,13 @@ pub(super) struct Compiled(Arc<dyn PhysicalExpr>);
 impl Compiled {
     /// Compiles a condition, or says why it cannot be one.
     pub(super) fn new(sql: &str, relation: Relation) -> std::result::Result<Compiled, String> {
+        if let Some(refusal) = depth::refusal(sql, depth::CONDITION_MAX) {
+            return Err(refusal);
+        }
+        depth::with_stack(|| Compiled::of(sql, relation))?
+    }
+
+    fn of(sql: &str, relation: Relation) -> std::result::Result<Compiled, String> {
         let wrong = |error: DataFusionError| {
             let hint = "a conversation's text is `text(completion)`";
             let why = said(error).to_string().replace('\n', " ");
@@ -409,5 +440,40 @@ mod tests {
         assert!(error.contains("draft"), "{error}");
         let error = ask(&lab(), "select promt from drafts").unwrap_err().to_string();
         assert!(error.contains("promt") && error.contains("prompt"), "{error}");
+    }
+
+    #[test]
+    fn sql_that_nests_deep_is_refused_and_what_may_nest_is_answered() {
+        let lab = lab();
+        let chain = |links: usize, link: &str| format!("select 1{}", link.repeat(links));
+        for (link, most) in [("+1", 600), (" union all select 1", 60), (" or true", 600)] {
+            let within = chain(most, link).replace("select 1 or", "select true or");
+            assert!(ask(&lab, &within).is_ok(), "{most} of {link}");
+            let error = ask(&lab, &chain(100_000, link)).unwrap_err().to_string();
+            assert!(error.contains("nest too deep") || error.contains("longer"), "{error}");
+        }
+        let brackets = format!("select {}1{}", "(".repeat(1500), ")".repeat(1500));
+        assert!(ask(&lab, &brackets).is_err(), "the parser has a bound of its own");
+        let condition =
+            |links: usize| format!("sample_index = 0{}", " or sample_index = 1".repeat(links));
+        let compiled = Compiled::new(&condition(240), Relation::Responses).unwrap();
+        // As in a thread of the dataflow, which has the usual stack.
+        let rows = RecordBatch::new_empty(Relation::Responses.schema());
+        let computed = std::thread::spawn(move || compiled.keep(&rows));
+        assert_eq!(computed.join().unwrap(), Ok(Vec::new()));
+        let error = Compiled::new(&condition(400), Relation::Responses).err().unwrap();
+        assert!(error.contains("nest too deep"), "{error}");
+    }
+
+    #[test]
+    fn nothing_in_a_table_for_people_steers_the_terminal() {
+        let sql = "select 'a' || chr(27) || '[31m' || chr(13) as said";
+        insta::assert_snapshot!(ask(&lab(), sql).unwrap(), @r"
+        +-------------+
+        | said        |
+        +-------------+
+        | a\x1b[31m\r |
+        +-------------+
+        ");
     }
 }

@@ -2,6 +2,7 @@
 
 mod constitution;
 mod op;
+mod reserved;
 
 use super::mistake::Mistakes;
 use super::model::{Api, Device, Dtype, Format, Model, Scoring};
@@ -12,6 +13,7 @@ pub(super) use constitution::{constitution, no_constitution, selectors};
 
 /// Checks the pipeline's own values, its models and its nodes.
 pub(super) fn pipeline(pipeline: &Pipeline, mistakes: &mut Mistakes) {
+    reserved::names(pipeline, mistakes);
     let mut check = Check { owner: "the pipeline".to_owned(), mistakes };
     check.word("name", &pipeline.name);
     check.above("limits.timeout_s", &pipeline.limits.timeout_s, 0.0);
@@ -222,8 +224,15 @@ impl Check<'_> {
     /// A name that can be a folder, a table and a word of a path.
     fn word(&mut self, key: &str, name: &Name) {
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
-        if name.place.is_somewhere() && (name.is_empty() || !name.bytes().all(fits)) {
+        if name.is_empty() || !name.bytes().all(fits) {
             self.wrong(key, name.place, "made of letters, digits, `_` and `-`");
+        } else if name.starts_with('-') {
+            let text = "a name that begins with a letter, a digit or `_`: `-` begins a flag";
+            self.wrong(key, name.place, text);
+        } else if name.len() > reserved::LETTERS_MAX {
+            let text =
+                format!("at most {} letters long, not {}", reserved::LETTERS_MAX, name.len());
+            self.wrong(key, name.place, &text);
         }
     }
 

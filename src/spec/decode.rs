@@ -17,7 +17,7 @@ use super::fault::{Fault, What};
 use super::hole::Hole;
 use super::mistake::Mistakes;
 use super::place::{Place, SPANNED, SPANNED_FIELDS};
-use super::tree::{Kind, Tree};
+use super::tree::{Kind, Tree, typed};
 
 /// The name of an enum whose variants `$text`, `$list` and `$map` are told apart by the value's shape.
 const BY_SHAPE: &str = "$by_shape";
@@ -119,12 +119,23 @@ impl<'t> Value<'t> {
         }
     }
 
+    /// What the tree is, and for a text out of the environment what YAML would take it for.
+    fn typed(self) -> Option<Kind> {
+        match (&self.tree.kind, self.resolved()) {
+            (_, Some(text)) => typed(text),
+            (kind @ (Kind::Bool(_) | Kind::Int(_) | Kind::Float(_)), None) => Some(kind.clone()),
+            _ => None,
+        }
+    }
+
     fn integer<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
-        let value = match (&self.tree.kind, self.resolved()) {
-            (Kind::Int(value), _) => *value,
-            (_, Some(text)) => text.parse().map_err(|_| self.wrong("a whole number"))?,
-            _ => return Err(self.wrong("a whole number")),
+        let Some(Kind::Int(value)) = self.typed() else {
+            return Err(self.wrong("a whole number"));
         };
+        self.whole(value, visitor)
+    }
+
+    fn whole<'de, V: Visitor<'de>>(self, value: i128, visitor: V) -> Result<V::Value, Fault> {
         let visited = match (u64::try_from(value), i64::try_from(value)) {
             (Ok(value), _) => visitor.visit_u64::<Fault>(value),
             (_, Ok(value)) => visitor.visit_i64(value),
@@ -136,10 +147,9 @@ impl<'t> Value<'t> {
     }
 
     fn float<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
-        match (&self.tree.kind, self.resolved()) {
-            (Kind::Float(value), _) => visitor.visit_f64(*value),
-            (Kind::Int(value), _) => visitor.visit_f64(*value as f64),
-            (_, Some(text)) => visitor.visit_f64(text.parse().map_err(|_| self.wrong("a number"))?),
+        match self.typed() {
+            Some(Kind::Float(value)) => visitor.visit_f64(value),
+            Some(Kind::Int(value)) => visitor.visit_f64(value as f64),
             _ => Err(self.wrong("a number")),
         }
     }
@@ -173,10 +183,18 @@ impl<'t> Value<'t> {
     }
 
     fn any<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+        if let Some(kind) = self.resolved().and_then(typed) {
+            return match kind {
+                Kind::Bool(value) => visitor.visit_bool(value),
+                Kind::Int(value) => self.whole(value, visitor),
+                Kind::Float(value) => visitor.visit_f64(value),
+                _ => visitor.visit_unit(),
+            };
+        }
         match &self.tree.kind {
             Kind::Null | Kind::Unresolved => visitor.visit_unit(),
             Kind::Bool(value) => visitor.visit_bool(*value),
-            Kind::Int(_) => self.integer(visitor),
+            Kind::Int(value) => self.whole(*value, visitor),
             Kind::Float(value) => visitor.visit_f64(*value),
             Kind::Text { text, .. } => visitor.visit_str(text),
             Kind::List(_) => self.list(visitor),
@@ -253,11 +271,11 @@ impl<'de> Deserializer<'de> for Value<'_> {
     forward_to_deserialize_any! { i128 u128 char bytes byte_buf unit unit_struct }
 
     fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
-        match (&self.tree.kind, self.resolved()) {
-            _ if self.is_hole() => visitor.visit_bool(false),
-            (Kind::Bool(value), _) => visitor.visit_bool(*value),
-            (_, Some("true")) => visitor.visit_bool(true),
-            (_, Some("false")) => visitor.visit_bool(false),
+        if self.is_hole() {
+            return visitor.visit_bool(false);
+        }
+        match self.typed() {
+            Some(Kind::Bool(value)) => visitor.visit_bool(value),
             _ => Err(self.wrong("true or false")),
         }
     }
@@ -266,6 +284,9 @@ impl<'de> Deserializer<'de> for Value<'_> {
         match &self.tree.kind {
             _ if self.is_hole() => visitor.visit_some(self),
             Kind::Null => visitor.visit_none(),
+            _ if matches!(self.resolved().and_then(typed), Some(Kind::Null)) => {
+                visitor.visit_none()
+            }
             _ => visitor.visit_some(self),
         }
     }

@@ -126,6 +126,23 @@ pub fn parse_constitution(text: &str) -> Option<Constitution> {
     constitution_of(text, 0, &mut Mistakes::default())
 }
 
+/// The pipeline that a text says with `--set` flags and variables, as far as it can be read: what an
+/// earlier run was given.
+pub fn parse_pipeline(
+    text: &str,
+    sets: &[String],
+    variables: &BTreeMap<String, String>,
+) -> Option<Pipeline> {
+    let (mut mistakes, mut numbers) = (Mistakes::default(), Numbers::default());
+    let mut tree = parse(text, 0, &mut numbers, &mut mistakes)?;
+    for set in sets {
+        overrides::apply(&mut tree, set, &mut numbers, &mut mistakes);
+    }
+    let environment = |name: &str| variables.get(name).cloned();
+    variables::resolve(&mut tree, &environment, &mut mistakes);
+    decode::<Pipeline>(&tree, "the pipeline", &mut mistakes).0
+}
+
 fn read_constitution(
     path: &Path,
     named_at: Option<Place>,

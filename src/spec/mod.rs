@@ -36,7 +36,7 @@ mod tree;
 mod variables;
 
 pub use constitution::{Constitution, Examples, JudgeExample, Principle, Purpose, Stage};
-pub use load::{Loaded, load, load_constitution, load_partly, parse_constitution};
+pub use load::{Loaded, load, load_constitution, load_partly, parse_constitution, parse_pipeline};
 pub use mistake::{Mistake, Mistakes, SourceFile, did_you_mean};
 pub use model::{Backend, Model, Secret};
 pub use op::Op;

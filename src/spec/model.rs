@@ -27,6 +27,10 @@ pub struct Model {
     /// A word that tells two models of one name apart. Change it when the endpoint serves other weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
+    /// Another entry that is the same model at another endpoint: answers of one are those of the other. Without it, two
+    /// endpoints that know their models by one name and revision are warned of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub same_as: Option<Name>,
     /// Key sent to the endpoint. Take it from the environment: `"${OPENAI_API_KEY:-}"`. It is written nowhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_key: Option<Secret>,
@@ -129,6 +133,7 @@ impl Model {
             endpoint: None,
             name: None,
             revision: None,
+            same_as: None,
             api_key: None,
             api: None,
             format: Format::Transcript,

@@ -17,6 +17,7 @@ pub(super) fn check(pipeline: &Pipeline, mistakes: &mut Mistakes) {
         .map(|(name, _)| name.as_str())
         .chain(pipeline.models.keys().map(|name| name.as_str()))
         .collect();
+    same(pipeline, mistakes);
     for (node, op) in &pipeline.nodes {
         for reference in op.references() {
             let name = reference.name.as_str();
@@ -31,6 +32,38 @@ pub(super) fn check(pipeline: &Pipeline, mistakes: &mut Mistakes) {
                 let message = format!("node \"{node}\" {verb} \"{name}\", which is {is}");
                 mistakes.add(reference.name.place, message, help);
             }
+        }
+    }
+}
+
+/// Reports entries that are said to be the same as what they cannot be.
+fn same(pipeline: &Pipeline, mistakes: &mut Mistakes) {
+    for (name, model) in &pipeline.models {
+        let Some(other) = model.same_as.as_ref().filter(|other| !other.is_empty()) else {
+            continue;
+        };
+        let endpoints = pipeline
+            .models
+            .iter()
+            .filter(|(entry, model)| model.endpoint.is_some() && entry.as_str() != name.as_str());
+        let named = pipeline.models.get(other.as_str()).filter(|_| other.value != name.value);
+        let fault = match named {
+            None => Some(("is no other entry of `models`", None)),
+            Some(_) if model.endpoint.is_none() => Some((
+                "cannot be the same as a checkpoint: its weights identify one",
+                Some("leave `same_as` out"),
+            )),
+            Some(of) if of.endpoint.is_none() => Some(("is a checkpoint", None)),
+            Some(of) if (&of.name, &of.revision) != (&model.name, &model.revision) => Some((
+                "has another `name` or `revision`, by which models are told apart",
+                Some("give both entries one `name` and one `revision`, or leave `same_as` out"),
+            )),
+            Some(_) => None,
+        };
+        if let Some((is, help)) = fault {
+            let near = || did_you_mean(other, endpoints.map(|(entry, _)| entry.as_str()));
+            let message = format!("\"same_as\" of model \"{name}\" names \"{other}\", which {is}");
+            mistakes.add(other.place, message, help.map(str::to_owned).or_else(near));
         }
     }
 }

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::model::Model;
-use super::op::Op;
+use super::op::{Op, Revise};
 use super::place::{FilePath, Name, Spanned};
 
 /// A pipeline file.
@@ -52,6 +52,13 @@ impl Pipeline {
             Op::Revise(revise) => self.made_by(&revise.from) == critique,
             _ => false,
         })
+    }
+
+    /// Whether a revision draws its own principle: it revises what no `critique` was made of. One that
+    /// revises nothing that is there is a mistake that is said elsewhere.
+    pub fn draws_itself(&self, revise: &Revise) -> bool {
+        let of = self.nodes.get(self.made_by(&revise.from));
+        of.is_some_and(|of| !matches!(of, Op::Critique(_)))
     }
 
     /// The node that made the rows of a name, above what keeps rows as they are.

@@ -1,10 +1,12 @@
 //! `principles:` on a node: which principles of the constitution may be drawn.
 
+use std::fmt;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::constitution::{Constitution, Principle, Purpose, Stage};
-use super::place::{Name, Spanned};
+use super::place::{Name, Place, Spanned};
 
 /// Which principles may be drawn. Empty, it leaves all that have the texts needed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -52,7 +54,45 @@ impl Tags {
     }
 }
 
+/// As a pipeline states it, on one line.
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |names: &[Name]| {
+            let names: Vec<&str> = names.iter().map(|name| name.as_str()).collect();
+            format!("[{}]", names.join(", "))
+        };
+        let mut parts = Vec::new();
+        if let Some(stage) = self.stage {
+            parts.push(format!("stage: {}", stage.as_str()));
+        }
+        let tags = [("any", &self.tags.any), ("all", &self.tags.all), ("none", &self.tags.none)];
+        let tags = tags.iter().filter(|(_, names)| !names.is_empty());
+        let tags: Vec<String> =
+            tags.map(|(key, names)| format!("{key}: {}", list(names))).collect();
+        if !tags.is_empty() {
+            parts.push(format!("tags: {{ {} }}", tags.join(", ")));
+        }
+        if !self.ids.is_empty() {
+            parts.push(format!("ids: {}", list(&self.ids)));
+        }
+        if let Some(limit) = self.limit {
+            parts.push(format!("limit: {limit}"));
+        }
+        match parts.as_slice() {
+            [] => f.write_str("{}"),
+            parts => write!(f, "{{ {} }}", parts.join(", ")),
+        }
+    }
+}
+
 impl Selector {
+    /// Where the files state it: the place of its first id, tag or limit.
+    pub fn place(&self) -> Option<Place> {
+        let tags = [&self.tags.any, &self.tags.all, &self.tags.none];
+        let names = self.ids.iter().chain(tags.into_iter().flatten()).map(|name| name.place);
+        names.chain(self.limit.map(|limit| limit.place)).find(|place| place.is_somewhere())
+    }
+
     /// Whether stage, tags and ids leave the principle. `limit` is a matter of the whole list: see [`Selector::select`].
     pub fn matches(&self, principle: &Principle) -> bool {
         self.stage.is_none_or(|stage| principle.is_for(stage))

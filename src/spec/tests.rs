@@ -284,3 +284,70 @@ fn a_selector_goes_by_stage_tags_ids_and_limit() {
     assert_eq!(select("{ ids: [wisdom, law] }"), ["law", "wisdom"]);
     assert_eq!(select("{ stage: rl, limit: 2 }"), ["safety", "law"]);
 }
+
+/// The arguments of the template of the one model of a pipeline.
+fn arguments(written: &str, variables: &[(&str, &str)]) -> serde_json::Value {
+    let text = format!(
+        "name: p\nmodels: {{ m: {{ checkpoint: m, template_args: {{ {written} }} }} }}\nnodes: {{}}\n"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pipeline.yaml");
+    fs::write(&path, text).unwrap();
+    let environment = |name: &str| {
+        let found = variables.iter().find(|(variable, _)| *variable == name);
+        found.map(|(_, value)| (*value).to_owned())
+    };
+    let loaded = load(&path, &[], &environment).unwrap();
+    serde_json::to_value(&loaded.pipeline.models["m"].template_args).unwrap()
+}
+
+#[test]
+fn a_variable_has_the_type_that_yaml_would_give_its_text() {
+    let variables = [
+        ("FALSE", "false"),
+        ("TRUE", " True "),
+        ("NULL", "null"),
+        ("INT", "-17"),
+        ("FLOAT", "0.5"),
+        ("TEXT", "no"),
+        ("QUOTED", "\"false\""),
+        ("LIST", "[1, 2]"),
+        ("MAP", "a: b"),
+        ("HASH", "# nothing"),
+        ("EMPTY", ""),
+        ("LONG", &"9".repeat(100)),
+    ];
+    for (name, value) in [
+        ("FALSE", serde_json::json!(false)),
+        ("TRUE", serde_json::json!(true)),
+        ("NULL", serde_json::json!(null)),
+        ("INT", serde_json::json!(-17)),
+        ("FLOAT", serde_json::json!(0.5)),
+        ("TEXT", serde_json::json!("no")),
+        ("QUOTED", serde_json::json!("\"false\"")),
+        ("LIST", serde_json::json!("[1, 2]")),
+        ("MAP", serde_json::json!("a: b")),
+        ("HASH", serde_json::json!("# nothing")),
+        ("EMPTY", serde_json::json!("")),
+        ("LONG", serde_json::json!("9".repeat(100))),
+    ] {
+        let given =
+            arguments(&format!("x: \"${{{name}}}\", y: [{{ z: \"${{{name}}}\" }}]"), &variables);
+        assert_eq!(given, serde_json::json!({ "x": value, "y": [{ "z": value }] }), "{name}");
+    }
+    let literal = serde_json::json!({ "x": "false", "y": false, "z": "v1" });
+    assert_eq!(arguments("x: \"false\", y: false, z: \"v${ONE}\"", &[("ONE", "1")]), literal);
+}
+
+#[test]
+fn a_variable_stands_for_a_flag_or_number_of_any_setting() {
+    let text = GOOD.replace("name: m,", "name: \"${SEED}\", strip_thinking: \"${YES:-TRUE}\", retries: \"${NONE:-null}\", timeout_s: \"${SEED}\",");
+    let model = &read(&text, &[]).unwrap().pipeline.models["assistant"];
+    assert_eq!(model.name.as_ref().unwrap().value, "17", "a text stays one");
+    assert!(model.strip_thinking);
+    assert_eq!(model.retries, None);
+    assert!((model.timeout_s.unwrap().value - 17.0).abs() < 1e-9);
+    let text = GOOD.replace("name: m,", "name: m, strip_thinking: \"${WORD:-yes}\",");
+    let told = brief(&read(&text, &[]).unwrap_err());
+    assert!(told.contains("must be true or false, not the text \"yes\""), "{told}");
+}

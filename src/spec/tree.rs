@@ -92,11 +92,7 @@ pub(super) fn parse(
     numbers: &mut Numbers,
     mistakes: &mut Mistakes,
 ) -> Option<Tree> {
-    let options = serde_yaml::options! {
-        duplicate_keys: DuplicateKeyPolicy::PassThrough,
-        strict_booleans: true,
-    };
-    match serde_yaml::from_str_with_options::<Located<Raw>>(text, options) {
+    match serde_yaml::from_str_with_options::<Located<Raw>>(text, options()) {
         Ok(raw) => Some(Builder { file, numbers, mistakes }.tree(raw)),
         Err(error) => {
             let place =
@@ -109,6 +105,30 @@ pub(super) fn parse(
             mistakes.add(place, message, help);
             None
         }
+    }
+}
+
+/// What a text out of the environment stands for, where YAML would not take it for a text: a flag, a
+/// number, or null. An empty text stays one.
+pub(super) fn typed(text: &str) -> Option<Kind> {
+    // What is longer is none of these.
+    if text.len() > 64 {
+        return None;
+    }
+    match serde_yaml::from_str_with_options::<Raw>(text, options()).ok()? {
+        // A text that is empty or a comment gives null as well.
+        Raw::Null if text == "~" || text.eq_ignore_ascii_case("null") => Some(Kind::Null),
+        Raw::Bool(value) => Some(Kind::Bool(value)),
+        Raw::Int(value) => Some(Kind::Int(value)),
+        Raw::Float(value) => Some(Kind::Float(value)),
+        Raw::Null | Raw::Text(_) | Raw::List(_) | Raw::Map(_) => None,
+    }
+}
+
+fn options() -> serde_yaml::Options {
+    serde_yaml::options! {
+        duplicate_keys: DuplicateKeyPolicy::PassThrough,
+        strict_booleans: true,
     }
 }
 

@@ -173,11 +173,24 @@ pub struct SourceFile {
     pub path: String,
     /// Its size.
     pub bytes: u64,
-    /// When it was changed last, nanoseconds since 1970: if size and time are the same it is not
-    /// read to see whether it changed.
+    /// When it was changed last, nanoseconds since 1970.
     pub mtime_ns: i64,
     /// The blake3 of its bytes, 64 hex digits.
     pub blake3: String,
+    /// What tells, with size and time, that it did not change, so that it need not be read to see. None
+    /// where it had changed so shortly before it was read that this could not tell, and in manifests of
+    /// earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stamp: Option<Stamp>,
+}
+
+/// What changes with every change of a file, and cannot be set back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    /// When the inode changed last, nanoseconds since 1970.
+    pub ctime_ns: i64,
+    /// Its number.
+    pub inode: u64,
 }
 
 impl Manifest {

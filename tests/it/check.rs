@@ -404,3 +404,104 @@ fn a_run_with_nothing_to_do_warns_once_as_well() {
         assert_eq!(stderr.matches("measures \"sl\"").count(), 1, "{nth}: {stderr}");
     }
 }
+
+#[test]
+fn a_node_that_can_draw_no_principle_is_a_mistake_of_check_plan_and_run() {
+    let drafts =
+        "  red: { read: { path: red.jsonl } }\n  drafts: { sample: { from: red, model: m } }\n";
+    for (node, constitution) in [
+        ("revise: { from: drafts, model: m }", "{ id: p, judge: Which? }"),
+        ("critique: { from: drafts, model: m }", "{ id: p, judge: Which? }"),
+        (
+            "revise: { from: drafts, model: m, principles: { tags: { any: [b] } } }",
+            "{ id: p, revise: Mend it., tags: [a] }, { id: q, judge: Which?, tags: [b] }",
+        ),
+        (
+            "repeat: { from: drafts, times: 2, critique: none, revise: { model: m } }",
+            "{ id: p, critique: Find harm., judge: Which? }",
+        ),
+        (
+            "repeat: { from: drafts, times: 2, replacement: false, critique: { model: m }, revise: { model: m } }",
+            "{ id: p, critique: Find harm., revise: Mend it. }",
+        ),
+    ] {
+        let files = Files::with(&format!("{drafts}  last: {{ {node} }}\n"));
+        files.write("constitution.yaml", &format!("principles: [{constitution}]"));
+        for command in ["check", "plan", "run"] {
+            let (code, _, stderr) = files.amend(&[command, "p.yaml"]);
+            assert_eq!(code, 2, "{command} {node}: {stderr}");
+            let is_told = stderr.contains("\"last\"") && stderr.contains("help:");
+            assert!(is_told && stderr.contains("p.yaml:8"), "{command} {node}: {stderr}");
+        }
+    }
+    let files = Files::with(&format!(
+        "{drafts}  last: {{ revise: {{ from: drafts, model: m, principles: {{ tags: {{ any: [b] }} }} }} }}\n"
+    ));
+    files.write(
+        "constitution.yaml",
+        "principles: [{ id: p, revise: Mend it., tags: [a] }, { id: q, judge: Which?, tags: [b] }]",
+    );
+    insta::assert_snapshot!(files.check("mistakes"), @r#"8:73 node "last" selects no principle that has a revision request and a weight above 0 | its selector `{ tags: { any: [b] } }` keeps 1 of 2 principles, none of which will do; "p" would: select it, or leave the selector out"#);
+}
+
+#[test]
+fn entries_that_are_hardly_meant_as_they_stand_are_warned_of() {
+    let files = Files::new();
+    let models = |b: &str| {
+        format!(
+            "name: p\nmodels:\n  a: {{ endpoint: \"http://one/v1\", name: x }}\n  b: {{ endpoint: \"http://two\", name: x{b} }}\nnodes:\n  red: {{ read: {{ path: red.jsonl }} }}\n  left: {{ sample: {{ from: red, model: a }} }}\n  right: {{ sample: {{ from: red, model: b }} }}\n"
+        )
+    };
+    files.write("p.yaml", &models(""));
+    insta::assert_snapshot!(files.check("warnings"), @r#"4:38 models "a" and "b" have one name, "x", at different endpoints: they count as one model, and each is given the answers of the other | if they are different models, give each a `revision`; if they are the same, write `same_as: a`"#);
+    for settled in [", revision: two", ", same_as: a"] {
+        files.write("p.yaml", &models(settled));
+        assert_eq!(files.check("warnings"), "", "{settled}");
+    }
+    files.write("p.yaml", &models("").replace("http://two", "http://ONE/v1/"));
+    assert_eq!(files.check("warnings"), "", "one server");
+    files.write(
+        "p.yaml",
+        &models(", revision: two, template_args: { enable_thinking: \"false\", more: { deep: No, fine: false } }"),
+    );
+    insta::assert_snapshot!(files.check("warnings"), @r#"
+    4:3 "template_args.enable_thinking" of model "b" is the text "false", which a template takes for true | for a flag write `enable_thinking: false`, without quotes
+    4:3 "template_args.more.deep" of model "b" is the text "No", which a template takes for true | for a flag write `deep: false`, without quotes
+    "#);
+}
+
+#[cfg(feature = "torch")]
+#[test]
+fn a_model_that_speaks_in_chats_has_a_chat_template() {
+    use crate::torch_tiny::fixture;
+
+    let tiny = fixture("llama_tiny");
+    let files = Files::new();
+    files
+        .write("prefs.jsonl", "{\"prompt\": \"how?\", \"chosen\": \"so\", \"rejected\": \"no\"}\n");
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        fs::create_dir_all(files.0.path().join("bare")).unwrap();
+        fs::copy(tiny.join(name), files.0.path().join("bare").join(name)).unwrap();
+    }
+    let pipeline = |settings: &str, node: &str| {
+        let text = format!(
+            "name: p\nmodels:\n  m: {{ checkpoint: bare{settings} }}\nnodes:\n  red: {{ read: {{ path: red.jsonl }} }}\n  prefs: {{ read: {{ path: prefs.jsonl, relation: comparisons }} }}\n  last: {{ {node} }}\n"
+        );
+        files.write("p.yaml", &text);
+    };
+    let asked = "sample: { from: red, model: m }";
+    pipeline("", asked);
+    insta::assert_snapshot!(files.check("mistakes"), @r#"3:20 node "last" speaks to model "m" in chats (`format: chat`), and the checkpoint "bare" has no chat template | set `format: transcript`, or give a `chat_template`"#);
+    for command in ["plan", "run"] {
+        let (code, _, stderr) = files.amend(&[command, "p.yaml"]);
+        assert!(code == 2 && stderr.contains("`format: chat`"), "{command}: {stderr}");
+    }
+    pipeline("", "train-pm: { from: prefs, init: m }");
+    assert!(files.check("mistakes").contains("no chat template"));
+    pipeline(", chat_template: \"{% if %}\"", asked);
+    assert!(files.check("mistakes").contains("cannot be used"), "{}", files.check("mistakes"));
+    for fine in [", format: transcript", ", chat_template: \"{{ messages[0].content }}\""] {
+        pipeline(fine, asked);
+        assert_eq!(files.check("mistakes"), "", "{fine}");
+    }
+}

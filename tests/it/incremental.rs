@@ -101,6 +101,33 @@ fn an_edit_of_a_text_makes_the_calls_whose_request_changed() {
 }
 
 #[test]
+fn rows_of_a_round_without_a_principle_left_are_rejects_of_their_own_reason() {
+    let repeat = "times: 3, replacement: false, ";
+    let mut files = files(12);
+    files.pipeline = files.pipeline.replace("times: 2, ", repeat);
+    for (workers, left) in [(1, 2), (2, 1), (3, 0)] {
+        let mut lab = Lab::new(workers);
+        check(&mut lab, &files);
+        // Files that leave too few are a mistake: what is desired of the engine is not files.
+        let mut desired = lab.desired(&files);
+        for candidates in desired.candidates.values_mut() {
+            candidates.truncate(left);
+        }
+        let truth = oracle(&desired, &lab.rows, &lab.model.answering, &fake_weights);
+        lab.session.apply(&desired).unwrap();
+        compare(&desired, lab.session.tables(), &truth);
+        let at = |name: &str| desired.shape.nodes.iter().position(|node| node.name == name);
+        let lacking = at(&format!("revisions[{}].critique", left + 1)).unwrap();
+        let rejects = &lab.session.tables()[lacking].rejects;
+        assert_eq!(rejects.len(), 12, "with {left} principles");
+        for rec in rejects.values() {
+            let slot = lab.rows.get(rec.version).unwrap();
+            assert_eq!(slot.row().str("reason"), "no_principle");
+        }
+    }
+}
+
+#[test]
 fn adding_and_removing_a_principle_moves_only_its_rows() {
     let mut lab = Lab::new(1);
     let mut files = files(40);

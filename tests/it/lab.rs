@@ -179,6 +179,8 @@ pub struct FakeTrainings {
     trained: AtomicU64,
     /// While this is set, no training ends.
     pub held: AtomicBool,
+    /// While this is set, every training panics.
+    pub panics: AtomicBool,
     /// Each recipe that was looked up, in order.
     recalled: Mutex<Vec<Id>>,
 }
@@ -216,6 +218,7 @@ impl Trainings for FakeTrainings {
 
     fn train(&self, recipe: Recipe) -> Result<Arc<Trained>, String> {
         self.trained.fetch_add(1, Ordering::SeqCst);
+        assert!(!self.panics.load(Ordering::SeqCst), "the fake trainer panics");
         while self.held.load(Ordering::SeqCst) {
             std::thread::yield_now();
         }
@@ -315,6 +318,12 @@ impl Lab {
         let mut lab = Lab::made_of(1, memo, trainings, Mode::Plan, self.model.answering);
         lab.held.clone_from(&self.held);
         lab
+    }
+
+    /// A lab of another process, over the memo and the trainings of this one.
+    pub fn again(&self, workers: usize) -> Lab {
+        let (memo, trainings) = (Arc::clone(&self.memo), Arc::clone(&self.trainings));
+        Lab::made_of(workers, memo, trainings, Mode::Live, self.model.answering)
     }
 
     fn made_of(

@@ -21,6 +21,7 @@ mod lab;
 mod openai;
 mod oracle;
 mod overtaken;
+mod panics;
 mod planned;
 mod policies;
 mod progress;

@@ -269,6 +269,11 @@ impl Run<'_> {
                 .cloned()
                 .collect();
             let keys = draw.winners(draw.bucket(root), &fresh, shape.count);
+            // Too few are none: such a row is lost at the first stage that needs them.
+            if keys.len() < shape.count {
+                all.push(Vec::new());
+                continue;
+            }
             taken.extend(&keys);
             let text = |key: &Id| texts.iter().find(|(at, _)| at == key).unwrap().1.clone();
             all.push(keys.iter().map(text).collect());
@@ -300,6 +305,9 @@ impl Run<'_> {
         let sibling = operator.sibling(index);
         let made = operator.role().map_or(row, |role| made_id(role, parents, sibling));
         let drawn: &[Drawn] = stage.draw.map_or(&[], |draw| &carried.drawn[draw]);
+        if stage.draw.is_some() && drawn.is_empty() {
+            return self.lose(at, made, 0);
+        }
         let (mut turns, mut keys) = (Vec::new(), Vec::new());
         loop {
             let of_row = held.batch.row(held.index);

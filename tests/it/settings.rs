@@ -83,6 +83,7 @@ fn every_setting_of_an_endpoint_changes_something_that_can_be_seen() {
         ),
         ("name", "name: y", (json!({}), format!("endpoint: \"{url}\", scoring: votes"))),
         ("revision", "revision: r2", plain()),
+        ("same_as", "same_as: gone", plain()),
         ("api_key", "api_key: right", (json!({ "api_key": "right" }), String::new())),
         ("api", "api: completions", plain()),
         ("format", "format: transcript", plain()),

@@ -26,6 +26,8 @@ const OWNED: &[(&str, &[&str])] = &[
     ("clap", &["cli"]),
     ("datafusion", &["query"]),
     ("differential_dataflow", &["engine"]),
+    ("hyper", &["cli"]),
+    ("hyper_util", &["cli"]),
     ("indicatif", &["cli"]),
     ("miette", &["spec", "cli"]),
     ("minijinja", &["operators", "model"]),

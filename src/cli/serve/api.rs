@@ -20,14 +20,12 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::oneshot;
 
 use super::answer::{About, Written};
+use super::listen::{Limits, whole_bodies};
 use super::wire::{Chat, Common, Completion, Fault};
 use crate::cli::local::LocalModel;
 use crate::model::torch::{Event, Input, Piece};
 use crate::model::{CallError, Finish, Sampling};
 use crate::record::KeyHasher;
-
-/// No request is longer.
-const BODY_BYTES_MAX: usize = 32 << 20;
 
 /// The end of a stream.
 const DONE: &str = "[DONE]";
@@ -84,19 +82,21 @@ impl Served {
 }
 
 /// The routes.
-pub(super) fn router(served: Arc<Served>) -> Router {
+pub(super) fn router(served: Arc<Served>, limits: Limits) -> Router {
     let guarded = Router::new()
         .route("/v1/models", get(models))
         .route("/v1/models/{*id}", get(model))
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completions))
         .fallback(unknown_route)
-        .method_not_allowed_fallback(unknown_method)
-        .layer(from_fn_with_state(Arc::clone(&served), check_token));
+        .method_not_allowed_fallback(unknown_method);
+    // The token is looked at before the body is read.
+    let guarded =
+        whole_bodies(guarded, limits).layer(from_fn_with_state(Arc::clone(&served), check_token));
     Router::new()
         .route("/health", get(|| async { "ok" }))
         .merge(guarded)
-        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(DefaultBodyLimit::max(limits.body_bytes))
         .with_state(served)
 }
 

@@ -22,10 +22,16 @@ impl Caller {
         self.finish(place.ask, pending.time, made);
     }
 
+    /// The reject of a row that too few principles can be drawn for.
+    pub(super) fn no_principle(&mut self, place: &Place, pending: &Pending) -> Made {
+        let detail = "too few principles can be drawn for it: see the selector of the node, its `draws` and `replacement`".to_owned();
+        self.reject(place, pending, Reject { reason: Reason::NoPrinciple, detail, answer: None })
+    }
+
     /// What the last request of a row was: steps are functions, so it can be had again.
     fn last_request(&self, place: &Place, turns: &[Vec<Answer>]) -> Option<String> {
         let operator = &place.stage.operator;
-        if operator.calls_max() == 0 || place.ask.content.is_unknown() {
+        if operator.calls_max() == 0 || place.ask.content.is_unknown() || place.lacks_principles() {
             return None;
         }
         let slots = self.slots(&place.ask);

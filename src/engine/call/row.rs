@@ -57,6 +57,11 @@ impl Place {
         }
     }
 
+    /// Whether the stage draws principles and none could be drawn for the row.
+    pub(super) fn lacks_principles(&self) -> bool {
+        self.stage.draw.is_some() && self.context.drawn(&self.stage).is_empty()
+    }
+
     /// Where the row that is made comes from.
     pub(super) fn origin(&self, rows: &Rows, keys: &[CallKey]) -> Origin {
         Origin {

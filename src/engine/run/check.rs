@@ -1,6 +1,9 @@
 //! Checking: what a run would find wrong outside the two files, before anything starts: files of rows,
 //! checkpoints, conditions, templates. No row is kept and no model opened.
 
+#[cfg(feature = "torch")]
+mod templates;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
@@ -59,6 +62,8 @@ pub fn check(
         }
     }
     conditions(plan, predicates, mistakes);
+    #[cfg(feature = "torch")]
+    templates::check(plan, is_run, mistakes, &absent);
     // What is built of files with mistakes has faults that follow from them.
     if mistakes.is_empty() {
         for fault in faults(plan, &Unopened { predicates }) {

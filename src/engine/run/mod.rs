@@ -4,9 +4,11 @@
 mod basis;
 mod check;
 mod foretell;
+mod moved;
 mod publish;
 mod renamed;
 mod report;
+mod same;
 mod served;
 mod unchanged;
 mod world;
@@ -19,6 +21,7 @@ use std::time::{Duration, Instant};
 pub use basis::Basis;
 pub use check::check;
 pub use foretell::foretell;
+pub use moved::moved;
 pub use renamed::renamed;
 pub use report::{
     CallsForecast, Forecast, NodeCalls, NodeForecast, NodeReport, Report, RowsForecast, RunCalls,
@@ -230,10 +233,18 @@ fn watched<T>(
                 std::thread::park_timeout(Duration::from_millis(50));
             }
         });
-        let given = run();
-        done.store(true, Ordering::Release);
-        given
+        let _ended = Ended(&done);
+        run()
     })
+}
+
+/// Says that something ended, also by a panic: whoever looks on would else do so for ever.
+struct Ended<'a>(&'a AtomicBool);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
 }
 
 /// Waits a while for the calls that are under way: they are paid for.

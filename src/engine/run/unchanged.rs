@@ -2,16 +2,15 @@
 //! opened, the memo is not read.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use super::publish::{REJECTS, inputs};
 use super::report::{NodeCalls, NodeReport, Report, RunCalls, RunSpent};
-use super::world::source;
+use super::same::is_same;
 use super::{Options, RunError, basis};
 use crate::operators::read;
 use crate::plan::Plan;
-use crate::record::read::fingerprint;
 use crate::spec::Op;
 use crate::store::manifest::{Inputs, SourceFile};
 use crate::store::{Checkpoints, Snapshot, Snapshots, Store};
@@ -91,19 +90,6 @@ fn are_all(plan: &Plan, sources: &[SourceFile]) -> bool {
             inputs.files.iter().map(|file| &file.path).chain(&inputs.cards).all(is_known)
         })
     })
-}
-
-/// Whether a file is as it was: by size and time, and only then by its bytes.
-fn is_same(before: &SourceFile) -> bool {
-    let path = Path::new(&before.path);
-    let Ok(metadata) = std::fs::metadata(path) else { return false };
-    let modified = metadata.modified().ok();
-    let since = modified.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
-    let mtime_ns = since.map_or(0, |since| since.as_nanos() as i64);
-    if metadata.len() == before.bytes && mtime_ns == before.mtime_ns && mtime_ns != 0 {
-        return true;
-    }
-    fingerprint(path).is_ok_and(|seen| source(path, &seen).blake3 == before.blake3)
 }
 
 /// Whether a call failed in a way that may pass: then it is asked again.

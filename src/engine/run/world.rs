@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use super::{Options, RunError};
+use super::{Options, RunError, same};
 use crate::engine::compile::World;
 use crate::engine::dispatch::{Dispatcher, Limits, Memory, Mode, Models};
 use crate::engine::local::memory::LocalMemory;
@@ -103,7 +103,9 @@ impl<'a> LocalWorld<'a> {
 
     fn saw(&self, path: &Path) -> Result<(), String> {
         let seen = fingerprint(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        self.sources.lock().expect("no holder panics").push(source(path, &seen));
+        let stamp = same::stamp(path, self.options.now_ms);
+        let seen = SourceFile { stamp, ..source(path, &seen) };
+        self.sources.lock().expect("no holder panics").push(seen);
         Ok(())
     }
 }
@@ -115,6 +117,7 @@ pub(super) fn source(path: &Path, seen: &Fingerprint) -> SourceFile {
         bytes: seen.bytes,
         mtime_ns: seen.modified_ns as i64,
         blake3: seen.hash.clone(),
+        stamp: None,
     }
 }
 

@@ -9,8 +9,6 @@
 //! the rows that are being continued as slots become free. The model is loaded when the first
 //! request comes, so a run whose answers are all in the memo loads nothing.
 
-use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -30,6 +28,7 @@ use super::listen::{Input, Listener, PromptDone, Told};
 use super::tokenizer::{TOKENIZER_FILE, TextTokenizer};
 use super::transformer::Transformer;
 use super::worker::{Asked, Job, Watched, Worker};
+use crate::model::panics::caught;
 use crate::model::{Backend, CacheBytes, CallError, Done, Request, Sampling};
 
 /// How long a worker that was idle waits for more requests to read with the first.
@@ -330,8 +329,8 @@ fn serve(dir: &Path, options: &TorchOptions, queue: &Receiver<Job>, shared: &Sha
     tch::set_num_threads(i32::try_from(options.threads.max(1)).unwrap_or(i32::MAX));
     let loaded = match catch(|| Loaded::read(dir, options)) {
         Ok(Ok(loaded)) => loaded,
-        Ok(Err(error)) => return refuse(first, queue, &error.to_string()),
-        Err(message) => return refuse(first, queue, &message),
+        Ok(Err(error)) => return refuse(Some(first), queue, &error.to_string()),
+        Err(message) => return refuse(Some(first), queue, &message),
     };
     drop(guard);
     let Loaded { mut models, tokenizer, chat } = loaded;
@@ -374,7 +373,11 @@ impl Served<'_> {
         loop {
             let rows_max = self.options.max_in_flight.div_ceil(self.replicas);
             let cache_bytes = self.options.cache_bytes / self.replicas;
-            let worker = Worker::new(&model, self.tokenizer, self.chat, rows_max, cache_bytes);
+            let begun = || Worker::new(&model, self.tokenizer, self.chat, rows_max, cache_bytes);
+            let worker = match catch(begun) {
+                Ok(worker) => worker,
+                Err(message) => return refuse(first, self.queue, &message),
+            };
             match self.work(worker, &mut first, &self.shared.held[replica]) {
                 Ended::Closed => return,
                 Ended::Broken => {
@@ -386,7 +389,14 @@ impl Served<'_> {
 
     fn work(&self, mut worker: Worker<'_>, first: &mut Option<Job>, held: &AtomicUsize) -> Ended {
         loop {
-            let is_open = self.gather(&mut worker, first);
+            // What was just taken is told by who waits for it: nobody else has it any more.
+            let is_open = match catch(|| self.gather(&mut worker, first)) {
+                Ok(is_open) => is_open,
+                Err(message) => {
+                    worker.fail_all(&CallError::Outage { message });
+                    return Ended::Broken;
+                }
+            };
             if self.shared.stopping.load(Ordering::Relaxed) {
                 self.queue.try_iter().for_each(|job| worker.accept(job));
                 worker.fail_all(&stopped());
@@ -425,8 +435,8 @@ impl Served<'_> {
 }
 
 /// Answers everything with the reason why the model is not there.
-fn refuse(first: Job, queue: &Receiver<Job>, message: &str) {
-    for job in std::iter::once(first).chain(queue.iter()) {
+fn refuse(first: Option<Job>, queue: &Receiver<Job>, message: &str) {
+    for job in first.into_iter().chain(queue.iter()) {
         job.fail(CallError::Outage { message: message.to_owned() });
     }
 }
@@ -437,14 +447,7 @@ fn stopped() -> CallError {
 
 /// libtorch's refusals are panics in most of tch: here they become messages.
 fn catch<T>(run: impl FnOnce() -> T) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(run)).map_err(|panic: Box<dyn Any + Send>| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-        // What follows the first line is a backtrace of C++.
-        let line = text.and_then(|text| text.split(['\n', '\r']).next());
-        let line = line.and_then(|line| line.split("\\nException raised").next());
-        format!("libtorch: {}", line.unwrap_or("a panic without a message"))
-    })
+    caught(run).map_err(|message| format!("libtorch: {message}"))
 }
 
 /// Whether the checkpoint in a directory is a preference model.

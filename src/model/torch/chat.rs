@@ -16,6 +16,7 @@ use regex::Regex;
 use serde_json::{Map, Value as Json};
 
 use super::error::TorchError;
+use crate::model::bounded;
 use crate::record::Message;
 
 /// The name under which the one template of an environment stands.
@@ -119,8 +120,7 @@ impl ChatTemplate {
         let defaults = context! { tools => (), documents => () };
         let variables = Value::from_serialize(&self.variables);
         let template = self.environment.get_template(NAME).expect("it was compiled");
-        template
-            .render(context! { ..own, ..variables, ..defaults })
+        bounded::render(&template, context! { ..own, ..variables, ..defaults })
             .map_err(|error| error.detail().map_or_else(|| error.to_string(), str::to_owned))
     }
 }
@@ -158,8 +158,8 @@ fn environment(source: &str, today: String) -> Result<Environment<'static>, Erro
     environment.set_lstrip_blocks(true);
     environment.set_fuel(Some(FUEL));
     environment.set_auto_escape_callback(|_| AutoEscape::None);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_filter("tojson", tojson);
+    bounded::bound(&mut environment, minijinja_contrib::pycompat::unknown_method_callback);
     // None can be iterated over in minijinja, and not in Jinja.
     environment.add_test("iterable", |value: Value| {
         !value.is_none() && !value.is_undefined() && value.try_iter().is_ok()

@@ -5,6 +5,7 @@ use std::path::Path;
 use tokenizers::Tokenizer;
 
 use super::error::TorchError;
+use crate::model::panics::caught;
 
 /// The tokenizer's file in a checkpoint's directory.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
@@ -36,7 +37,7 @@ impl TextTokenizer {
     /// Takes the content of a `tokenizer.json`; `path` is for messages.
     pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<TextTokenizer, TorchError> {
         // Some damaged files are a panic of the crate that reads them.
-        let read = std::panic::catch_unwind(|| Tokenizer::from_bytes(bytes));
+        let read = caught(|| Tokenizer::from_bytes(bytes));
         let read = read.map_err(|_| "it is damaged".to_owned());
         let mut tokenizer =
             read.and_then(|read| read.map_err(|e| e.to_string())).map_err(|error| {

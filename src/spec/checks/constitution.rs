@@ -150,8 +150,8 @@ fn uses<'a>(pipeline: &Pipeline, node: &Name, op: &'a Op) -> Vec<(&'a Selector, 
             let purpose = if revised { Purpose::Critique } else { Purpose::CritiqueAlone };
             vec![(&op.principles, purpose, u64::from(op.draws.value))]
         }
-        // A revision of critiques states no selector of its own, and needs none.
-        Op::Revise(op) if op.principles != Selector::default() => {
+        // A revision of critiques draws nothing: the critique's principle holds.
+        Op::Revise(op) if pipeline.draws_itself(op) => {
             vec![(&op.principles, Purpose::Revise, 1)]
         }
         Op::Repeat(op) => {
@@ -232,16 +232,40 @@ impl Known<'_> {
                     format!(
                         "node \"{node}\" selects no principle that has {needs} and a weight above 0"
                     ),
-                    "look at its `principles:` and at the constitution",
+                    self.without(selector, purpose, needs),
                 ),
                 some => (
                     format!(
                         "node \"{node}\" draws {draws} principles for a row and selects {some}"
                     ),
-                    "draw fewer, select more, or draw rounds with `replacement: true`",
+                    "draw fewer, select more, or draw rounds with `replacement: true`".to_owned(),
                 ),
             };
-            self.mistakes.push(node.place, message, help);
+            self.mistakes.push(selector.place().unwrap_or(node.place), message, help);
+        }
+    }
+    /// How a selector comes to leave nothing, and what changes that.
+    fn without(&self, selector: &Selector, purpose: Purpose, needs: &str) -> String {
+        let all = &self.constitution.principles;
+        let serving: Vec<&Principle> = all
+            .iter()
+            .filter(|one| one.serves(purpose) && one.weight.value > 0.0 && !one.id.is_empty())
+            .collect();
+        let kept = all.iter().filter(|one| selector.matches(one)).count();
+        let written = selector.to_string();
+        match serving.first() {
+            None => format!(
+                "add {needs} to a principle of the constitution: none of its {} has one",
+                all.len()
+            ),
+            Some(_) if selector.limit.is_some_and(|limit| limit.value == 0) => {
+                "its `limit` is 0: raise it, or leave it out".to_owned()
+            }
+            Some(first) => format!(
+                "its selector `{written}` keeps {kept} of {} principles, none of which will do; \"{}\" would: select it, or leave the selector out",
+                all.len(),
+                first.id
+            ),
         }
     }
 }

@@ -217,8 +217,9 @@ impl Learner {
     pub(super) fn states(&self, micro: &MicroBatch) -> Tensor {
         let shared = micro.shared.as_ref().map(|shared| (&shared.positions, &shared.mask));
         if self.recomputes {
+            let learns = self.checkpoint.weights.0.values().any(Tensor::requires_grad);
             let (states, tape) =
-                self.transformer.hidden_taped(&micro.ids, shared, &micro.positions);
+                self.transformer.hidden_taped(&micro.ids, shared, &micro.positions, learns);
             *self.tape.borrow_mut() = tape;
             return states; // (N, d)
         }

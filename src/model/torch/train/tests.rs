@@ -13,6 +13,7 @@ use crate::record::{Id, KeyHasher};
 
 mod failures;
 mod judged;
+mod pairs;
 mod resume;
 mod settings;
 mod steering;

@@ -5,7 +5,7 @@
 //! tch has no hook for it, so the pass is cut: the states before the last norm are a leaf, whose
 //! gradient is carried on by hand, block by block, to the embeddings.
 
-use tch::{Kind, Tensor, no_grad_guard};
+use tch::{Device, Kind, Tensor, no_grad_guard};
 
 use super::super::block::{Mask, View};
 use super::{Positions, Transformer};
@@ -25,17 +25,19 @@ pub(in crate::model::torch) struct Tape {
 }
 
 impl Transformer {
-    /// As [`Transformer::hidden_wanted`], without what the blocks have inside. Where no gradients are
-    /// gathered there is nothing to keep.
+    /// As [`Transformer::hidden_wanted`], without what the blocks have inside. `learns` says whether some
+    /// weight does: which one is not known here, and it need not be that of the embeddings. Where no
+    /// gradients are gathered there is nothing to keep.
     pub(in crate::model::torch) fn hidden_taped(
         &self,
         ids: &Tensor,
         shared: Option<(&Tensor, &Tensor)>,
         wanted: &Tensor, // (N)
+        learns: bool,
     ) -> (Tensor, Option<Tape>) {
         let (positions, mask) = self.laid_out(ids, shared);
         let embedded = self.embed(ids, &positions); // (B, T, C)
-        let gathers = embedded.requires_grad();
+        let gathers = learns && is_recording();
         let mut inputs = Vec::new();
         let last = {
             let _guard = no_grad_guard();
@@ -77,6 +79,15 @@ impl Transformer {
             carry(&y, &grad);
             grad = x.grad();
         }
-        carry(&tape.embedded, &grad);
+        // Under a low-rank change of what is in the blocks the embeddings stay as they are.
+        if tape.embedded.requires_grad() {
+            carry(&tape.embedded, &grad);
+        }
     }
+}
+
+/// Whether operations are recorded for gradients in this thread now: tch does not tell.
+fn is_recording() -> bool {
+    let leaf = Tensor::zeros([1], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+    (leaf * 1.0).requires_grad()
 }
