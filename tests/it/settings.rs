@@ -41,7 +41,8 @@ nodes:
     let stats = lab.server.stats();
     let asked = lab.server.requests().into_iter();
     let bodies: BTreeSet<String> = asked.map(|asked| asked.kind + &asked.body).collect();
-    let at_once = stats.in_flight_max.min(2);
+    // How many are under way at once is a matter of chance where answers take no time.
+    let at_once = if config.get("latency_ms").is_some() { stats.in_flight_max.min(2) } else { 0 };
     let mut seen = format!("{outcome}\n{plan}\n{bodies:?}\n{at_once}\n{:?}", stats.by_status);
     if closely {
         seen += &run(&["query", "select * from drafts order by row_id", "-o", "json"]);

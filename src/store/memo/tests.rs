@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::model::{Answer, Billed, Finish};
+use crate::model::{Answer, Finish};
 use crate::record::{Id, KeyHasher};
 use crate::store::disk::Output;
 
@@ -28,7 +28,6 @@ fn entry(n: u64) -> Entry {
             reasoning: (n % 2 == 1).then(|| format!("thought {n}")),
             estimated_usage: n.is_multiple_of(3),
             omitted: (0..n % 3).map(|at| format!("parameter {at}")).collect(),
-            wasted: Billed::default(),
             finish: Finish::Length,
             token_logprobs: (n.is_multiple_of(2)).then(|| vec![-0.5, -1.5]),
             choice_logprobs: (n.is_multiple_of(3)).then(|| vec![-0.25, f64::NEG_INFINITY]),
@@ -40,8 +39,8 @@ fn entry(n: u64) -> Entry {
             started_at_us: 1_700_000_000_000_000 + n as i64,
             latency_ms: 12.5,
             served_model: Some("m".to_owned()),
-            system_fingerprint: None,
             device: Some("cpu".to_owned()),
+            ..Answer::default()
         }),
         seed: Some(n as i64),
         cost_usd: Some(0.001),

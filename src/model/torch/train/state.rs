@@ -145,6 +145,11 @@ impl State {
     }
 }
 
+fn write_synced(mut file: File, parts: &[&[u8]]) -> io::Result<()> {
+    parts.iter().try_for_each(|part| file.write_all(part))?;
+    file.sync_all()
+}
+
 /// Puts bytes into a file as a whole or not at all; they are safe when this returns.
 fn replace(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
     let aside = path.with_extension("new");
@@ -153,9 +158,7 @@ fn replace(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut file = File::create_new(&aside)?;
-    parts.iter().try_for_each(|part| file.write_all(part))?;
-    file.sync_all()?;
+    write_synced(File::create_new(&aside)?, parts)?;
     fs::rename(&aside, path)?;
     File::open(path.parent().expect("a state is in a directory"))?.sync_all()
 }
@@ -251,10 +254,13 @@ mod tests {
         };
         write(1, &optimizer).unwrap();
         // Every write to this device ends as on a full disk.
-        std::os::unix::fs::symlink("/dev/full", dir.path().join("state.new")).unwrap();
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let error = write_synced(full, &[b"state"]).unwrap_err();
+        assert!(error.to_string().contains("No space left on device"), "{error}");
+        // A folder of that name cannot be written either.
+        fs::create_dir(dir.path().join("state.new")).unwrap();
         let error = write(2, &optimizer).unwrap_err();
         assert!(matches!(error, TrainError::File { .. }), "{error}");
-        assert!(error.to_string().contains("No space left on device"), "{error}");
         assert!(error.to_string().contains("state"), "{error}");
         let (position, _) = state.read(&mut [("m", &mut optimizer)]).unwrap().unwrap();
         assert_eq!(position.step, 1);
