@@ -37,7 +37,10 @@ fn tell(panic: &PanicHookInfo<'_>, screen: Screen) {
     }
 }
 
-#[expect(clippy::exit, reason = "what the other threads wait for never comes; the memo is safe at any instant")]
+#[expect(
+    clippy::exit,
+    reason = "what the other threads wait for never comes; the memo is safe at any instant"
+)]
 fn end() -> ! {
     std::process::exit(i32::from(Status::Failed.code()))
 }
@@ -74,7 +77,8 @@ mod tests {
         }
         let exe = std::env::current_exe().unwrap();
         let mut command = Command::new(exe);
-        let ended = command.args([NAME, "--exact", "--nocapture"]).env(CHILD, "1").output().unwrap();
+        let ended =
+            command.args([NAME, "--exact", "--nocapture"]).env(CHILD, "1").output().unwrap();
         let told = String::from_utf8_lossy(&ended.stderr);
         assert_eq!(ended.status.code(), Some(1), "{told}");
         assert!(told.contains("in the thread \"one of many\": nobody catches this"), "{told}");

@@ -444,7 +444,9 @@ impl Desk {
         std::thread::spawn(move || {
             let node = Arc::clone(&recipe.training.node);
             let result = caught(|| trainings.train(recipe)).unwrap_or_else(|message| {
-                Err(format!("node \"{node}\": the training ended by a fault of amend itself: {message}"))
+                Err(format!(
+                    "node \"{node}\": the training ended by a fault of amend itself: {message}"
+                ))
             });
             if sender.send((ask, result)).is_ok() {
                 let _ = wake.activate();

@@ -20,11 +20,54 @@ const WIDTH_MAX: usize = 10_000;
 
 /// The filters of the environments that are bounded.
 const FILTERS: &[&str] = &[
-    "abs", "attr", "batch", "bool", "capitalize", "chain", "count", "d", "default", "dictsort", "e",
-    "escape", "first", "float", "format", "groupby", "indent", "int", "items", "join", "last", "length",
-    "lines", "list", "lower", "map", "max", "min", "pprint", "reject", "rejectattr", "replace", "reverse",
-    "round", "safe", "select", "selectattr", "slice", "sort", "split", "string", "sum", "title", "tojson",
-    "trim", "unique", "upper", "zip",
+    "abs",
+    "attr",
+    "batch",
+    "bool",
+    "capitalize",
+    "chain",
+    "count",
+    "d",
+    "default",
+    "dictsort",
+    "e",
+    "escape",
+    "first",
+    "float",
+    "format",
+    "groupby",
+    "indent",
+    "int",
+    "items",
+    "join",
+    "last",
+    "length",
+    "lines",
+    "list",
+    "lower",
+    "map",
+    "max",
+    "min",
+    "pprint",
+    "reject",
+    "rejectattr",
+    "replace",
+    "reverse",
+    "round",
+    "safe",
+    "select",
+    "selectattr",
+    "slice",
+    "sort",
+    "split",
+    "string",
+    "sum",
+    "title",
+    "tojson",
+    "trim",
+    "unique",
+    "upper",
+    "zip",
 ];
 
 thread_local! {
@@ -151,7 +194,8 @@ fn given(name: &str, args: &[Value]) -> Result<(), Error> {
         ("format", [format, rest @ ..]) => {
             let format = format.as_str().unwrap_or_default();
             // A width may stand in the format, or be an argument of it.
-            let by_argument = format.contains('*') || format.contains(":{") || format.contains(".{");
+            let by_argument =
+                format.contains('*') || format.contains(":{") || format.contains(".{");
             if by_argument {
                 rest.iter().try_for_each(|arg| narrow(name, arg))?;
             }
@@ -169,7 +213,8 @@ fn given(name: &str, args: &[Value]) -> Result<(), Error> {
         }
         // The filter is given the list first, the method the text between.
         ("join", [list, between, ..]) => {
-            let (list, between) = if list.as_str().is_some() { (between, list) } else { (list, between) };
+            let (list, between) =
+                if list.as_str().is_some() { (between, list) } else { (list, between) };
             let between = between.as_str().map_or(0, str::len);
             fits("`join`", between.saturating_mul(list.len().unwrap_or(0)))
         }

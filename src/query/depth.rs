@@ -16,15 +16,38 @@ const STACK_BYTES: usize = 512 << 20;
 
 /// Words after which something is nested.
 const WORDS: &[&str] = &[
-    "and", "or", "not", "case", "when", "select", "union", "except", "intersect", "join", "is", "like",
-    "ilike", "between", "in", "over", "cast", "collate", "from", "values", "with", "at",
+    "and",
+    "or",
+    "not",
+    "case",
+    "when",
+    "select",
+    "union",
+    "except",
+    "intersect",
+    "join",
+    "is",
+    "like",
+    "ilike",
+    "between",
+    "in",
+    "over",
+    "cast",
+    "collate",
+    "from",
+    "values",
+    "with",
+    "at",
 ];
 
 /// Why SQL is not looked at: it is too long, or nests more than `most`.
 pub(super) fn refusal(sql: &str, most: usize) -> Option<String> {
     if sql.len() > BYTES_MAX {
         let mib = BYTES_MAX >> 20;
-        return Some(format!("SQL of {} bytes is longer than {mib} MiB: put the values that it lists into a table", sql.len()));
+        return Some(format!(
+            "SQL of {} bytes is longer than {mib} MiB: put the values that it lists into a table",
+            sql.len()
+        ));
     }
     let nesting = nesting(sql);
     (nesting > most).then(|| {
@@ -75,7 +98,8 @@ pub(super) fn with_stack<T: Send>(run: impl FnOnce() -> T + Send) -> Result<T, S
     thread::scope(|scope| {
         let deep = thread::Builder::new().name("sql".to_owned()).stack_size(STACK_BYTES);
         let running = deep.spawn_scoped(scope, run);
-        let running = running.map_err(|error| format!("there is no memory for a query: {error}"))?;
+        let running =
+            running.map_err(|error| format!("there is no memory for a query: {error}"))?;
         running.join().or_else(|panic| std::panic::resume_unwind(panic))
     })
 }

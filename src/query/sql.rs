@@ -6,9 +6,7 @@
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-use arrow::array::{
-    ArrayRef, AsArray, BooleanArray, RecordBatch, RecordBatchOptions, StringArray,
-};
+use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch, RecordBatchOptions, StringArray};
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use async_trait::async_trait;
@@ -456,7 +454,8 @@ mod tests {
         }
         let brackets = format!("select {}1{}", "(".repeat(1500), ")".repeat(1500));
         assert!(ask(&lab, &brackets).is_err(), "the parser has a bound of its own");
-        let condition = |links: usize| format!("sample_index = 0{}", " or sample_index = 1".repeat(links));
+        let condition =
+            |links: usize| format!("sample_index = 0{}", " or sample_index = 1".repeat(links));
         let compiled = Compiled::new(&condition(240), Relation::Responses).unwrap();
         // As in a thread of the dataflow, which has the usual stack.
         let rows = RecordBatch::new_empty(Relation::Responses.schema());

@@ -158,11 +158,8 @@ impl Check<'_> {
             let text = "a name that begins with a letter, a digit or `_`: `-` begins a flag";
             self.wrong(key, name.place, text);
         } else if name.len() > reserved::LETTERS_MAX {
-            let text = format!(
-                "at most {} letters long, not {}",
-                reserved::LETTERS_MAX,
-                name.len()
-            );
+            let text =
+                format!("at most {} letters long, not {}", reserved::LETTERS_MAX, name.len());
             self.wrong(key, name.place, &text);
         }
     }

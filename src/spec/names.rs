@@ -39,16 +39,20 @@ pub(super) fn check(pipeline: &Pipeline, mistakes: &mut Mistakes) {
 /// Reports entries that are said to be the same as what they cannot be.
 fn same(pipeline: &Pipeline, mistakes: &mut Mistakes) {
     for (name, model) in &pipeline.models {
-        let Some(other) = model.same_as.as_ref().filter(|other| !other.is_empty()) else { continue };
-        let endpoints = pipeline.models.iter().filter(|(entry, model)| {
-            model.endpoint.is_some() && entry.as_str() != name.as_str()
-        });
+        let Some(other) = model.same_as.as_ref().filter(|other| !other.is_empty()) else {
+            continue;
+        };
+        let endpoints = pipeline
+            .models
+            .iter()
+            .filter(|(entry, model)| model.endpoint.is_some() && entry.as_str() != name.as_str());
         let named = pipeline.models.get(other.as_str()).filter(|_| other.value != name.value);
         let fault = match named {
             None => Some(("is no other entry of `models`", None)),
-            Some(_) if model.endpoint.is_none() => {
-                Some(("cannot be the same as a checkpoint: its weights identify one", Some("leave `same_as` out")))
-            }
+            Some(_) if model.endpoint.is_none() => Some((
+                "cannot be the same as a checkpoint: its weights identify one",
+                Some("leave `same_as` out"),
+            )),
             Some(of) if of.endpoint.is_none() => Some(("is a checkpoint", None)),
             Some(of) if (&of.name, &of.revision) != (&model.name, &model.revision) => Some((
                 "has another `name` or `revision`, by which models are told apart",

@@ -331,7 +331,8 @@ fn a_variable_has_the_type_that_yaml_would_give_its_text() {
         ("EMPTY", serde_json::json!("")),
         ("LONG", serde_json::json!("9".repeat(100))),
     ] {
-        let given = arguments(&format!("x: \"${{{name}}}\", y: [{{ z: \"${{{name}}}\" }}]"), &variables);
+        let given =
+            arguments(&format!("x: \"${{{name}}}\", y: [{{ z: \"${{{name}}}\" }}]"), &variables);
         assert_eq!(given, serde_json::json!({ "x": value, "y": [{ "z": value }] }), "{name}");
     }
     let literal = serde_json::json!({ "x": "false", "y": false, "z": "v1" });

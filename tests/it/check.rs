@@ -407,7 +407,8 @@ fn a_run_with_nothing_to_do_warns_once_as_well() {
 
 #[test]
 fn a_node_that_can_draw_no_principle_is_a_mistake_of_check_plan_and_run() {
-    let drafts = "  red: { read: { path: red.jsonl } }\n  drafts: { sample: { from: red, model: m } }\n";
+    let drafts =
+        "  red: { read: { path: red.jsonl } }\n  drafts: { sample: { from: red, model: m } }\n";
     for (node, constitution) in [
         ("revise: { from: drafts, model: m }", "{ id: p, judge: Which? }"),
         ("critique: { from: drafts, model: m }", "{ id: p, judge: Which? }"),
@@ -476,7 +477,8 @@ fn a_model_that_speaks_in_chats_has_a_chat_template() {
 
     let tiny = fixture("llama_tiny");
     let files = Files::new();
-    files.write("prefs.jsonl", "{\"prompt\": \"how?\", \"chosen\": \"so\", \"rejected\": \"no\"}\n");
+    files
+        .write("prefs.jsonl", "{\"prompt\": \"how?\", \"chosen\": \"so\", \"rejected\": \"no\"}\n");
     for name in ["config.json", "model.safetensors", "tokenizer.json"] {
         fs::create_dir_all(files.0.path().join("bare")).unwrap();
         fs::copy(tiny.join(name), files.0.path().join("bare").join(name)).unwrap();

@@ -56,6 +56,9 @@ fn a_worker_of_the_dataflow_that_panics_ends_the_run_with_its_message() {
         // Asked at once, this fake answers in the worker's own thread.
         let mut lab = Lab::answering(workers, panicking);
         let told = end_of(&mut lab);
-        assert!(told.contains("a fault of amend") && told.contains("the fake model panics"), "{told}");
+        assert!(
+            told.contains("a fault of amend") && told.contains("the fake model panics"),
+            "{told}"
+        );
     }
 }

@@ -91,8 +91,8 @@ pub(super) fn router(served: Arc<Served>, limits: Limits) -> Router {
         .fallback(unknown_route)
         .method_not_allowed_fallback(unknown_method);
     // The token is looked at before the body is read.
-    let guarded = whole_bodies(guarded, limits)
-        .layer(from_fn_with_state(Arc::clone(&served), check_token));
+    let guarded =
+        whole_bodies(guarded, limits).layer(from_fn_with_state(Arc::clone(&served), check_token));
     Router::new()
         .route("/health", get(|| async { "ok" }))
         .merge(guarded)

@@ -81,7 +81,9 @@ mod tests {
         let told = warned(&before, &pipeline("${BASE}/v1", ""));
         assert_eq!(
             told,
-            ["model \"m\" is at http://b:1, and was at http://a:1 in snapshot 3: what it answered there stays"]
+            [
+                "model \"m\" is at http://b:1, and was at http://a:1 in snapshot 3: what it answered there stays"
+            ]
         );
         assert_eq!(warned(&before, &pipeline("HTTP://A:1/", "")), [""; 0]);
         let other = pipeline("${BASE}/v1", ", revision: two");

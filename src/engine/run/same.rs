@@ -26,7 +26,8 @@ pub(super) fn stamp(path: &Path, began_ms: i64) -> Option<Stamp> {
 fn stamp_of(metadata: &std::fs::Metadata) -> Option<Stamp> {
     use std::os::unix::fs::MetadataExt as _;
 
-    let ctime_ns = metadata.ctime().checked_mul(1_000_000_000)?.checked_add(metadata.ctime_nsec())?;
+    let ctime_ns =
+        metadata.ctime().checked_mul(1_000_000_000)?.checked_add(metadata.ctime_nsec())?;
     Some(Stamp { ctime_ns, inode: metadata.ino() })
 }
 

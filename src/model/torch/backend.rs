@@ -373,8 +373,7 @@ impl Served<'_> {
         loop {
             let rows_max = self.options.max_in_flight.div_ceil(self.replicas);
             let cache_bytes = self.options.cache_bytes / self.replicas;
-            let begun =
-                || Worker::new(&model, self.tokenizer, self.chat, rows_max, cache_bytes);
+            let begun = || Worker::new(&model, self.tokenizer, self.chat, rows_max, cache_bytes);
             let worker = match catch(begun) {
                 Ok(worker) => worker,
                 Err(message) => return refuse(first, self.queue, &message),

@@ -34,8 +34,7 @@ pub(super) fn warn(pipeline: &Pipeline, warnings: &mut Mistakes) {
 /// Whether both are the same model by name and revision, and are asked at different endpoints.
 fn is_one_model_elsewhere(model: &Model, other: &Model) -> bool {
     let (Some(here), Some(there)) = (&model.endpoint, &other.endpoint) else { return false };
-    (&model.name, &model.revision) == (&other.name, &other.revision)
-        && plain(here) != plain(there)
+    (&model.name, &model.revision) == (&other.name, &other.revision) && plain(here) != plain(there)
 }
 
 /// A URL without what makes no difference.

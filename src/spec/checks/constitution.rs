@@ -254,7 +254,10 @@ impl Known<'_> {
         let kept = all.iter().filter(|one| selector.matches(one)).count();
         let written = selector.to_string();
         match serving.first() {
-            None => format!("add {needs} to a principle of the constitution: none of its {} has one", all.len()),
+            None => format!(
+                "add {needs} to a principle of the constitution: none of its {} has one",
+                all.len()
+            ),
             Some(_) if selector.limit.is_some_and(|limit| limit.value == 0) => {
                 "its `limit` is 0: raise it, or leave it out".to_owned()
             }

@@ -20,9 +20,10 @@ pub(super) fn check(
     let mut seen: BTreeSet<&str> = BTreeSet::new();
     let mut faults = Vec::new();
     for (node, op) in pipeline.nodes.iter().filter(|(node, _)| is_run(node)) {
-        let named = op.references().into_iter().filter(|reference| {
-            reference.edge == Edge::Model && renders(op, reference.key)
-        });
+        let named = op
+            .references()
+            .into_iter()
+            .filter(|reference| reference.edge == Edge::Model && renders(op, reference.key));
         for reference in named {
             let entry = pipeline.models.get(reference.name.as_str());
             if let Some(entry) = entry.filter(|_| seen.insert(&reference.name.value))

@@ -149,64 +149,79 @@ fn few<T>(rows: usize, row: impl Fn(usize) -> T) -> Vec<T> {
 #[test]
 fn each_two_settings_of_train_sl_go_together() {
     let (base, _) = base();
-    check(&[2, 2, 2, 3, 2, 2], base.path(), || few(12, demonstration), |levels, again| {
-        let (optim, compute) = shared(levels, &optim(0.002));
-        let mut sl = SlSettings {
-            optim,
-            packing: levels.of(&[false, true]),
-            batch_size: levels.of(&[2, 4]),
-            epochs: levels.of(&[0.5, 1.0]),
-            held_out: levels.of(&[0.0, 0.2, 0.4]),
-            eval_steps: levels.of(&[None, Some(1)]),
-            patience: levels.of(&[None, Some(1)]),
-            compute: Compute { gradient_checkpointing: again, ..compute },
-            ..sl_settings()
-        };
-        // Patience without losses on the way is a mistake of the pipeline.
-        if sl.eval_steps.is_none() || sl.held_out <= 0.0 {
-            sl.patience = None;
-        }
-        TrainSettings::TrainSl(sl)
-    });
+    check(
+        &[2, 2, 2, 3, 2, 2],
+        base.path(),
+        || few(12, demonstration),
+        |levels, again| {
+            let (optim, compute) = shared(levels, &optim(0.002));
+            let mut sl = SlSettings {
+                optim,
+                packing: levels.of(&[false, true]),
+                batch_size: levels.of(&[2, 4]),
+                epochs: levels.of(&[0.5, 1.0]),
+                held_out: levels.of(&[0.0, 0.2, 0.4]),
+                eval_steps: levels.of(&[None, Some(1)]),
+                patience: levels.of(&[None, Some(1)]),
+                compute: Compute { gradient_checkpointing: again, ..compute },
+                ..sl_settings()
+            };
+            // Patience without losses on the way is a mistake of the pipeline.
+            if sl.eval_steps.is_none() || sl.held_out <= 0.0 {
+                sl.patience = None;
+            }
+            TrainSettings::TrainSl(sl)
+        },
+    );
 }
 
 #[test]
 fn each_two_settings_of_train_pm_go_together() {
     let (base, _) = base();
-    check(&[2, 2, 2, 2, 2], base.path(), || few(12, comparison), |levels, again| {
-        let (optim, compute) = shared(levels, &optim(0.002));
-        let mut pm = PmSettings {
-            optim,
-            batch_size: levels.of(&[2, 4]),
-            epochs: levels.of(&[0.5, 1.0]),
-            held_out: levels.of(&[0.0, 0.3]),
-            center_rewards_coefficient: levels.of(&[0.0, 0.01]),
-            scale_on: levels.of(&[Vec::new(), vec!["ai".to_owned()]]),
-            compute: Compute { gradient_checkpointing: again, ..compute },
-            ..pm_settings()
-        };
-        pm.compute.save_steps = 1;
-        TrainSettings::TrainPm(pm)
-    });
+    check(
+        &[2, 2, 2, 2, 2],
+        base.path(),
+        || few(12, comparison),
+        |levels, again| {
+            let (optim, compute) = shared(levels, &optim(0.002));
+            let mut pm = PmSettings {
+                optim,
+                batch_size: levels.of(&[2, 4]),
+                epochs: levels.of(&[0.5, 1.0]),
+                held_out: levels.of(&[0.0, 0.3]),
+                center_rewards_coefficient: levels.of(&[0.0, 0.01]),
+                scale_on: levels.of(&[Vec::new(), vec!["ai".to_owned()]]),
+                compute: Compute { gradient_checkpointing: again, ..compute },
+                ..pm_settings()
+            };
+            pm.compute.save_steps = 1;
+            TrainSettings::TrainPm(pm)
+        },
+    );
 }
 
 #[test]
 fn each_two_settings_of_train_dpo_go_together() {
     let (base, _) = base();
     let start = base.path().to_owned();
-    check(&[2, 2, 2, 2, 2], base.path(), || few(12, comparison), |levels, again| {
-        let (optim, compute) = shared(levels, &optim(0.002));
-        TrainSettings::TrainDpo(DpoSettings {
-            optim,
-            batch_size: levels.of(&[2, 4]),
-            epochs: levels.of(&[0.5, 1.0]),
-            held_out: levels.of(&[0.0, 0.3]),
-            beta: levels.of(&[0.1, 1.0]),
-            reference: levels.of(&[None, Some(start.clone())]),
-            compute: Compute { gradient_checkpointing: again, ..compute },
-            ..dpo_settings()
-        })
-    });
+    check(
+        &[2, 2, 2, 2, 2],
+        base.path(),
+        || few(12, comparison),
+        |levels, again| {
+            let (optim, compute) = shared(levels, &optim(0.002));
+            TrainSettings::TrainDpo(DpoSettings {
+                optim,
+                batch_size: levels.of(&[2, 4]),
+                epochs: levels.of(&[0.5, 1.0]),
+                held_out: levels.of(&[0.0, 0.3]),
+                beta: levels.of(&[0.1, 1.0]),
+                reference: levels.of(&[None, Some(start.clone())]),
+                compute: Compute { gradient_checkpointing: again, ..compute },
+                ..dpo_settings()
+            })
+        },
+    );
 }
 
 #[test]
@@ -220,39 +235,44 @@ fn each_two_settings_of_ppo_update_go_together() {
     );
     let (start, reward) = (base.path().to_owned(), pm.path().to_owned());
     let own = [3, 2, 2, 3, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2];
-    check(&own, base.path(), || few(4, asked), |levels, again| {
-        let (optim, compute) = shared(levels, &optim(0.001));
-        let algorithm = levels.of(&[Algorithm::Ppo, Algorithm::Rloo, Algorithm::Grpo]);
-        let mut ppo = PpoSettings {
-            optim,
-            algorithm,
-            critic: levels.of(&[CriticTrunk::Separate, CriticTrunk::Shared]),
-            critic_warmup: levels.of(&[0, 1]),
-            num_mini_batches: levels.of(&[1, 2, 4]),
-            num_ppo_epochs: levels.of(&[1, 2]),
-            num_generations: levels.of(&[1, 2]),
-            kl_estimator: levels.of(&["k1", "k3"]).to_owned(),
-            adaptive_kl: levels.of(&[None, Some(AdaptiveKl { target: 6.0, horizon: 64.0 })]),
-            whiten_advantages: levels.of(&[false, true]),
-            whiten_rewards: levels.of(&[false, true]),
-            normalize_reward: levels.of(&[false, true]),
-            target_kl: levels.of(&[0.0, 0.01]),
-            save_every: levels.of(&[0, 1]),
-            keep_below_kl: levels.of(&[None, Some(0.5)]),
-            reference: levels.of(&[None, Some(start.clone())]),
-            test_reward: levels.of(&[None, Some(reward.clone())]),
-            stop: levels.of(&[Vec::new(), vec![" .".to_owned()]]),
-            compute: Compute { gradient_checkpointing: again, ..compute },
-            total_episodes: 16,
-            batch_size: 8,
-            response_length: 6,
-            temperature: levels.of(&[1.0, 0.7]),
-            ..ppo_settings(&reward)
-        };
-        // What the pipeline's checks refuse.
-        if algorithm != Algorithm::Ppo {
-            (ppo.critic_warmup, ppo.num_generations) = (0, 2);
-        }
-        TrainSettings::PpoUpdate(ppo)
-    });
+    check(
+        &own,
+        base.path(),
+        || few(4, asked),
+        |levels, again| {
+            let (optim, compute) = shared(levels, &optim(0.001));
+            let algorithm = levels.of(&[Algorithm::Ppo, Algorithm::Rloo, Algorithm::Grpo]);
+            let mut ppo = PpoSettings {
+                optim,
+                algorithm,
+                critic: levels.of(&[CriticTrunk::Separate, CriticTrunk::Shared]),
+                critic_warmup: levels.of(&[0, 1]),
+                num_mini_batches: levels.of(&[1, 2, 4]),
+                num_ppo_epochs: levels.of(&[1, 2]),
+                num_generations: levels.of(&[1, 2]),
+                kl_estimator: levels.of(&["k1", "k3"]).to_owned(),
+                adaptive_kl: levels.of(&[None, Some(AdaptiveKl { target: 6.0, horizon: 64.0 })]),
+                whiten_advantages: levels.of(&[false, true]),
+                whiten_rewards: levels.of(&[false, true]),
+                normalize_reward: levels.of(&[false, true]),
+                target_kl: levels.of(&[0.0, 0.01]),
+                save_every: levels.of(&[0, 1]),
+                keep_below_kl: levels.of(&[None, Some(0.5)]),
+                reference: levels.of(&[None, Some(start.clone())]),
+                test_reward: levels.of(&[None, Some(reward.clone())]),
+                stop: levels.of(&[Vec::new(), vec![" .".to_owned()]]),
+                compute: Compute { gradient_checkpointing: again, ..compute },
+                total_episodes: 16,
+                batch_size: 8,
+                response_length: 6,
+                temperature: levels.of(&[1.0, 0.7]),
+                ..ppo_settings(&reward)
+            };
+            // What the pipeline's checks refuse.
+            if algorithm != Algorithm::Ppo {
+                (ppo.critic_warmup, ppo.num_generations) = (0, 2);
+            }
+            TrainSettings::PpoUpdate(ppo)
+        },
+    );
 }
