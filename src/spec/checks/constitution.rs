@@ -255,8 +255,7 @@ impl Known<'_> {
         let written = selector.to_string();
         match serving.first() {
             None => format!(
-                "add {needs} to a principle of the constitution: none of its {} has one",
-                all.len()
+                "add {needs} to a principle with a weight above 0: the constitution has none"
             ),
             Some(_) if selector.limit.is_some_and(|limit| limit.value == 0) => {
                 "its `limit` is 0: raise it, or leave it out".to_owned()
