@@ -17,6 +17,7 @@ mod incremental;
 #[cfg(all(unix, feature = "torch"))]
 mod interrupt;
 mod lab;
+mod messages;
 mod openai;
 mod oracle;
 mod overtaken;

@@ -227,6 +227,7 @@ impl Failure {
             "context_length",
             "context size",
             "context window",
+            "context limit",
             "maximum context",
             "too many tokens",
             "prompt is too long",
