@@ -67,7 +67,8 @@ fn a_request_is_sent_as_the_interface_has_it_and_the_key_in_its_own_header() {
 
 #[test]
 fn the_key_is_in_no_file_and_no_message() {
-    let config = json!({ "dialect": "anthropic", "permanent_every": 3, "api_key": "sk-ant-sesame" });
+    let config =
+        json!({ "dialect": "anthropic", "permanent_every": 3, "api_key": "sk-ant-sesame" });
     let lab = lab(config, "", DRAFTS);
     let from_environment =
         pipeline("", DRAFTS).replace("sk-ant-sesame", "\"${ANTHROPIC_API_KEY}\"");
@@ -123,13 +124,12 @@ fn a_judge_votes_without_being_tried_out() {
     let nodes = "  drafts: { sample: { from: prompts, model: m, n: 2 } }\n  preferences: { pairwise-judge: { from: other, model: m, order: fixed } }\n  other: { sample: { from: prompts, model: w, n: 2 } }\n";
     let lab = lab(json!({ "dialect": "anthropic" }), ", votes: 5", nodes);
     // Two drafts of one prompt have the same body here, which takes no seed: another model writes.
-    let text = pipeline(", votes: 5", nodes).replace(
-        "nodes:",
-        "  w: { endpoint: \"${FAKE_URL}\", name: fake-model }\nnodes:",
-    );
+    let text = pipeline(", votes: 5", nodes)
+        .replace("nodes:", "  w: { endpoint: \"${FAKE_URL}\", name: fake-model }\nnodes:");
     lab.write("small.yaml", &text);
     lab.json(&["run", "small.yaml"]);
-    let rows = lab.json(&["query", "select estimator, count(*) as n from preferences group by estimator"]);
+    let rows =
+        lab.json(&["query", "select estimator, count(*) as n from preferences group by estimator"]);
     assert_eq!(rows, json!([{ "estimator": "votes", "n": ROWS }]));
     let votes = bodies(&lab).into_iter().filter(|body| body["max_tokens"] == 8).count();
     assert_eq!(votes, ROWS, "equal votes are one body");
@@ -226,8 +226,12 @@ fn what_the_interface_does_not_take_is_an_error_of_check_that_names_it() {
         let critic = format!("max_tokens: 20, {setting}");
         for node in [
             format!("critique: {{ from: drafts, model: m, {critic} }}"),
-            format!("repeat: {{ from: drafts, times: 2, critique: {{ model: m, {critic} }}, revise: {{ model: m }} }}"),
-            format!("repeat: {{ from: drafts, times: 2, critique: none, revise: {{ model: m, {critic} }} }}"),
+            format!(
+                "repeat: {{ from: drafts, times: 2, critique: {{ model: m, {critic} }}, revise: {{ model: m }} }}"
+            ),
+            format!(
+                "repeat: {{ from: drafts, times: 2, critique: none, revise: {{ model: m, {critic} }} }}"
+            ),
         ] {
             let (code, said) = check("", &format!("{DRAFTS}  more: {{ {node} }}\n"));
             assert!(code == 2 && said.contains(word), "{node}: {said}");
@@ -255,15 +259,9 @@ fn what_the_interface_does_not_take_is_an_error_of_check_that_names_it() {
 #[test]
 fn a_vote_that_was_spent_on_thinking_is_no_vote() {
     let nodes = "  w: { sample: { from: prompts, model: writer, n: 2 } }\n  judged: { pairwise-judge: { from: w, model: m, order: fixed } }\n";
-    let lab = lab(
-        json!({ "dialect": "anthropic" }),
-        "",
-        nodes,
-    );
-    let text = pipeline("", nodes).replace(
-        "nodes:",
-        "  writer: { endpoint: \"${FAKE_URL}\", name: fake-model }\nnodes:",
-    );
+    let lab = lab(json!({ "dialect": "anthropic" }), "", nodes);
+    let text = pipeline("", nodes)
+        .replace("nodes:", "  writer: { endpoint: \"${FAKE_URL}\", name: fake-model }\nnodes:");
     lab.write("small.yaml", &text);
     assert_eq!(lab.amend(&["run", "small.yaml", "--until", "w"]).0, 0);
     lab.server.config(json!({ "fault": "cut-reasoning", "fault_every": 1 }));

@@ -66,7 +66,9 @@ pub(crate) fn refuse(dialect: &str, request: &Value, version: Option<&str>) -> O
     }
     let turns = request["messages"].as_array()?;
     if turns.iter().any(|turn| turn["role"] == "system") {
-        return no("messages: Unexpected role \"system\". The Messages API accepts a top-level `system` parameter");
+        return no(
+            "messages: Unexpected role \"system\". The Messages API accepts a top-level `system` parameter",
+        );
     }
     if turns.iter().any(|turn| turn["content"] == "") {
         return no("messages: text content blocks must be non-empty");
@@ -89,7 +91,9 @@ fn refuse_by_model(dialect: &str, request: &Value, max_tokens: u64) -> Option<Sp
     let kind = request["thinking"]["type"].as_str();
     if matches!(kind, Some("enabled" | "adaptive")) {
         if temperature.is_some_and(|temperature| temperature < 1.0) || !request["top_k"].is_null() {
-            return no("`temperature` may only be set to 1 when thinking is enabled or in adaptive mode.");
+            return no(
+                "`temperature` may only be set to 1 when thinking is enabled or in adaptive mode.",
+            );
         }
         let budget = request["thinking"]["budget_tokens"].as_u64();
         if budget.is_some_and(|budget| budget >= max_tokens) {
@@ -126,7 +130,8 @@ fn begun(request: &Value) -> Option<&str> {
 pub(crate) fn chat(request: &Value) -> Value {
     let own = request["messages"].as_array().cloned().unwrap_or_default();
     let is_begun = begun(request).is_some();
-    let system = request["system"].as_str().map(|text| json!({ "role": "system", "content": text }));
+    let system =
+        request["system"].as_str().map(|text| json!({ "role": "system", "content": text }));
     let messages: Vec<Value> = system.into_iter().chain(own).collect();
     json!({
         "model": request["model"], "messages": messages, "max_tokens": request["max_tokens"],
@@ -171,7 +176,10 @@ pub(crate) fn fault(name: &str, mut message: Value) -> Spoken {
         "429-header" => {
             // The time has passed when it is read.
             let reset = "anthropic-ratelimit-tokens-remaining: 0\r\nanthropic-ratelimit-tokens-reset: 2023-06-01T00:00:00Z\r\n";
-            let refused = error(429, "This request would exceed your organization's rate limit of 30,000 input tokens per minute");
+            let refused = error(
+                429,
+                "This request would exceed your organization's rate limit of 30,000 input tokens per minute",
+            );
             Spoken { headers: reset.to_owned() + "retry-after: 0\r\n", ..refused }
         }
         "cut-json" => {
@@ -186,7 +194,9 @@ pub(crate) fn fault(name: &str, mut message: Value) -> Spoken {
             message["content"] = Value::Null;
             billed(message)
         }
-        "error-at-top" | "error-in-choice" => Spoken { status: 200, ..error(500, "Internal server error") },
+        "error-at-top" | "error-in-choice" => {
+            Spoken { status: 200, ..error(500, "Internal server error") }
+        }
         "abort" => stopped(message, json!("pause_turn")),
         "error-finish" => stopped(message, json!("error")),
         "no-resource" => stopped(message, json!("insufficient_system_resource")),
@@ -201,7 +211,8 @@ pub(crate) fn fault(name: &str, mut message: Value) -> Spoken {
             stopped(message, json!("refusal"))
         }
         "tool-calls" => {
-            message["content"] = json!([{ "type": "tool_use", "id": "toolu_1", "name": "search", "input": {} }]);
+            message["content"] =
+                json!([{ "type": "tool_use", "id": "toolu_1", "name": "search", "input": {} }]);
             stopped(message, json!("tool_use"))
         }
         "cut-reasoning" => {

@@ -16,9 +16,9 @@ use crate::operators::ModelRef;
 use crate::operators::train::Chat;
 use crate::plan::{ModelEdge, Plan, Step};
 use crate::record::{Id, KeyHasher};
+use crate::spec::model::{Api, Format, Scoring, Thinking};
 #[cfg(feature = "torch")]
 use crate::spec::model::{Device, Dtype};
-use crate::spec::model::{Api, Format, Scoring, Thinking};
 use crate::spec::{Backend as Behind, Limits, Model, Name};
 
 /// The models of a plan, opened when they are first asked.

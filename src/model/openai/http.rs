@@ -126,9 +126,7 @@ impl Http {
         }
         match route {
             Route::Messages => messages::read(&body.bytes),
-            Route::Chat | Route::Completions => {
-                Failure::check(serde_json::from_slice(&body.bytes))
-            }
+            Route::Chat | Route::Completions => Failure::check(serde_json::from_slice(&body.bytes)),
         }
     }
 }

@@ -283,7 +283,8 @@ mod tests {
     fn thinking_is_said_as_models_of_each_age_read_it() {
         let check = |thinking, expected: Value| {
             let body = sent(&Body { thinking: Some(thinking), ..Body::default() });
-            let own = json!({ "thinking": body["thinking"], "output_config": body["output_config"] });
+            let own =
+                json!({ "thinking": body["thinking"], "output_config": body["output_config"] });
             assert_eq!(own, expected);
         };
         check(
@@ -313,7 +314,10 @@ mod tests {
         )
         .unwrap();
         let text = reply.choice().text().unwrap();
-        assert_eq!((text.text.as_str(), text.reasoning.as_deref()), ("Hello you.", Some("They ask.")));
+        assert_eq!(
+            (text.text.as_str(), text.reasoning.as_deref()),
+            ("Hello you.", Some("They ask."))
+        );
         assert_eq!(reply.choice().finish(), Ok(Finish::Stop));
         let billed = Billed { requests: 1, prompt_tokens: 15, completion_tokens: 9 };
         assert_eq!((reply.billed(), reply.model.take().as_deref()), (Some(billed), Some("m")));
@@ -324,7 +328,8 @@ mod tests {
     #[test]
     fn each_stop_reason_is_known_and_an_unknown_one_is_no_stop() {
         let of = |reason: &str| {
-            let text = format!(r#"{{"content":[{{"type":"text","text":"a"}}],"stop_reason":"{reason}"}}"#);
+            let text =
+                format!(r#"{{"content":[{{"type":"text","text":"a"}}],"stop_reason":"{reason}"}}"#);
             read(text.as_bytes()).map(|reply| reply.choice().finish().unwrap())
         };
         for (reason, finish) in [
@@ -343,7 +348,10 @@ mod tests {
         assert!(of("compaction").unwrap_err().message().contains("compaction"));
         let tool = br#"{"content":[{"type":"tool_use","id":"1","name":"t","input":{}}],"stop_reason":"tool_use"}"#;
         let reply = read(tool).unwrap();
-        assert_eq!((reply.choice().finish(), reply.choice().text().unwrap().text.as_str()), (Ok(Finish::ToolCalls), ""));
+        assert_eq!(
+            (reply.choice().finish(), reply.choice().text().unwrap().text.as_str()),
+            (Ok(Finish::ToolCalls), "")
+        );
     }
 
     #[test]
@@ -359,7 +367,9 @@ mod tests {
         check(r#"{"content":7}"#, "`content` of the reply is a number", Meaning::Unusable);
         let image = r#"{"content":[{"type":"image","source":{}}],"stop_reason":"end_turn"}"#;
         check(image, "a block of type \"image\"", Meaning::Unusable);
-        let error = |kind: &str| format!(r#"{{"type":"error","error":{{"type":"{kind}","message":"Sorry"}}}}"#);
+        let error = |kind: &str| {
+            format!(r#"{{"type":"error","error":{{"type":"{kind}","message":"Sorry"}}}}"#)
+        };
         check(&error("overloaded_error"), "529", Meaning::Refused);
         check(&error("rate_limit_error"), "429", Meaning::Refused);
         check(&error("authentication_error"), "401", Meaning::Outage);

@@ -172,9 +172,7 @@ impl OpenAiOptions {
     }
 
     /// The header that carries the key, where there is one.
-    pub(super) fn authorization(
-        &self,
-    ) -> Result<Option<(HeaderName, HeaderValue)>, OpenAiError> {
+    pub(super) fn authorization(&self) -> Result<Option<(HeaderName, HeaderValue)>, OpenAiError> {
         let Some(key) = self.api_key.as_ref().filter(|key| !key.text().is_empty()) else {
             return Ok(None);
         };

@@ -152,8 +152,7 @@ fn node_of(asked: &Asked<'_>, model: &Model, check: &mut Check<'_>) {
         && written.max_tokens.value <= budget.value
     {
         let max_tokens = &written.max_tokens;
-        let text =
-            format!("has the \"max_tokens\" {max_tokens} {thinks}: {budget} tokens of them");
+        let text = format!("has the \"max_tokens\" {max_tokens} {thinks}: {budget} tokens of them");
         let help = format!("use a \"max_tokens\" above {budget}: what is thought is part of it");
         check.says(at(max_tokens.place), &text, &help);
     }
