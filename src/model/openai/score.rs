@@ -221,7 +221,9 @@ async fn all<T>(
     }
     let Some(error) = error else { return Ok(heard) };
     // Those that were answered are paid for, though nothing comes of them.
-    heard.iter().for_each(|heard| drop(caller.meter.failed(heard.billed())));
+    for heard in &heard {
+        caller.meter.failed(heard.billed());
+    }
     Err(error)
 }
 
@@ -294,7 +296,8 @@ fn vote_in(choice: &Choice, choices: &[String]) -> Result<Option<usize>, String>
     if text.text.trim().is_empty() && choice.finish() == Ok(Finish::Length) {
         return Err(format!(
             "the model wrote no text in the {VOTE_TOKENS} tokens of a vote: it thinks before it \
-             answers; turn that off for this model"
+             answers; turn that off for the model: `thinking: disabled` with `api: messages`, \
+             `template_args: {{ enable_thinking: false }}` with many chat templates"
         ));
     }
     Ok(labels::voted(choices, &text.text))
