@@ -6,7 +6,7 @@ use regex::Regex;
 
 use crate::model::Estimator;
 use crate::record::Relation;
-use crate::spec::model::Scoring;
+use crate::spec::model::{Api, Scoring};
 use crate::spec::op::Critiquing;
 use crate::spec::{Backend, Constitution, Model, Name, Op, Place, Stage};
 
@@ -88,9 +88,11 @@ impl<'a> Build<'a> {
     /// How label log-probabilities are had from the model.
     pub(super) fn estimator(&self) -> Estimator {
         let model = self.model();
+        let is_messages = model.api.is_some_and(|api| api.value == Api::Messages);
         self.estimator.unwrap_or(match (model.scoring, model.backend()) {
             (Scoring::Auto, Backend::Checkpoint(_)) | (Scoring::Echo, _) => Estimator::Echo,
             (Scoring::PromptLogprobs, _) => Estimator::PromptLogprobs,
+            (Scoring::Auto, Backend::Endpoint { .. }) if is_messages => Estimator::Votes,
             (Scoring::Auto, Backend::Endpoint { .. }) | (Scoring::TopLogprobs, _) => {
                 Estimator::TopLogprobs
             }

@@ -1,6 +1,7 @@
 //! What types cannot say: ranges, choices that exclude each other, patterns that must compile, ids that must be unique.
 
 mod constitution;
+mod messages;
 mod op;
 mod reserved;
 
@@ -35,6 +36,7 @@ pub(super) fn pipeline(pipeline: &Pipeline, mistakes: &mut Mistakes) {
         }
         op::op(name.place, node, &mut check);
     }
+    messages::nodes(pipeline, mistakes);
 }
 
 fn model(name: &Name, model: &Model, check: &mut Check<'_>) {
@@ -71,6 +73,7 @@ fn model(name: &Name, model: &Model, check: &mut Check<'_>) {
         check.says(name.place, "has a \"price\" below 0, or one that is no number", help);
     }
     without_effect(name, model, check);
+    messages::model(name, model, check);
     check.count("max_in_flight", &model.max_in_flight);
     check.count("votes", &model.votes);
     if let Some(timeout_s) = &model.timeout_s {
@@ -91,6 +94,7 @@ fn model(name: &Name, model: &Model, check: &mut Check<'_>) {
 fn without_effect(name: &Name, model: &Model, check: &mut Check<'_>) {
     let is_endpoint = model.endpoint.is_some();
     let is_transcript = model.format == Format::Transcript;
+    let is_messages = model.api.is_some_and(|api| api.value == Api::Messages);
     if is_endpoint == model.checkpoint.is_some() {
         return;
     }
@@ -130,7 +134,7 @@ fn without_effect(name: &Name, model: &Model, check: &mut Check<'_>) {
         }
     }
     match (is_endpoint, model.scoring) {
-        (true, Scoring::Echo) if !is_transcript => check.says(
+        (true, Scoring::Echo) if !is_transcript && !is_messages => check.says(
             name.place,
             "has `scoring: echo`, which scores texts, and `format: chat`",
             "use `format: transcript`, or `scoring: auto`",
@@ -143,18 +147,20 @@ fn without_effect(name: &Name, model: &Model, check: &mut Check<'_>) {
         _ => {}
     }
     let needs = if is_transcript { Api::Completions } else { Api::Chat };
-    if let Some(api) = model.api.filter(|api| is_endpoint && api.value != needs) {
+    let fits = |api: Api| api == needs || api == Api::Messages && !is_transcript;
+    if let Some(api) = model.api.filter(|api| is_endpoint && !fits(api.value)) {
+        let written = if api.value == Api::Messages { "messages" } else { "chat" };
         let (text, help) = match needs {
             Api::Completions => (
-                "has `format: transcript`, a text to continue, which `api: chat` does not take",
+                format!("has `format: transcript`, a text to continue, which `api: {written}` does not take"),
                 "use `api: completions`, or `format: chat`",
             ),
-            Api::Chat => (
-                "has `format: chat`, messages that the server renders, which `api: completions` does not take",
+            _ => (
+                "has `format: chat`, messages that the server renders, which `api: completions` does not take".to_owned(),
                 "use `api: chat`, or `format: transcript`",
             ),
         };
-        check.says(api.place, text, help);
+        check.says(api.place, &text, help);
     }
 }
 

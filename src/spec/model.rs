@@ -18,7 +18,8 @@ pub struct Model {
     /// A directory in Hugging Face layout, run in this process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<Spanned<FilePath>>,
-    /// Base URL of an OpenAI-compatible server, such as `http://localhost:8000/v1`.
+    /// Base URL of an OpenAI-compatible server, such as `http://localhost:8000/v1`; with `api: messages`, of one with
+    /// Anthropic's Messages API, such as `https://api.anthropic.com`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<Name>,
     /// Name of the model at the endpoint. With `revision` it identifies the model; the URL and the key do not.
@@ -35,9 +36,14 @@ pub struct Model {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_key: Option<Secret>,
     /// Which of the endpoint's interfaces answers. Without it, the one that `format` needs: `chat` for messages,
-    /// `completions` for a transcript.
+    /// `completions` for a transcript. `messages` is Anthropic's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api: Option<Spanned<Api>>,
+    /// Whether the model thinks before it writes, by `api: messages`: `disabled`, `{ budget_tokens: 2048 }`, or
+    /// `{ effort: low }` for models that decide themselves. What was thought goes to the column `reasoning`. Votes are
+    /// asked without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thinking: Option<Spanned<Thinking>>,
     /// How a conversation becomes text.
     #[serde(default)]
     pub format: Format,
@@ -136,6 +142,7 @@ impl Model {
             same_as: None,
             api_key: None,
             api: None,
+            thinking: None,
             format: Format::Transcript,
             chat_template: None,
             template_args: IndexMap::new(),
@@ -233,6 +240,49 @@ pub enum Api {
     Chat,
     /// `POST /completions`, with rendered text.
     Completions,
+    /// `POST /messages`, Anthropic's Messages API. It takes no seed and gives no log-probabilities.
+    Messages,
+}
+
+/// Whether and how much a model thinks before it writes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Thinking {
+    /// Not at all.
+    Disabled,
+    /// At most so many tokens, from 1024. They are part of `max_tokens`. For models up to Claude 4.6.
+    BudgetTokens(Spanned<u32>),
+    /// As much as the model finds right for this effort. For models from Claude 4.6.
+    Effort(Effort),
+}
+
+/// How much effort a model makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Effort {
+    /// The least.
+    Low,
+    /// Some.
+    Medium,
+    /// Much.
+    High,
+    /// More.
+    Xhigh,
+    /// The most.
+    Max,
+}
+
+impl Effort {
+    /// The name, as it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Effort::Low => "low",
+            Effort::Medium => "medium",
+            Effort::High => "high",
+            Effort::Xhigh => "xhigh",
+            Effort::Max => "max",
+        }
+    }
 }
 
 /// How the log-probability of a label is had from a model.

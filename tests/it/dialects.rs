@@ -22,7 +22,7 @@ struct Shape {
 }
 
 impl Shape {
-    fn pipeline(&self) -> String {
+    fn pipeline(&self, api: &str) -> String {
         let Shape { n, temperature, max_tokens, .. } = self;
         let scoring = self.judge.unwrap_or("auto");
         let stop =
@@ -34,7 +34,7 @@ seed: 17
 constitution: constitution.yaml
 limits: {{ retries: 3 }}
 models:
-  m: {{ endpoint: "${{FAKE_URL}}", name: fake-model, max_in_flight: 4, scoring: {scoring}, votes: 3, price: {{ input: 2000.0, output: 8000.0 }} }}
+  m: {{ endpoint: "${{FAKE_URL}}", name: fake-model, api: {api}, max_in_flight: 4, scoring: {scoring}, votes: 3, price: {{ input: 2000.0, output: 8000.0 }} }}
 nodes:
   prompts: {{ read: {{ path: prompts.jsonl, key: [id] }} }}
   drafts: {{ sample: {{ from: prompts, model: m, n: {n}, temperature: {temperature}, max_tokens: {max_tokens}{stop} }} }}
@@ -72,7 +72,7 @@ fn texts(rows: &Value, column: &str) -> Vec<String> {
 
 /// What was counted is what the server counted; where it does not say, at least that, and marked.
 fn check_counts(
-    fault: &str,
+    [dialect, fault]: [&str; 2],
     shape: &Shape,
     report: &Value,
     stats: &Stats,
@@ -82,7 +82,7 @@ fn check_counts(
     let spent = &report["spent"];
     let (requests, tokens) =
         (spent["requests"].as_u64().unwrap(), spent["tokens"].as_u64().unwrap());
-    let probed = shape.judge == Some("auto");
+    let probed = shape.judge == Some("auto") && !dialect.starts_with("anthropic");
     let counts =
         !matches!(fault, "null-usage" | "no-usage" | "hangs-up" | "cut-json" | "no-body" | "html");
     let served = stats.prompt_tokens + stats.completion_tokens;
@@ -109,7 +109,8 @@ fn check_counts(
 /// One server, one fault, one pipeline: what must be true of all of them.
 fn check(dialect: &str, fault: &str, ending: Ending, every: u64, shape: &Shape) {
     let lab = Lab::new(json!({ "dialect": dialect, "fault": fault, "fault_every": every }));
-    lab.write("small.yaml", &shape.pipeline());
+    let is_messages = dialect.starts_with("anthropic");
+    lab.write("small.yaml", &shape.pipeline(if is_messages { "messages" } else { "chat" }));
     let principle =
         json!({ "id": "one", "critique": "Find fault.", "revise": "Mend it.", "judge": "Which?" });
     lab.write("constitution.yaml", &json!({ "principles": [principle] }).to_string());
@@ -149,7 +150,7 @@ fn check(dialect: &str, fault: &str, ending: Ending, every: u64, shape: &Shape) 
         let finish = row["finish_reason"].as_str().unwrap();
         assert!(finish == "stop" || finish == "length", "{told}: {finish}");
     }
-    check_counts(fault, shape, &report, &stats, &drafts, &told);
+    check_counts([dialect, fault], shape, &report, &stats, &drafts, &told);
 
     // The next run asks again what may be answered then, and nothing else.
     let before = lab.server.stats().calls;
@@ -173,10 +174,14 @@ fn check(dialect: &str, fault: &str, ending: Ending, every: u64, shape: &Shape) 
 /// Each fault in each dialect once would be hundreds of runs: each fault is met in one dialect, each
 /// dialect with a few faults, and each time in a pipeline drawn at random.
 fn check_faults(of: Ending) {
+    check_faults_of(of, |nth| DIALECTS[(nth * 5) % DIALECTS.len()]);
+}
+
+fn check_faults_of(of: Ending, dialect: impl Fn(usize) -> &'static str) {
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);
     for (nth, (fault, ending)) in FAULTS.iter().enumerate() {
-        let dialect = DIALECTS[(nth * 5) % DIALECTS.len()];
+        let dialect = dialect(nth);
         let shape = shapes().new_tree(&mut runner).unwrap().current();
         if *ending == of {
             check(dialect, fault, *ending, 2 + (nth as u64 % 3), &shape);
@@ -200,8 +205,24 @@ fn an_answer_in_an_odd_shape_is_an_answer() {
 }
 
 #[test]
+fn what_passes_is_asked_again_and_paid_for_once_by_the_messages_api() {
+    check_faults_of(Ending::Again, |_| "anthropic");
+}
+
+#[test]
+fn what_is_no_answer_is_a_reject_with_its_reason_by_the_messages_api() {
+    check_faults_of(Ending::Rejected, |_| "anthropic");
+}
+
+#[test]
+fn an_answer_in_an_odd_shape_is_an_answer_by_the_messages_api() {
+    check_faults_of(Ending::Answered, |_| "anthropic");
+}
+
+#[test]
 fn every_dialect_is_understood_where_nothing_fails() {
-    for dialect in DIALECTS {
+    let messages = ["anthropic", "anthropic-4.5", "anthropic-5"];
+    for dialect in DIALECTS.iter().chain(&messages) {
         for temperature in [0.0, 0.7] {
             let judge = (temperature > 0.0).then_some("votes");
             let (n, stop) = (if judge.is_some() { 2 } else { 1 }, true);

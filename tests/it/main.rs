@@ -18,6 +18,7 @@ mod incremental;
 #[cfg(all(unix, feature = "torch"))]
 mod interrupt;
 mod lab;
+mod messages;
 mod openai;
 mod oracle;
 mod overtaken;

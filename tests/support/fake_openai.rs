@@ -3,6 +3,7 @@
 //! | route | what |
 //! |---|---|
 //! | `POST …/chat/completions`, `POST …/completions` | an answer that is a function of the body |
+//! | `POST …/messages` | the same, by Anthropic's Messages API |
 //! | `GET /stats` | counters as JSON ([`Stats`]) |
 //! | `GET /requests` | a JSON line a distinct body: `{"body", "kind", "asked", "answered"}` |
 //! | `POST /config` | sets the fields of [`Config`] that it is given |
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::fake_dialects::{self as dialects, Spoken};
+use super::fake_messages as messages;
 use super::fake_model as model;
 
 /// How the server misbehaves. 0 is never.
@@ -48,7 +50,8 @@ pub(crate) struct Config {
     pub(crate) context: usize,
     /// 400 for these fields of a body.
     pub(crate) refused_fields: Vec<String>,
-    /// Whose dialect it speaks: one of [`DIALECTS`](super::fake_dialects::DIALECTS).
+    /// Whose dialect it speaks: one of [`DIALECTS`](super::fake_dialects::DIALECTS), or of
+    /// [those](super::fake_messages) of the Messages API.
     pub(crate) dialect: String,
     /// What goes wrong: one of [`FAULTS`](super::fake_dialects::FAULTS); empty is nothing.
     pub(crate) fault: String,
@@ -182,9 +185,13 @@ fn connection(stream: TcpStream, state: &Mutex<State>) -> Option<()> {
     let mut reader = BufReader::new(stream.try_clone().ok()?);
     let mut writer = stream;
     loop {
-        let (path, key, body) = read_request(&mut reader)?;
+        let Head { path, bearer, api_key, version, body } = read_request(&mut reader)?;
         let (status, extra, body) = match path.split('?').next()?.rsplit('/').next()? {
-            "completions" => call(state, path.contains("/chat/"), &body, key.as_deref()),
+            "completions" => {
+                let api = if path.contains("/chat/") { Api::Chat } else { Api::Completions };
+                call(state, &api, &body, bearer.as_deref())
+            }
+            "messages" => call(state, &Api::Messages { version }, &body, api_key.as_deref()),
             "stats" => (200, String::new(), json!(lock(state).stats).to_string()),
             "requests" => (200, String::new(), requests(&lock(state))),
             "reset" => {
@@ -211,25 +218,45 @@ fn connection(stream: TcpStream, state: &Mutex<State>) -> Option<()> {
     }
 }
 
-/// The path, the bearer token and the body of the next request.
-fn read_request(reader: &mut BufReader<TcpStream>) -> Option<(String, Option<String>, Vec<u8>)> {
+/// A request, as far as it is read.
+struct Head {
+    path: String,
+    bearer: Option<String>,
+    api_key: Option<String>,
+    /// The header `anthropic-version`.
+    version: Option<String>,
+    body: Vec<u8>,
+}
+
+/// Which interface is asked.
+enum Api {
+    Chat,
+    Completions,
+    Messages { version: Option<String> },
+}
+
+/// The next request.
+fn read_request(reader: &mut BufReader<TcpStream>) -> Option<Head> {
     let mut line = String::new();
     reader.read_line(&mut line).ok().filter(|length| *length > 0)?;
     let path = line.split(' ').nth(1)?.to_owned();
-    let (mut length, mut key) = (0, None);
+    let mut length = 0;
+    let (mut bearer, mut api_key, mut version) = (None, None, None);
     loop {
         line.clear();
         reader.read_line(&mut line).ok().filter(|length| *length > 0)?;
         let Some((name, value)) = line.trim_end().split_once(':') else { break };
         match name.to_ascii_lowercase().as_str() {
             "content-length" => length = value.trim().parse().ok()?,
-            "authorization" => key = value.trim().strip_prefix("Bearer ").map(str::to_owned),
+            "authorization" => bearer = value.trim().strip_prefix("Bearer ").map(str::to_owned),
+            "x-api-key" => api_key = Some(value.trim().to_owned()),
+            "anthropic-version" => version = Some(value.trim().to_owned()),
             _ => {}
         }
     }
     let mut body = vec![0; length];
     reader.read_exact(&mut body).ok()?;
-    Some((path, key, body))
+    Some(Head { path, bearer, api_key, version, body })
 }
 
 type Response = (u16, String, String);
@@ -264,11 +291,12 @@ fn configure(state: &mut State, body: &[u8]) -> Response {
 }
 
 /// Counts a call and answers it.
-fn call(state: &Mutex<State>, chat: bool, body: &[u8], key: Option<&str>) -> Response {
+fn call(state: &Mutex<State>, api: &Api, body: &[u8], key: Option<&str>) -> Response {
     let Ok(request) = serde_json::from_slice::<Value>(body) else {
         return (400, String::new(), error("the body is no JSON"));
     };
     let canonical = canonical(&request);
+    let chat = !matches!(api, Api::Completions);
     let id = model::hash(&[if chat { "chat" } else { "completions" }, &canonical]);
     let kind = kind(chat, &request);
     let (config, nth, times, over) = {
@@ -288,7 +316,7 @@ fn call(state: &Mutex<State>, chat: bool, body: &[u8], key: Option<&str>) -> Res
         (state.config.clone(), state.stats.calls, times, over)
     };
     let hangs = config.hang_after > 0 && nth > config.hang_after;
-    let asked = Ask { request: &request, canonical: &canonical, chat, id, nth, times };
+    let asked = Ask { request: &request, canonical: &canonical, api, id, nth, times };
     let answered = if over { None } else { Some(respond(&config, &asked, key)) };
     if config.latency_ms > 0 && !over {
         thread::sleep(Duration::from_millis(config.latency_ms));
@@ -326,7 +354,7 @@ fn call(state: &Mutex<State>, chat: bool, body: &[u8], key: Option<&str>) -> Res
 struct Ask<'a> {
     request: &'a Value,
     canonical: &'a str,
-    chat: bool,
+    api: &'a Api,
     /// The hash of the body.
     id: u64,
     /// Which call it is.
@@ -339,7 +367,10 @@ struct Ask<'a> {
 fn respond(config: &Config, ask: &Ask<'_>, key: Option<&str>) -> Spoken {
     let Ask { request, canonical, id, .. } = *ask;
     let every = |n: u64| n > 0 && ask.nth.is_multiple_of(n);
-    let fault = |status, message: &str| Spoken::free(status, error(message));
+    let fault = |status, message: &str| match ask.api {
+        Api::Messages { .. } => messages::error(status, message),
+        _ => Spoken::free(status, error(message)),
+    };
     if config.api_key.as_deref().is_some_and(|wanted| Some(wanted) != key) {
         return fault(401, &format!("incorrect API key provided: {}", key.unwrap_or("none")));
     }
@@ -367,20 +398,41 @@ fn respond(config: &Config, ask: &Ask<'_>, key: Option<&str>) -> Spoken {
     if every(config.garbage_every) {
         return Spoken::free(200, r#"{"choices":[{"index":"#.to_owned());
     }
-    if let Some(refused) = dialects::refuse(&config.dialect, request) {
+    answer(config, ask)
+}
+
+/// The answer by the interface that was asked, unless that refuses the request.
+fn answer(config: &Config, ask: &Ask<'_>) -> Spoken {
+    let Ask { request, canonical, id, .. } = *ask;
+    let refused = match ask.api {
+        Api::Messages { version } => messages::refuse(&config.dialect, request, version.as_deref()),
+        _ => dialects::refuse(&config.dialect, request),
+    };
+    if let Some(refused) = refused {
         return refused;
     }
     let system = &config.system_fingerprint;
-    let reply = super::fake_openai_replies::reply(request, canonical, ask.chat, id, system);
+    let is_chat = !matches!(ask.api, Api::Completions);
+    let as_chat = match ask.api {
+        Api::Messages { .. } => &messages::chat(request),
+        _ => request,
+    };
+    let reply = super::fake_openai_replies::reply(as_chat, canonical, is_chat, id, system);
     let counted = |name: &str| reply["usage"][name].as_u64().unwrap_or(0);
     let tokens = (counted("prompt_tokens"), counted("completion_tokens"));
     let is_faulty = config.fault_every > 0
-        && ask.chat
+        && is_chat
         && id.is_multiple_of(config.fault_every)
         && (ask.times == 1 || !dialects::passes(&config.fault));
-    let spoken = match is_faulty {
-        true => dialects::fault(&config.fault, reply),
-        false => Spoken::billed(dialects::speak(&config.dialect, reply)),
+    let spoken = match (ask.api, is_faulty) {
+        (Api::Messages { .. }, true) => {
+            messages::fault(&config.fault, messages::message(request, &reply))
+        }
+        (Api::Messages { .. }, false) => {
+            Spoken::billed(messages::message(request, &reply).to_string())
+        }
+        (_, true) => dialects::fault(&config.fault, reply),
+        (_, false) => Spoken::billed(dialects::speak(&config.dialect, reply)),
     };
     let tokens = if spoken.is_billed { tokens } else { (0, 0) };
     Spoken { tokens, ..spoken }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use indexmap::IndexMap;
 
 use crate::engine::dispatch::Models;
-use crate::model::openai::{OpenAi, OpenAiOptions, Profiles, Secret};
+use crate::model::openai::{Dialect, OpenAi, OpenAiOptions, Profiles, Secret, Thinking as Thinks};
 #[cfg(feature = "torch")]
 use crate::model::torch::{DeviceChoice, Precision};
 use crate::model::{Backend, Estimator};
@@ -16,9 +16,9 @@ use crate::operators::ModelRef;
 use crate::operators::train::Chat;
 use crate::plan::{ModelEdge, Plan, Step};
 use crate::record::{Id, KeyHasher};
+use crate::spec::model::{Api, Format, Scoring, Thinking};
 #[cfg(feature = "torch")]
 use crate::spec::model::{Device, Dtype};
-use crate::spec::model::{Format, Scoring};
 use crate::spec::{Backend as Behind, Limits, Model, Name};
 use crate::store::Checkpoints;
 
@@ -88,6 +88,14 @@ impl LocalModels {
         options.votes = entry.votes.value;
         options.template_args = entry.template_args.clone().into_iter().collect();
         options.chat_template = entry.chat_template.as_ref().map(|template| template.value.clone());
+        options.thinking = entry.thinking.map(|thinking| match thinking.value {
+            Thinking::Disabled => Thinks::Disabled,
+            Thinking::BudgetTokens(tokens) => Thinks::Budget(tokens.value),
+            Thinking::Effort(effort) => Thinks::Effort(effort.name()),
+        });
+        if is_messages(entry) {
+            options.dialect = Dialect::Messages;
+        }
         options.profiles.clone_from(&self.profiles);
         OpenAi::new(options).map_err(|error| error.to_string())
     }
@@ -216,10 +224,14 @@ fn identity(entry: &Model, number_format: &str, weights: Id) -> Id {
     let is_chat = entry.format == Format::Chat;
     let is_rendered = is_chat && (entry.chat_template.is_some() || !entry.template_args.is_empty());
     let is_endpoint = matches!(entry.backend(), Behind::Endpoint { .. });
-    if (is_endpoint || number_format == "f32") && !is_rendered {
+    if (is_endpoint || number_format == "f32") && !is_rendered && !is_messages(entry) {
         return weights;
     }
-    let number_format = if is_endpoint { "endpoint" } else { number_format };
+    let number_format = match is_endpoint {
+        true if is_messages(entry) => "messages",
+        true => "endpoint",
+        false => number_format,
+    };
     let mut hasher = KeyHasher::new("amend/model/2");
     hasher.add_id(weights);
     hasher.add_text(number_format);
@@ -230,7 +242,20 @@ fn identity(entry: &Model, number_format: &str, weights: Id) -> Id {
             hasher.add_text(&argument.to_string());
         }
     }
+    if let Some(thinking) = &entry.thinking {
+        hasher.add_text("thinking");
+        match thinking.value {
+            Thinking::Disabled => hasher.add_text("disabled"),
+            Thinking::BudgetTokens(tokens) => hasher.add_u64(u64::from(tokens.value)),
+            Thinking::Effort(effort) => hasher.add_text(effort.name()),
+        }
+    }
     hasher.id()
+}
+
+/// Whether an entry is asked by Anthropic's Messages API.
+fn is_messages(entry: &Model) -> bool {
+    entry.endpoint.is_some() && entry.api.is_some_and(|api| api.value == Api::Messages)
 }
 
 /// Renders conversations as the model of a checkpoint's directory reads them, where the entry's
@@ -299,6 +324,8 @@ pub fn weights_id(dir: &Path) -> Result<Id, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::Spanned;
+    use crate::spec::model::Effort;
 
     #[test]
     fn a_call_is_another_where_the_model_is_run_otherwise_and_the_same_where_it_is_not() {
@@ -321,8 +348,24 @@ mod tests {
             entry.name = Some(Name::default());
         };
         assert_eq!(of("bf16", &endpoint), weights, "a server computes as it does");
+        let messages = |entry: &mut Model| {
+            endpoint(entry);
+            entry.api = Some(Spanned::nowhere(Api::Messages));
+        };
+        let thinking = |thinking: Thinking| {
+            of("f32", &move |entry| {
+                messages(entry);
+                entry.thinking = Some(Spanned::nowhere(thinking));
+            })
+        };
         let others = [
             of("bf16", &as_usual),
+            of("f32", &messages),
+            thinking(Thinking::Disabled),
+            thinking(Thinking::BudgetTokens(Spanned::nowhere(2048))),
+            thinking(Thinking::BudgetTokens(Spanned::nowhere(4096))),
+            thinking(Thinking::Effort(Effort::Low)),
+            thinking(Thinking::Effort(Effort::High)),
             of("f32", &|entry| {
                 endpoint(entry);
                 chat(entry);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::failure::{Failure, Meaning};
 use super::gate::Gate;
 use super::http::{Http, Route, Stamp};
-use super::options::{OpenAiError, OpenAiOptions};
+use super::options::{Dialect, OpenAiError, OpenAiOptions};
 use super::profile::{self, Profile};
 use super::refusal::{Objection, objection};
 use super::reply::Reply;
@@ -121,10 +121,10 @@ struct Attempts<'a> {
 
 impl Attempts<'_> {
     /// Makes the body anew by what is known of the server now. Whether it is another.
-    fn shape(&mut self, profile: &Profile) -> bool {
+    fn shape(&mut self, profile: &Profile, dialect: Dialect) -> bool {
         self.body = self.meant.clone();
         self.missed = profile.shape(&mut self.body);
-        let bytes = self.body.json();
+        let bytes = self.body.json(dialect);
         let is_new = bytes != self.bytes;
         self.bytes = bytes;
         is_new
@@ -136,8 +136,12 @@ impl Exchange {
         let http = Http::new(&options)?;
         let gate = Gate::new(options.max_in_flight.max(1));
         let (server, kept) = (options.server(), options.profiles.clone());
-        let name = KeyHasher::new("amend/profile/1").text(&server).text(&options.model).id();
-        let profile = Profile::open(name.to_string(), &server, &options.model, kept);
+        let name = KeyHasher::new("amend/profile/1").text(&server).text(&options.model);
+        let name = match options.dialect {
+            Dialect::OpenAi => name,
+            Dialect::Messages => name.text("messages"),
+        };
+        let profile = Profile::open(name.id().to_string(), &server, &options.model, kept);
         let (heard, is_waiting) = (AtomicBool::new(false), AtomicBool::new(false));
         let (trying_out, waiting) = (tokio::sync::Mutex::new(()), Mutex::new(None));
         Ok(Exchange { options, profile, http, gate, heard, trying_out, waiting, is_waiting })
@@ -240,15 +244,7 @@ impl Exchange {
         };
         match objection {
             Objection::Parameter(parameter) if profile::can_omit(parameter, &state.body) => {
-                let is_missed = profile::is_missed(parameter, &state.body);
-                if self.profile.refused(parameter) && is_missed {
-                    let (address, name) = (self.options.address(), parameter.setting());
-                    tracing::warn!(
-                        "{address} refuses `{name}` for the model \"{}\": requests are sent without \
-                         it, and their rows say so in the column `warnings`",
-                        self.options.model
-                    );
-                }
+                self.leave_out(parameter, &state.body);
             }
             Objection::Value(parameter @ (Parameter::Logprobs | Parameter::TopLogprobs), most) => {
                 let most = most.unwrap_or(LOGPROBS_FEW);
@@ -267,10 +263,22 @@ impl Exchange {
             }
         }
         // What was learnt changes nothing: the server says no to something else.
-        if state.shape(&self.profile) {
+        if state.shape(&self.profile, self.options.dialect) {
             Ok(())
         } else {
             Err(self.give_up(failure.meaning(), failure, state.sent_times))
+        }
+    }
+
+    /// A parameter is refused, and left out from now on. Said once, where it decides answers.
+    fn leave_out(&self, parameter: Parameter, body: &Body<'_>) {
+        if self.profile.refused(parameter) && profile::is_missed(parameter, body) {
+            let (address, name) = (self.options.address(), parameter.setting());
+            tracing::warn!(
+                "{address} refuses `{name}` for the model \"{}\": requests are sent without it, and \
+                 their rows say so in the column `warnings`",
+                self.options.model
+            );
         }
     }
 
@@ -396,7 +404,12 @@ impl Caller {
             loading_since: None,
             wasted: Billed::default(),
         };
-        state.shape(&exchange.profile);
+        let dialect = exchange.options.dialect;
+        // The Messages API has no seed: that need not be found out.
+        if dialect == Dialect::Messages && state.meant.has(Parameter::Seed) {
+            exchange.leave_out(Parameter::Seed, &state.meant);
+        }
+        state.shape(&exchange.profile, dialect);
         let mut sent = None;
         loop {
             let pass = exchange.gate.enter(state.refusals > 0).await;

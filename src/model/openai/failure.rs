@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::reply::{End, Reply};
@@ -133,14 +134,18 @@ impl Failure {
         Failure::Status(Refusal { status, message: one_line(&message), param, wait, billed: None })
     }
 
-    /// The reply, unless it is no JSON, holds an error or was cut by the server.
-    pub(super) fn check(body: &[u8]) -> Result<Reply, Failure> {
-        let reply = serde_json::from_slice::<Reply>(body).map_err(|error| {
+    /// The body of a success as JSON.
+    pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Failure> {
+        serde_json::from_slice(body).map_err(|error| {
             let begin = String::from_utf8_lossy(&body[..body.len().min(4 * BRIEF_CHARS)]);
             let begin: String = one_line(&begin).chars().take(BRIEF_CHARS).collect();
             let message = format!("the server's reply cannot be read ({error}): {begin:?}");
             Failure::Garbled(message, None)
-        })?;
+        })
+    }
+
+    /// The reply, unless it holds an error or was cut by the server.
+    pub(super) fn check(reply: Reply) -> Result<Reply, Failure> {
         let billed = reply.billed();
         let is_error = reply.object.get().is_some_and(|object| object == "error");
         let whole = serde_json::json!({ "message": reply.message, "code": reply.code });
@@ -230,6 +235,7 @@ impl Failure {
             "context_length",
             "context size",
             "context window",
+            "context limit",
             "maximum context",
             "too many tokens",
             "prompt is too long",
@@ -422,7 +428,7 @@ mod tests {
     }
 
     fn checked(text: &str) -> Failure {
-        Failure::check(text.as_bytes()).unwrap_err()
+        Failure::parse(text.as_bytes()).and_then(Failure::check).unwrap_err()
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::exchange::{Caller, Exchange, Heard};
 use super::http::Route;
+use super::options::Dialect;
 use super::reply::{Choice, Text};
 use super::wire::{Body, Texts};
 use crate::model::answer::{Answer, CallError, Finish};
@@ -38,6 +39,7 @@ pub(super) async fn generate(
     body.repetition_penalty = sampling.is_penalised().then_some(sampling.repetition_penalty);
     body.stop = &sampling.stop;
     body.seed = sampling.seed.map(seed_sent);
+    body.thinking = caller.exchange.options.thinking;
     let heard = caller.ask(route, body, |reply| written(reply.choice())).await?;
     let (mut answer, mut written) = Heard::answer(vec![heard]);
     let written = written.pop().expect("one was heard");
@@ -89,6 +91,10 @@ pub(super) fn begin<'a>(exchange: &'a Exchange, prompt: &'a Prompt) -> (Route, B
         Prompt::Messages(messages) => {
             let mut body =
                 Body { model, messages: Some(messages.iter().collect()), ..Body::default() };
+            if options.dialect == Dialect::Messages {
+                // A turn of the assistant at the end is continued without being told.
+                return (Route::Messages, body);
+            }
             // A turn of the assistant at the end is the beginning of the answer. Servers that
             // render a template must be told; others refuse the parameters, rather than answer
             // something else.

@@ -3,12 +3,13 @@
 use std::sync::OnceLock;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Client, Response, Url};
 use tokio::runtime::{Builder, Runtime};
 
 use super::failure::Failure;
-use super::options::{OpenAiError, OpenAiOptions};
+use super::messages;
+use super::options::{Dialect, OpenAiError, OpenAiOptions};
 use super::pause;
 use super::reply::Reply;
 
@@ -58,6 +59,7 @@ impl Stamp {
 pub(super) enum Route {
     Chat,
     Completions,
+    Messages,
 }
 
 /// The connections to one server.
@@ -65,6 +67,7 @@ pub(super) struct Http {
     client: Client,
     chat: Url,
     completions: Url,
+    messages: Url,
     headers: HeaderMap,
 }
 
@@ -72,10 +75,12 @@ impl Http {
     pub(super) fn new(options: &OpenAiOptions) -> Result<Http, OpenAiError> {
         let chat = options.route("chat/completions")?;
         let completions = options.route("completions")?;
+        let to_messages = options.route("messages")?;
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if let Some(authorization) = options.authorization()? {
-            headers.insert(AUTHORIZATION, authorization);
+        headers.extend(options.authorization()?);
+        if options.dialect == Dialect::Messages {
+            headers.insert("anthropic-version", HeaderValue::from_static(messages::VERSION));
         }
         // A provider installed before, by another part of the process, serves as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -93,7 +98,7 @@ impl Http {
             client = client.no_proxy();
         }
         let client = client.build().map_err(OpenAiError::Http)?;
-        Ok(Http { client, chat, completions, headers })
+        Ok(Http { client, chat, completions, messages: to_messages, headers })
     }
 
     /// Sends a body and reads the reply.
@@ -101,6 +106,7 @@ impl Http {
         let url = match route {
             Route::Chat => &self.chat,
             Route::Completions => &self.completions,
+            Route::Messages => &self.messages,
         };
         let request = self.client.post(url.clone()).headers(self.headers.clone()).body(body).send();
         let response = request.await.map_err(Failure::from_reqwest)?;
@@ -118,7 +124,12 @@ impl Http {
                 format!("the server's reply has more than {most} MiB, the most that is read");
             return Err(Failure::Unusable(message, None));
         }
-        Failure::check(&body.bytes)
+        match route {
+            Route::Messages => messages::read(&body.bytes),
+            Route::Chat | Route::Completions => {
+                Failure::parse(&body.bytes).and_then(Failure::check)
+            }
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! `openai`: a model behind an OpenAI-compatible endpoint: vLLM, SGLang, llama.cpp, Ollama, hosted.
 //!
-//! A conversation goes to `/chat/completions`, a text to `/completions`. Every endpoint of the
-//! process shares one small runtime; each has its own connections and its own window of
-//! requests in flight.
+//! A conversation goes to `/chat/completions`, a text to `/completions`. Where the endpoint speaks
+//! Anthropic's Messages API, a conversation goes to `/messages`: only how a body becomes bytes and how
+//! bytes become a reply differ. Every endpoint of the process shares one small runtime; each has its
+//! own connections and its own window of requests in flight.
 //!
 //! ```text
 //! Request ─ generate / score ─▶ Body ─ exchange (retries) ─ gate (AIMD) ─ http ─▶ server
@@ -16,6 +17,7 @@ mod generate;
 mod http;
 mod labels;
 mod lenient;
+mod messages;
 mod offers;
 mod options;
 mod pause;
@@ -29,7 +31,7 @@ mod wire;
 use std::fmt;
 use std::sync::Arc;
 
-pub use options::{OpenAiError, OpenAiOptions, Secret};
+pub use options::{Dialect, OpenAiError, OpenAiOptions, Secret, Thinking};
 pub use profile::Profiles;
 
 use exchange::{Caller, Exchange};
@@ -64,6 +66,9 @@ impl OpenAi {
     /// estimator is part of a scoring request's key: the profile keeps it, so that a server's update
     /// changes no key.
     pub fn resolve(&self, chat: bool) -> Result<Estimator, String> {
+        if self.exchange.options.dialect == Dialect::Messages {
+            return Ok(Estimator::Votes);
+        }
         let caller = self.caller(Arc::new(Unmetered));
         let exact = [Estimator::Echo, Estimator::PromptLogprobs, Estimator::TopLogprobs];
         let found = http::runtime().block_on(async {
@@ -83,6 +88,10 @@ impl OpenAi {
 
     /// The estimator that the profile knows for a route, if it does.
     pub fn known_estimator(&self, chat: bool) -> Option<Estimator> {
+        // The Messages API tells no log-probabilities.
+        if self.exchange.options.dialect == Dialect::Messages {
+            return Some(Estimator::Votes);
+        }
         self.exchange.profile.estimator(offers::route(chat))
     }
 
@@ -139,6 +148,9 @@ impl fmt::Debug for OpenAi {
 }
 
 async fn answer(caller: &Caller, request: &Request) -> Result<Answer, CallError> {
+    if caller.exchange.options.dialect == Dialect::Messages {
+        messages::takes(&caller.exchange.options, request)?;
+    }
     match &request.task {
         Task::Generate(sampling) => generate::generate(caller, &request.prompt, sampling).await,
         Task::Score { choices, estimator } => {

@@ -5,13 +5,34 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::Url;
-use reqwest::header::HeaderValue;
+use reqwest::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use serde_json::{Map, Value};
 
 use super::profile::Profiles;
 
 /// What is shorter than this is taken for no secret, where its place alone says that it may be one.
 const SECRET_CHARS_MIN: usize = 6;
+
+/// Which protocol an endpoint speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Dialect {
+    /// OpenAI's: `/chat/completions` and `/completions`, and a bearer token.
+    #[default]
+    OpenAi,
+    /// Anthropic's: `/messages`, and the header `x-api-key`.
+    Messages,
+}
+
+/// Whether and how much a model thinks before it answers, as the Messages API is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Thinking {
+    /// Not at all.
+    Disabled,
+    /// At most so many tokens, of those that an answer may take.
+    Budget(u32),
+    /// As much as the model finds right for an effort, such as "low".
+    Effort(&'static str),
+}
 
 /// Where an endpoint is, how it is asked, and how long.
 #[derive(Clone)]
@@ -20,7 +41,9 @@ pub struct OpenAiOptions {
     pub base_url: String,
     /// The model's name, as the server knows it.
     pub model: String,
-    /// The key, sent as a bearer token.
+    /// Which protocol it speaks.
+    pub dialect: Dialect,
+    /// The key, sent as a bearer token, or as `x-api-key`.
     pub api_key: Option<Secret>,
     /// The most HTTP requests in flight. Fewer are sent while the server refuses with 429.
     pub max_in_flight: usize,
@@ -52,6 +75,8 @@ pub struct OpenAiOptions {
     /// A chat template in place of the server's own; vLLM takes one where it is started with
     /// `--trust-request-chat-template`. It decides answers too.
     pub chat_template: Option<String>,
+    /// How much the model thinks before it writes; only for the Messages API. It decides answers too.
+    pub thinking: Option<Thinking>,
     /// Where the profile of the endpoint is kept between runs.
     pub profiles: Option<Arc<dyn Profiles>>,
 }
@@ -62,6 +87,7 @@ impl OpenAiOptions {
         OpenAiOptions {
             base_url: base_url.into(),
             model: model.into(),
+            dialect: Dialect::OpenAi,
             api_key: None,
             max_in_flight: 64,
             retries: 5,
@@ -73,6 +99,7 @@ impl OpenAiOptions {
             explicit_sampling: false,
             template_args: Map::new(),
             chat_template: None,
+            thinking: None,
             profiles: None,
         }
     }
@@ -95,6 +122,7 @@ impl OpenAiOptions {
         let path = path
             .strip_suffix("/chat/completions")
             .or_else(|| path.strip_suffix("/completions"))
+            .or_else(|| path.strip_suffix("/messages"))
             .unwrap_or(path);
         let is_version = |segment: &str| {
             segment
@@ -143,15 +171,18 @@ impl OpenAiOptions {
         secrets
     }
 
-    /// The value of the header `authorization`.
-    pub(super) fn authorization(&self) -> Result<Option<HeaderValue>, OpenAiError> {
+    /// The header that carries the key, where there is one.
+    pub(super) fn authorization(&self) -> Result<Option<(HeaderName, HeaderValue)>, OpenAiError> {
         let Some(key) = self.api_key.as_ref().filter(|key| !key.text().is_empty()) else {
             return Ok(None);
         };
-        let mut value = HeaderValue::try_from(format!("Bearer {}", key.text()))
-            .map_err(|_| OpenAiError::Key)?;
+        let (name, value) = match self.dialect {
+            Dialect::OpenAi => (AUTHORIZATION, format!("Bearer {}", key.text())),
+            Dialect::Messages => (HeaderName::from_static("x-api-key"), key.text().to_owned()),
+        };
+        let mut value = HeaderValue::try_from(value).map_err(|_| OpenAiError::Key)?;
         value.set_sensitive(true);
-        Ok(Some(value))
+        Ok(Some((name, value)))
     }
 }
 
@@ -220,6 +251,7 @@ mod tests {
         check("http://h:8000/", "http://h:8000/v1/chat/completions");
         check(" http://h:8000/v1/ ", "http://h:8000/v1/chat/completions");
         check("http://h/v1/chat/completions", "http://h/v1/chat/completions");
+        check("https://h/v1/messages", "https://h/v1/chat/completions");
         check("https://h/api", "https://h/api/v1/chat/completions");
         check("https://h/v1beta/openai/", "https://h/v1beta/openai/chat/completions");
         check("https://h/v1?api-version=1", "https://h/v1/chat/completions?api-version=1");
@@ -231,7 +263,11 @@ mod tests {
         options.api_key = Some(Secret::new("sk-sesame\n"));
         assert!(!format!("{:?}", options.api_key).contains("sesame"));
         assert!(!format!("{:?}", options.route("x").unwrap_err()).contains("sesame"));
-        assert!(options.authorization().unwrap().is_some_and(|value| value.is_sensitive()));
+        assert!(options.authorization().unwrap().is_some_and(|(_, value)| value.is_sensitive()));
+        options.dialect = Dialect::Messages;
+        let (name, value) = options.authorization().unwrap().unwrap();
+        assert_eq!((name.as_str(), value.as_bytes()), ("x-api-key", &b"sk-sesame"[..]));
+        assert!(value.is_sensitive() && !format!("{value:?}").contains("sesame"));
         options.api_key = Some(Secret::new("sesa\nme"));
         assert!(!format!("{:?}", options.authorization().unwrap_err()).contains("sesa"));
     }

@@ -146,9 +146,12 @@ impl Profile {
 
     /// A parameter is refused. Whether that is news.
     pub(super) fn refused(&self, parameter: Parameter) -> bool {
-        self.learn(|known| {
-            known.refused.insert(parameter.names()[0].to_owned());
-        })
+        let name = parameter.names()[0];
+        let is_known = self.lock().refused.contains(name);
+        !is_known
+            && self.learn(|known| {
+                known.refused.insert(name.to_owned());
+            })
     }
 
     /// Fewer alternatives or stop texts are taken.

@@ -87,7 +87,12 @@ pub(super) fn objection(failure: &Failure, body: &Body<'_>) -> Option<Objection>
     let says =
         |parameter: &&Parameter| parameter.names().iter().any(|name| has_word(message, name));
     // The longest name first: `top_logprobs` also says `logprobs`.
-    let parameter = named.or_else(|| sent.iter().find(says).copied())?;
+    let mut parameter = named.or_else(|| sent.iter().find(says).copied())?;
+    // Of two that exclude each other the one goes that only states a default.
+    if !body.is_default(parameter) && mentions(message, &["cannot both"]) {
+        let other = sent.iter().filter(says).find(|other| body.is_default(**other));
+        parameter = other.copied().unwrap_or(parameter);
+    }
     // "Only the default (1) value is supported" is no refusal of one value but of all.
     if !mentions(message, UNKNOWN) {
         let is_value = mentions(message, VALUE) || named.is_some();
@@ -154,6 +159,20 @@ mod tests {
             "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens'.",
             Some(Objection::Parameter(Parameter::MaxTokens)),
         );
+    }
+
+    #[test]
+    fn of_two_parameters_that_exclude_each_other_the_default_goes() {
+        let both = "`temperature` and `top_p` cannot both be specified for this model.";
+        let of = |temperature, top_p| {
+            let body = Body { temperature, top_p, ..Body::default() };
+            objection(&Failure::from_status(400, both.as_bytes(), None), &body)
+        };
+        let top_p = Some(Objection::Parameter(Parameter::TopP));
+        assert_eq!(of(Some(0.5), Some(1.0)), top_p);
+        assert_eq!(of(Some(1.0), Some(1.0)), top_p);
+        assert_eq!(of(Some(1.0), Some(0.9)), Some(Objection::Parameter(Parameter::Temperature)));
+        assert_eq!(of(Some(0.5), Some(0.9)), top_p, "and is an error that names it");
     }
 
     #[test]

@@ -240,6 +240,7 @@ impl Choice {
             | "interrupted"
             | "shutdown"
             | "unload"
+            | "pause_turn"
             | "incomplete" => Err(End::Cut(name.clone())),
             _ => Err(End::Unknown(format!("the reply has an unknown `finish_reason`: {name:?}"))),
         }

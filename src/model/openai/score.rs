@@ -16,9 +16,10 @@ use super::generate::begin;
 use super::http::Route;
 use super::labels::{self, Position};
 use super::lenient::Field;
+use super::options::Thinking;
 use super::reply::{Choice, Logprobs, PromptToken, Reply};
 use super::wire::{Body, Switch, Texts};
-use crate::model::answer::{Answer, Billed, CallError};
+use crate::model::answer::{Answer, Billed, CallError, Finish};
 use crate::model::request::{Estimator, Prompt};
 use crate::record::Message;
 
@@ -288,6 +289,20 @@ fn positions(logprobs: &Logprobs) -> Vec<Position<'_>> {
     position.collect()
 }
 
+/// The choice that a vote is for; none where it is for neither. A model that thought until it had to
+/// stop did not vote.
+fn vote_in(choice: &Choice, choices: &[String]) -> Result<Option<usize>, String> {
+    let text = choice.text()?;
+    if text.text.trim().is_empty() && choice.finish() == Ok(Finish::Length) {
+        return Err(format!(
+            "the model wrote no text in the {VOTE_TOKENS} tokens of a vote: it thinks before it \
+             answers; turn that off for the model: `thinking: disabled` with `api: messages`, \
+             `template_args: {{ enable_thinking: false }}` with many chat templates"
+        ));
+    }
+    Ok(labels::voted(choices, &text.text))
+}
+
 /// The server answers several times, and the answers are counted.
 async fn votes(caller: &Caller, prompt: &Prompt, choices: &[String]) -> Result<Answer, CallError> {
     let n_votes = caller.exchange.options.votes.max(1);
@@ -299,7 +314,9 @@ async fn votes(caller: &Caller, prompt: &Prompt, choices: &[String]) -> Result<A
             body.temperature = Some(1.0);
             body.top_p = Some(1.0);
             body.seed = Some(u64::from(vote));
-            let read = |reply: &Reply| Ok(labels::voted(&choices, &reply.choice().text()?.text));
+            // A vote is a word, and no place to think in.
+            body.thinking = caller.exchange.options.thinking.map(|_| Thinking::Disabled);
+            let read = |reply: &Reply| vote_in(reply.choice(), &choices);
             caller.ask(route, body, read).await
         })
     });

@@ -3,6 +3,7 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::options::{Dialect, Thinking};
 use crate::model::answer::Billed;
 use crate::record::Message;
 
@@ -50,6 +51,9 @@ pub(super) struct Body<'a> {
     pub(super) chat_template_kwargs: Option<&'a Map<String, Value>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) chat_template: Option<&'a str>,
+    /// Only the Messages API has it.
+    #[serde(skip)]
+    pub(super) thinking: Option<Thinking>,
 }
 
 /// A parameter of a body that some servers do not take.
@@ -72,10 +76,12 @@ pub(super) enum Parameter {
     /// `add_generation_prompt` and `continue_final_message`.
     Prefill,
     MaxTokens,
+    /// `thinking` and `output_config`.
+    Thinking,
 }
 
 impl Parameter {
-    pub(super) const ALL: [Parameter; 15] = [
+    pub(super) const ALL: [Parameter; 16] = [
         Parameter::Seed,
         Parameter::TopP,
         Parameter::TopK,
@@ -91,6 +97,7 @@ impl Parameter {
         Parameter::ChatTemplate,
         Parameter::Prefill,
         Parameter::MaxTokens,
+        Parameter::Thinking,
     ];
 
     /// What servers call it; the first name is its own.
@@ -111,6 +118,7 @@ impl Parameter {
             Parameter::ChatTemplate => &["chat_template", "chat template"],
             Parameter::Prefill => &["continue_final_message", "add_generation_prompt"],
             Parameter::MaxTokens => &["max_tokens"],
+            Parameter::Thinking => &["thinking", "output_config", "effort"],
         }
     }
 
@@ -124,8 +132,11 @@ impl Parameter {
 }
 
 impl Body<'_> {
-    /// The body as it is sent.
-    pub(super) fn json(&self) -> Vec<u8> {
+    /// The body as it is sent in a dialect.
+    pub(super) fn json(&self, dialect: Dialect) -> Vec<u8> {
+        if dialect == Dialect::Messages {
+            return super::messages::json(self);
+        }
         serde_json::to_vec(self).expect("a body has no map with keys that are not text")
     }
 
@@ -147,6 +158,7 @@ impl Body<'_> {
             Parameter::ChatTemplate => self.chat_template.is_some(),
             Parameter::Prefill => self.continue_final_message.is_some(),
             Parameter::MaxTokens => self.max_tokens.is_some(),
+            Parameter::Thinking => self.thinking.is_some(),
         }
     }
 
@@ -171,6 +183,7 @@ impl Body<'_> {
                 self.continue_final_message = None;
             }
             Parameter::MaxTokens => self.max_completion_tokens = self.max_tokens.take(),
+            Parameter::Thinking => self.thinking = None,
         }
     }
 
