@@ -4,6 +4,9 @@
 #[path = "../tests/support/fake_dialects.rs"]
 #[expect(dead_code, reason = "the tests alone list the dialects")]
 mod fake_dialects;
+#[path = "../tests/support/fake_messages.rs"]
+#[allow(dead_code, reason = "the tests alone list its dialects")]
+mod fake_messages;
 #[path = "../tests/support/fake_model.rs"]
 mod fake_model;
 #[path = "../tests/support/fake_openai.rs"]

@@ -113,7 +113,7 @@ impl Store {
             if repair && let Some(sound) = files.sound.get(&blake3) {
                 self.copy(sound, &fault.path)?;
                 fault.repaired = true;
-                fault.help = "it was made again of a file with the same bytes".to_owned();
+                "it was made again of a file with the same bytes".clone_into(&mut fault.help);
             }
             found.faults.push(fault);
         }

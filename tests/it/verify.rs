@@ -65,7 +65,7 @@ fn a_damaged_table_is_no_reason_to_do_nothing_and_is_made_again_without_a_call()
     let table = file(&lab, "tables", "drafts");
     let whole = fs::read(&table).unwrap();
     let damages: [&dyn Fn(); 3] = [&|| flip(&table), &|| fs::remove_file(&table).unwrap(), &|| {
-        fs::remove_dir_all(table.parent().unwrap()).unwrap()
+        fs::remove_dir_all(table.parent().unwrap()).unwrap();
     }];
     for damage in damages {
         damage();

@@ -50,7 +50,8 @@ pub(super) fn is_same(before: &SourceFile) -> bool {
     fingerprint(path).is_ok_and(|seen| source(path, &seen).blake3 == before.blake3)
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod tests {
     use std::fs;
     use std::time::{Duration, UNIX_EPOCH};

@@ -83,8 +83,7 @@ impl<'a> Records<'a> {
     fn fields(&self, record: &csv::ByteRecord) -> Result<Fields, String> {
         if let Some(last) = record.iter().next_back().filter(|last| last.ends_with(END.as_bytes()))
         {
-            let lines =
-                last.iter().filter(|byte| **byte == b'\n').count() - END.matches('\n').count();
+            let lines = last.split(|byte| *byte == b'\n').count() - END.split('\n').count();
             let at = record.len() - 1;
             let column =
                 self.names.get(at).map_or((at + 1).to_string(), |name| format!("\"{name}\""));

@@ -236,12 +236,11 @@ struct Formatted<'a>(ArrayFormatter<'a>);
 
 impl Encoder for Formatted<'_> {
     fn encode(&mut self, at: usize, out: &mut Vec<u8>) {
-        match self.0.value(at).try_to_string() {
-            Ok(text) => out.extend_from_slice(Value::from(text).to_string().as_bytes()),
-            Err(_) => {
-                let shown = ("unreadable", "out of range".to_owned());
-                write_unsaid("holds a time out of range", Some(shown), out);
-            }
+        if let Ok(text) = self.0.value(at).try_to_string() {
+            out.extend_from_slice(Value::from(text).to_string().as_bytes());
+        } else {
+            let shown = ("unreadable", "out of range".to_owned());
+            write_unsaid("holds a time out of range", Some(shown), out);
         }
     }
 }

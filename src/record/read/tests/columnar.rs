@@ -43,7 +43,8 @@ fn a_text_is_one_in_every_type_that_writers_have_for_it() {
         Arc::new(DictionaryArray::<Int32Type>::from_iter(texts)),
     ];
     let prompts = options(Relation::Prompts);
-    let plain = read_as(Format::Parquet, &written(vec![("prompt", arrays[0].clone())]), &prompts);
+    let plain =
+        read_as(Format::Parquet, &written(vec![("prompt", Arc::clone(&arrays[0]))]), &prompts);
     let plain = ids(&plain.unwrap());
     for array in arrays {
         let kind = array.data_type().clone();
@@ -105,13 +106,13 @@ fn lists_of_structs_are_messages_in_every_type_of_list() {
     let item = Arc::new(Field::new("item", messages().data_type().clone(), true));
     let lists: Vec<ArrayRef> = vec![
         Arc::new(ListArray::new(
-            item.clone(),
+            Arc::clone(&item),
             OffsetBuffer::from_lengths([2, 1]),
             Arc::new(messages()),
             None,
         )),
         Arc::new(LargeListArray::new(
-            item.clone(),
+            Arc::clone(&item),
             OffsetBuffer::from_lengths([2, 1]),
             Arc::new(messages()),
             None,
@@ -172,8 +173,12 @@ fn a_damaged_file_is_an_error_and_never_a_panic() {
         Arc::new(StringArray::from_iter_values((0..100).map(|n| format!("prompt {n}"))));
     let item = Arc::new(Field::new("item", DataType::Utf8, true));
     let lengths = vec![1usize; 100];
-    let tags: ArrayRef =
-        Arc::new(ListArray::new(item, OffsetBuffer::from_lengths(lengths), texts.clone(), None));
+    let tags: ArrayRef = Arc::new(ListArray::new(
+        item,
+        OffsetBuffer::from_lengths(lengths),
+        Arc::clone(&texts),
+        None,
+    ));
     let whole = written(vec![("prompt", texts), ("tags", tags)]);
     let mut state = 7u64;
     for _ in 0..400 {

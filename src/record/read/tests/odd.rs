@@ -74,7 +74,7 @@ fn messages_in_a_text_are_read_as_json_and_what_a_program_printed_is_a_reject() 
 #[test]
 fn a_text_that_is_a_turn_stays_one_and_messages_that_are_a_text_are_none() {
     let texts = [
-        r#"[1, 2, 3]"#,
+        r"[1, 2, 3]",
         r#"{"name": "x", "role": "admin"}"#,
         r#"{"from": "Alice", "to": "Bob", "value": 3} says what?"#,
         r#"[INST] call it with messages=[{"role": "user", "content": "hi"}]"#,
@@ -111,7 +111,7 @@ fn answers_and_pairs_hold_messages_in_texts_as_prompts_do() {
         serde_json::json!({ "prompt": "hi", "chosen": "{\"a\": 1}", "rejected": python }),
         serde_json::json!({ "prompt": "hi", "chosen": "{\"a\": 1}", "rejected": "[1]" }),
     ];
-    let file: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    let file = lined(&lines);
     let read = read_bytes(file.as_bytes(), &options(Relation::Comparisons)).unwrap();
     insta::assert_snapshot!(show(&read, &["prompt", "chosen", "rejected"]), @r#"
     prompt = user: "hi"  chosen = assistant: "a"  rejected = assistant: "b"
@@ -127,7 +127,7 @@ fn answers_and_pairs_hold_messages_in_texts_as_prompts_do() {
         serde_json::json!({ "messages": python.replace("'}", "'") }),
         serde_json::json!({ "prompt": "hi", "completion": list("a") }),
     ];
-    let file: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    let file = lined(&lines);
     let read = read_bytes(file.as_bytes(), &options(Relation::Demonstrations)).unwrap();
     insta::assert_snapshot!(show(&read, &["prompt", "completion"]), @r#"
     prompt = user: "hi"  completion = assistant: "a"
@@ -138,10 +138,9 @@ fn answers_and_pairs_hold_messages_in_texts_as_prompts_do() {
 
 #[test]
 fn tags_in_a_text_are_json_or_separated_by_commas() {
-    let file: String = [r#"["a", "b, c"]"#, "['a', 'b']", "[urgent] x, y", "[1]"]
-        .iter()
-        .map(|tags| format!("{}\n", serde_json::json!({ "prompt": "hi", "tags": tags })))
-        .collect();
+    let lines = [r#"["a", "b, c"]"#, "['a', 'b']", "[urgent] x, y", "[1]"]
+        .map(|tags| serde_json::json!({ "prompt": "hi", "tags": tags }).to_string());
+    let file = lined(&lines);
     let read = read_bytes(file.as_bytes(), &options(Relation::Prompts)).unwrap();
     insta::assert_snapshot!(show(&read, &["tags"]), @r#"
     tags = ["a", "b, c"]
@@ -265,4 +264,10 @@ fn a_file_that_its_name_misnames_is_said_to_be_so() {
     let error = named("rows.jsonl.gz", b"no JSON\n").unwrap_err();
     insta::assert_snapshot!(shown(&error), @r#"rows.jsonl.gz:1: column 2: it is not JSON: expected ident; its name ends in ".gz", and it is not compressed"#);
     assert_eq!(named("rows.jsonl.gz", b"{\"prompt\": \"a\"}\n").unwrap().len(), 1);
+}
+
+/// A line each.
+fn lined(lines: &[impl ToString]) -> String {
+    let lines: Vec<String> = lines.iter().map(ToString::to_string).collect();
+    lines.join("\n") + "\n"
 }
