@@ -50,7 +50,7 @@ pub(super) fn is_same(before: &SourceFile) -> bool {
     fingerprint(path).is_ok_and(|seen| source(path, &seen).blake3 == before.blake3)
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
 mod tests {
     use std::fs;
     use std::time::{Duration, UNIX_EPOCH};

@@ -10,7 +10,7 @@ use super::*;
 use crate::model::train::{AdaptiveKl, Dtype, LoraSettings};
 
 /// How long a training of a few steps may take.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_mins(5);
 
 /// Rows of levels in which each two levels of two factors stand together somewhere.
 fn covering(levels: &[usize]) -> Vec<Vec<usize>> {
