@@ -4,6 +4,8 @@
 #[path = "../tests/support/fake_dialects.rs"]
 #[expect(dead_code, reason = "the tests alone list the dialects")]
 mod fake_dialects;
+#[path = "../tests/support/fake_messages.rs"]
+mod fake_messages;
 #[path = "../tests/support/fake_model.rs"]
 mod fake_model;
 #[path = "../tests/support/fake_openai.rs"]
