@@ -287,17 +287,6 @@ fn a_pattern_and_a_folder_without_files_are_errors() {
     42 the file "gone.jsonl" cannot be read: No such file or directory (os error 2) | relative paths are relative to the file that names them
     25 "data/[.jsonl": it is no pattern: invalid range pattern | `*` and `?` match within a name, `[0-9]` one of several characters
     25 no file in the folder "data" ends in .parquet | packed files end in .gz or .zst after that; files with other endings are named: `path: folder/*.json` with `format: jsonl`
-    25 "set" declares several splits | name one, or a list: `split: …`; its splits are train, test
-    37 config "main" of "set" declares no split "tran" | did you mean `train`?
-    38 "set" declares no config "mian" | did you mean `main`?
-    25 "set" declares "main/train-*", and no file is that | download the whole data set (`hf download --repo-type dataset …`)
-    25 "set" declares "other.csv", and no file is that | download the whole data set (`hf download --repo-type dataset …`)
-    25 "set" declares several configs | name one: `config: …`; its configs are main, other
-    25 "set" declares "../p.yaml", which is no file in it | download the file and name it here
-    25 "set" declares "/etc/passwd", which is no file in it | download the file and name it here
-    25 "set" declares "https://example.com/a.csv", which is no file in it | download the file and name it here
-    25 "set/README.md": its declarations cannot be read: line 2 column 10: unclosed bracket '[' | mend its YAML, or name the files
-    37 "test" is chosen of a data set that declares nothing | `config` and `split` need a folder whose README.md declares `configs`; else name the files: `path: folder/train-*.parquet`
     "#);
     // A pipeline can be right where its files are not.
     files.read("path: data/train-*.parquet");
