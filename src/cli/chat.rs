@@ -70,7 +70,7 @@ fn heed_ctrl_c(writing: &Writing) -> anyhow::Result<()> {
     let heed = move || {
         let writing = writing.lock().unwrap_or_else(PoisonError::into_inner);
         if writing.as_ref().is_none_or(|cut| cut.swap(true, Ordering::AcqRel)) {
-            end::at_once();
+            end::at_once(Status::Interrupted);
         }
     };
     Ok(ctrlc::set_handler(heed)?)

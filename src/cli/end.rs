@@ -4,11 +4,11 @@ use std::io::Write as _;
 
 use super::failure::Status;
 
-/// Ends the process as interrupted, whatever its other threads are doing: the user asked twice, and
-/// the memo is safe at any instant.
-pub(super) fn at_once() -> ! {
+/// Ends the process whatever its other threads are doing: the user asked twice, or a thread is gone that
+/// others wait for. The memo is safe at any instant.
+pub(super) fn at_once(status: Status) -> ! {
     // Stdout is not flushed: another thread may hold it, and wait for this one.
-    without_handlers(Status::Interrupted.code())
+    without_handlers(status.code())
 }
 
 /// Ends the process after a command that may have opened models.

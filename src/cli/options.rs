@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::args::{Common, Limits};
-use super::failure::Usage;
+use super::failure::{Status, Usage};
 use super::predicates::SqlPredicates;
 use super::screen::Screen;
 use super::{end, files, progress};
@@ -97,7 +97,7 @@ pub(super) fn heed_ctrl_c(interrupt: &Arc<AtomicBool>, screen: Screen) -> anyhow
     let interrupt = Arc::clone(interrupt);
     let heed = move || {
         if interrupt.swap(true, Ordering::SeqCst) {
-            end::at_once();
+            end::at_once(Status::Interrupted);
         }
         progress::bars().suspend(|| {
             screen.note("stopping; what was paid for is kept, and the next run goes on (again to end at once)");

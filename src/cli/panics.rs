@@ -16,7 +16,8 @@ pub(super) fn end_the_process(screen: Screen) {
     std::panic::set_hook(Box::new(move |panic| {
         if !panics::is_caught() {
             tell(panic, screen);
-            end();
+            // What other threads wait for never comes; the memo is safe at any instant.
+            super::end::at_once(Status::Failed);
         }
     }));
 }
@@ -35,14 +36,6 @@ fn tell(panic: &PanicHookInfo<'_>, screen: Screen) {
         let kind = Status::Failed.name();
         drop(screen.json(&json!({ "error": { "kind": kind, "message": message } })));
     }
-}
-
-#[expect(
-    clippy::exit,
-    reason = "what the other threads wait for never comes; the memo is safe at any instant"
-)]
-fn end() -> ! {
-    std::process::exit(i32::from(Status::Failed.code()))
 }
 
 #[cfg(test)]

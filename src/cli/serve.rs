@@ -58,7 +58,7 @@ pub(super) fn run(args: &ServeArgs, common: &Common, screen: Screen) -> anyhow::
 fn heed_ctrl_c(stop: tokio::sync::oneshot::Sender<()>, screen: Screen) -> anyhow::Result<()> {
     let mut stop = Some(stop);
     let heed = move || {
-        let Some(stop) = stop.take() else { end::at_once() };
+        let Some(stop) = stop.take() else { end::at_once(Status::Interrupted) };
         drop(stop);
         if !screen.quiet {
             let seconds = GRACE.as_secs();
@@ -69,7 +69,7 @@ fn heed_ctrl_c(stop: tokio::sync::oneshot::Sender<()>, screen: Screen) -> anyhow
         // The process ends before, if nothing is under way any more.
         drop(thread::spawn(|| {
             thread::sleep(GRACE);
-            end::at_once();
+            end::at_once(Status::Interrupted);
         }));
     };
     Ok(ctrlc::set_handler(heed)?)
