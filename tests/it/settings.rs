@@ -87,6 +87,7 @@ fn every_setting_of_an_endpoint_changes_something_that_can_be_seen() {
         ("same_as", "same_as: gone", plain()),
         ("api_key", "api_key: right", (json!({ "api_key": "right" }), String::new())),
         ("api", "api: completions", plain()),
+        ("thinking", "thinking: disabled", plain()),
         ("format", "format: transcript", plain()),
         ("chat_template", "chat_template: \"{{ messages }}\"", plain()),
         ("template_args", "template_args: { enable_thinking: false }", plain()),
