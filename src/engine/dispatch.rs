@@ -201,6 +201,10 @@ impl Meter for CallMeter {
     fn failed(&self, billed: Billed) -> bool {
         self.dispatcher.charge(&self.key, billed)
     }
+
+    fn is_wanted(&self) -> bool {
+        !self.dispatcher.stopped.load(Ordering::Acquire)
+    }
 }
 
 impl Dispatcher {

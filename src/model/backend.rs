@@ -71,6 +71,11 @@ impl fmt::Display for Waiting {
 pub trait Meter: Send + Sync {
     /// An attempt failed that took so much. Whether another may be made.
     fn failed(&self, billed: Billed) -> bool;
+
+    /// Whether the answer is still wanted: not once the run is being stopped.
+    fn is_wanted(&self) -> bool {
+        true
+    }
 }
 
 /// Nobody pays.

@@ -19,6 +19,9 @@ use crate::record::KeyHasher;
 /// The longest wait between two attempts is this many times the first.
 const BACKOFF_DOUBLINGS_MAX: f64 = 60.0;
 
+/// How often a wait looks whether the answer is still wanted.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
 /// The longest wait between two looks at a server that is loading.
 const LOADING_PAUSE_MAX: Duration = Duration::from_secs(10);
 
@@ -131,6 +134,17 @@ impl Attempts<'_> {
     }
 }
 
+/// Waits, but not for an answer that nobody wants any more.
+async fn pause(wait: Duration, meter: &dyn Meter) {
+    let until = Instant::now() + wait;
+    while let Some(left) = until.checked_duration_since(Instant::now())
+        && !left.is_zero()
+        && meter.is_wanted()
+    {
+        tokio::time::sleep(left.min(LOOK_EVERY)).await;
+    }
+}
+
 impl Exchange {
     pub(super) fn new(options: OpenAiOptions) -> Result<Exchange, OpenAiError> {
         let http = Http::new(&options)?;
@@ -210,7 +224,7 @@ impl Exchange {
                 self.waits_for(failure, next);
                 let wait = self.wait(&state.bytes, state.sent_times as u32 - 1);
                 let wait = failure.retry_after().unwrap_or(wait).min(LOADING_PAUSE_MAX);
-                tokio::time::sleep(wait).await;
+                pause(wait, meter).await;
                 Ok(())
             }
             Meaning::Again if state.failures < self.options.retries => {
@@ -218,7 +232,7 @@ impl Exchange {
                 drop(pass);
                 self.waits_for(failure, next);
                 let wait = self.wait(&state.bytes, state.failures - 1);
-                tokio::time::sleep(wait.max(failure.retry_after().unwrap_or_default())).await;
+                pause(wait.max(failure.retry_after().unwrap_or_default()), meter).await;
                 Ok(())
             }
             Meaning::Permanent | Meaning::Again => {
@@ -434,6 +448,9 @@ impl Caller {
                 exchange.heard.store(true, Ordering::Relaxed);
             }
             exchange.again(&failure, &mut state, pass, &*self.meter).await?;
+            if !self.meter.is_wanted() {
+                return Err(exchange.give_up(failure.meaning(), &failure, state.sent_times));
+            }
         }
     }
 }
